@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: weights, tracing, graph surgery, manifest, recorded samples."""

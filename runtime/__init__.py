@@ -1,0 +1,1 @@
+"""Two-stage BLIP-2 retrieval without PyTorch."""

@@ -1,0 +1,47 @@
+"""The errors that qpert raises on purpose, and the exit code that each gives the command line.
+
+Every message says what was got, what was expected, and what to do. Anything that is not a `QpertError` is a bug and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class QpertError(Exception):
+    """Root of all errors that a caller can act on. `exit_code` is what the command line returns for it."""
+
+    exit_code = 2
+
+
+class InputError(QpertError):
+    """An argument, a file or a value that cannot be used as given."""
+
+
+class ImageError(InputError):
+    """An image that cannot be read or has a form that is not an image."""
+
+
+class BoxError(InputError):
+    """Boxes that are not boxes: NaN, inverted, empty, outside, of an unknown image or in an unreadable file."""
+
+
+class TextError(InputError):
+    """A text that cannot be tokenised, an empty one for instance."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, unreadable, or does not hold the tensors that its architecture needs."""
+
+
+class BundleError(InputError):
+    """A bundle that is incomplete, altered, unsafe, or of a schema that this version does not know."""
+
+
+class LimitError(InputError):
+    """More boxes, images or texts in one call than the bundle was exported for."""
+
+
+class UnavailableError(QpertError):
+    """This machine lacks what was asked for: a provider, a GPU, a library."""
+
+    exit_code = 3
