@@ -1,1 +1,51 @@
-"""Two-stage BLIP-2 retrieval without PyTorch."""
+"""Two-stage BLIP-2 retrieval without PyTorch.
+
+    from qpert.runtime import Retriever
+    with Retriever.open("bundle", provider="cpu") as retriever:
+        features = retriever.encode_images(["street.jpg"], boxes=None)
+
+The names below are loaded when they are first used, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .boxes import Boxes
+    from .bundle import Bundle
+    from .encoder import ImageFeatures
+    from .errors import QpertError, QpertWarning
+    from .perturbation import Perturbation
+    from .retriever import Gallery, Hit, Retriever
+
+_HOME = {
+    "Boxes": "boxes",
+    "Bundle": "bundle",
+    "Gallery": "retriever",
+    "Hit": "retriever",
+    "ImageFeatures": "encoder",
+    "Perturbation": "perturbation",
+    "QpertError": "errors",
+    "QpertWarning": "errors",
+    "Retriever": "retriever",
+}
+
+__all__ = [
+    "Boxes",
+    "Bundle",
+    "Gallery",
+    "Hit",
+    "ImageFeatures",
+    "Perturbation",
+    "QpertError",
+    "QpertWarning",
+    "Retriever",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -45,3 +45,7 @@ class UnavailableError(QpertError):
     """This machine lacks what was asked for: a provider, a GPU, a library."""
 
     exit_code = 3
+
+
+class QpertWarning(UserWarning):
+    """Something that was changed or left out on the caller's behalf, such as a box clipped to its image."""

@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything else is for those who work on qpert.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := cpu,export,hf,test,lint
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check format lavis-env clean
+
+demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP) lavis-env  ## every test that runs without a GPU
+	$(BIN)/python -m pytest
+
+check: $(STAMP)           ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/types/qpert
+	for part in runtime graphs exporter calibration; do ln -sfn ../../../$$part build/types/qpert/$$part; done
+	$(BIN)/mypy -p qpert.runtime -p qpert.graphs -p qpert.exporter -p qpert.calibration
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lavis-env:                ## stock LAVIS in an environment of its own (.cache/lavis), for tests and `verify --reference lavis`
+	bash tools/lavis_env.sh
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

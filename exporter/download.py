@@ -1,0 +1,227 @@
+"""Weights over the network: a file with resume, and a Hugging Face repository through huggingface-hub.
+
+A file arrives as `NAME.part`, which survives a break and is continued by the next attempt or the next run; it gets its
+name only when its length is right. `NAME.part.json` remembers of which version of the file it is a part.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qpert.runtime.errors import CheckpointError, UnavailableError
+from qpert.runtime.files import sha256_of, sync_folder, write_atomically
+
+CHUNK = 1 << 20
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json", "tokenizer.json",
+             "tokenizer_config.json", "vocab.txt", "README.md")  # fmt: skip
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Version:
+    """Which file a `.part` is a part of, as the server described it."""
+
+    url: str
+    total: int | None
+    etag: str | None
+
+
+class BrokenOffError(Exception):
+    """An attempt failed in a way that another attempt may mend."""
+
+
+class OtherVersionError(BrokenOffError):
+    """The server would continue another version of the file than the one that was begun."""
+
+
+def download(
+    url: str, target: Path, *, progress: Progress, attempts: int = 5, pause: float = 1.0, timeout: float = 30.0
+) -> Path:
+    """Fetch `url` to `target`, continuing what an earlier attempt left, and record its SHA-256 in `TARGET.sha256`.
+
+    Args:
+        progress: progress(what, bytes done, bytes in all or None).
+        attempts: tries in a row that bring nothing new before giving up.
+        pause: seconds before the second try, doubled for each further one.
+        timeout: seconds without a byte after which a connection counts as broken.
+
+    Raises:
+        UnavailableError: no network, or the server does not give the whole file; says how to put it there by hand.
+    """
+    part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    try:
+        persist(url, part, progress, attempts, pause, timeout)
+        finish(part, target, progress)
+    except BrokenOffError as error:
+        raise unavailable(url, target, f"{error}, after {attempts} attempts that brought nothing new") from error
+    except urllib.error.HTTPError as error:
+        raise unavailable(url, target, f"the server answered {error.code} {error.reason}") from error
+    except OSError as error:
+        raise unavailable(url, target, f"it cannot be written ({error})") from error
+    return target
+
+
+def persist(url: str, part: Path, progress: Progress, attempts: int, pause: float, timeout: float) -> None:
+    """Fetch until `part` is whole; raise the last `BrokenOffError` after `attempts` in a row that brought nothing new."""
+    failures = 0
+    while True:
+        before = size_of(part)
+        try:
+            return fetch_part(url, part, progress, timeout)
+        except BrokenOffError as error:
+            failures = 1 if size_of(part) > before else failures + 1
+            if isinstance(error, OtherVersionError):
+                part.unlink(missing_ok=True)
+            if failures >= attempts:
+                raise
+            time.sleep(pause * 2 ** (failures - 1))
+
+
+def unavailable(url: str, target: Path, reason: str) -> UnavailableError:
+    return UnavailableError(
+        f"cannot download {url}: {reason}. What has arrived is kept, so that running the command again continues; "
+        f"or fetch the file on another machine and put it at {target}"
+    )
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def fetch_part(url: str, part: Path, progress: Progress, timeout: float) -> None:
+    """One connection: bring `part` to its full length, from where it stands if the server can.
+
+    Raises:
+        BrokenOffError: the connection, or the server for the moment, failed.
+        HTTPError: the server refused for good.
+    """
+    known, start = read_version(part), size_of(part)
+    if known is None or known.url != url:
+        start = 0
+    if known and start and start == known.total:
+        return
+    try:
+        with urllib.request.urlopen(request_from(url, start, known), timeout=timeout) as reply:
+            start, version = where_it_begins(url, reply, start, known)
+            remember_version(part, version)
+            append(reply, part, start, version.total, progress)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing from there on: what has arrived is of another version
+            raise OtherVersionError("the server has another version of the file") from error
+        if error.code < 500 and error.code not in (408, 429):
+            raise
+        raise BrokenOffError(f"the server answered {error.code} {error.reason}") from error
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        raise BrokenOffError(f"no connection ({getattr(error, 'reason', None) or error!r})") from error
+    if version.total is not None and size_of(part) != version.total:
+        raise BrokenOffError(f"the connection broke off at {size_of(part):,} of {version.total:,} bytes")
+
+
+def request_from(url: str, start: int, known: Version | None) -> urllib.request.Request:
+    """A request for the bytes from `start`; `If-Range` makes the server send all of it if the file has changed."""
+    request = urllib.request.Request(url, headers={"User-Agent": "qpert", "Accept-Encoding": "identity"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        if known and known.etag and not known.etag.startswith("W/"):
+            request.add_header("If-Range", known.etag)
+    return request
+
+
+def where_it_begins(url: str, reply: Any, start: int, known: Version | None) -> tuple[int, Version]:
+    """The offset of a reply's first byte in the file, and the version it is of."""
+    etag, length = reply.headers.get("ETag"), reply.headers.get("Content-Length")
+    if reply.status != 206:  # the whole file: the server knows no ranges, or the file has changed
+        return 0, Version(url, int(length) if length else None, etag)
+    unit_range, _, total = (reply.headers.get("Content-Range") or "").partition("/")
+    version = Version(url, int(total) if total.isdigit() else None, etag)
+    changed = known is None or known.total != version.total or known.etag != etag
+    if changed or not unit_range.startswith(f"bytes {start}-"):
+        raise OtherVersionError("the server has another version of the file")
+    return start, version
+
+
+def append(reply: Any, part: Path, start: int, total: int | None, progress: Progress) -> None:
+    """Write a reply's body into `part` from `start` on."""
+    with part.open("r+b" if start else "wb") as stream:
+        stream.seek(start)
+        stream.truncate()
+        while chunk := reply.read(CHUNK):
+            stream.write(chunk)
+            progress(f"downloading {part.stem}", stream.tell(), total)
+
+
+def version_file(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def read_version(part: Path) -> Version | None:
+    try:
+        return Version(**json.loads(version_file(part).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def remember_version(part: Path, version: Version) -> None:
+    write_atomically(version_file(part), json.dumps(asdict(version)))
+
+
+def finish(part: Path, target: Path, progress: Progress) -> None:
+    """Give a complete part its name, with its hash beside it, as `sha256sum` writes it."""
+    done, total = 0, size_of(part)
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(f"hashing {target.name}", done, total)
+
+    digest = sha256_of(part, on_bytes=on_bytes)
+    write_atomically(target.with_name(target.name + ".sha256"), f"{digest}  {target.name}\n")
+    part.replace(target)
+    version_file(part).unlink(missing_ok=True)
+    sync_folder(target.parent)
+
+
+def download_snapshot(repository: str) -> Path:
+    """The folder of a Hugging Face repository in huggingface-hub's cache: weights, configuration, vocabulary.
+
+    Raises:
+        UnavailableError: huggingface-hub is not installed, or there is no network and no copy in its cache.
+        CheckpointError: there is no such repository, or it may not be read.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise UnavailableError(
+            f"{repository} is neither a file nor a folder here, and as a Hugging Face id it needs huggingface-hub "
+            f"({error}): pip install 'qpert[hf]'"
+        ) from error
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(HUB_FILES)))
+    except (errors.RepositoryNotFoundError, errors.HFValidationError, errors.RevisionNotFoundError) as error:
+        raise CheckpointError(
+            f"{repository} is neither a file nor a folder here, nor a repository on huggingface.co that may be read "
+            f"({type(error).__name__}); check its spelling, or log in with `hf auth login` if it is private"
+        ) from error
+    except Exception as error:
+        raise UnavailableError(
+            f"{repository} is neither a file nor a folder here, and cannot be downloaded from huggingface.co "
+            f"({first_line(error)}). With a network on another machine: `hf download {repository} --local-dir DIR`, "
+            "copy the folder here and pass it as --checkpoint DIR"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,195 @@
+"""`qpert export`: checkpoint → graphs → bundle.
+
+    checkpoint ─ trace ─ fold weights ─ passes ─┬─ onnx/*.onnx (+ weights written once)
+                                                ├─ tokenizer.json
+               └─ PyTorch reference ────────────┴─ samples.safetensors, manifest.json
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from qpert.graphs.blip2 import GraphPerturbation
+from qpert.graphs.passes import run_passes
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.errors import InputError
+from qpert.runtime.files import sha256_of
+from qpert.runtime.images import ImagePreprocessing
+from qpert.runtime.manifest import MANIFEST_NAME, GraphSpec, Manifest, TokenizerSpec
+from qpert.runtime.perturbation import Perturbation
+from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.scores import SCORE_FORMULAS
+from qpert.runtime.text import Tokenizer
+
+from .architecture import ArchitectureOptions
+from .checkpoint import Checkpoint, open_checkpoint
+from .onnx_files import check_graph, write_graphs
+from .recording import CAPTIONS, InputMaker, record
+from .reference_torch import TorchReference
+from .signatures import Limits, signatures
+from .staging import check_target, staged_folder
+from .tokenizer import build_tokenizer, save_tokenizer
+from .tokenizer_source import find_tokenizer
+from .tracing import PRECISIONS, hollow_model, trace
+from .weights import WeightedGraph, fold_weights
+
+TOOLS = ("qpert", "torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "tokenizers", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the user asked for. `samples`: distinct pictures recorded from PyTorch, 2 at least."""
+
+    checkpoint: str = "demo"
+    out: Path | None = None
+    image_size: int | None = None
+    tokenizer: str | None = None
+    precision: str = "fp32"
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    limits: Limits = field(default_factory=Limits)
+    options: ArchitectureOptions = field(default_factory=ArchitectureOptions)
+    samples: int = 2
+    force: bool = False
+    command: str = ""
+
+    @property
+    def target(self) -> Path:
+        """Where the bundle goes: `--out`, else `qpert-blip2-<checkpoint>-<precision>` in the working folder."""
+        stem = Path(self.checkpoint).name.removesuffix(".pth").removesuffix(".safetensors")
+        return self.out or Path(f"qpert-blip2-{stem}-{self.precision}")
+
+    def check(self) -> None:
+        """Raises InputError for what can be refused before any work is done."""
+        if self.precision not in PRECISIONS:
+            raise InputError(f"got precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if self.samples < 2:
+            raise InputError(f"got {self.samples} samples, expected at least 2: a row needs a neighbour that differs")
+        check_target(self.target, force=self.force)
+
+    @property
+    def graph_perturbation(self) -> GraphPerturbation | None:
+        if self.perturbation.stages == "none":
+            return None
+        return GraphPerturbation(self.perturbation.threshold, self.perturbation.preserve_norm)
+
+
+def export_bundle(request: ExportRequest, progress: Progress | None = None) -> Bundle:
+    """Export one checkpoint to one bundle.
+
+    Raises:
+        InputError: the request cannot be met as it stands, an existing target included.
+        CheckpointError: the checkpoint cannot be read or is not this architecture.
+        UnavailableError: a download without a network, or a missing library.
+    """
+    progress = progress or Silent()
+    request.check()
+    with open_checkpoint(
+        request.checkpoint, image_size=request.image_size, options=request.options
+    ) as checkpoint:
+        for note in checkpoint.notes:
+            progress.say(note)
+        request.limits.check(checkpoint.config.qformer.max_positions)
+        with staged_folder(request.target, force=request.force) as folder:
+            _write_bundle(folder, request, checkpoint, progress)
+    return Bundle.open(request.target)
+
+
+def _write_bundle(folder: Path, request: ExportRequest, checkpoint: Checkpoint, progress: Progress) -> None:
+    graphs = signatures(
+        checkpoint.config,
+        precision=request.precision,
+        stages=request.perturbation.stages,
+        limits=request.limits,
+    )
+    tokenizer = _write_tokenizer(folder, request, checkpoint, progress)
+    traced = trace_graphs(request, checkpoint, graphs, progress)
+    write_graphs(folder / "onnx", traced, checkpoint.tensors, progress)
+    for spec in graphs.values():
+        check_graph(folder / spec.file, spec)
+    preprocessing = ImagePreprocessing(checkpoint.config.vision.image_size)
+    _write_samples(folder, request, checkpoint, graphs, preprocessing, progress)
+    manifest = Manifest(
+        architecture=checkpoint.config.to_dict(),
+        checkpoint=checkpoint.record,
+        precision=request.precision,
+        graphs=graphs,
+        preprocessing=preprocessing,
+        tokenizer=tokenizer,
+        perturbation=request.perturbation,
+        score=SCORE_FORMULAS,
+        samples="samples.safetensors",
+        tools=tool_versions(),
+        command=request.command,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        notes=checkpoint.notes,
+        files=hash_files(folder, progress),
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def trace_graphs(
+    request: ExportRequest, checkpoint: Checkpoint, graphs: Mapping[str, GraphSpec], progress: Progress
+) -> dict[str, WeightedGraph]:
+    """Trace every stage, fold its weights and run the passes; no weight is read."""
+    model = hollow_model(checkpoint.config, request.graph_perturbation, request.precision)
+    traced = {}
+    with progress.stage("tracing graphs", total=len(graphs)) as advance:
+        for name, spec in graphs.items():
+            folded = fold_weights(trace(model, spec))
+            traced[name] = WeightedGraph(run_passes(folded.graph), folded.recipes)
+            advance(1)
+    return traced
+
+
+def _write_tokenizer(
+    folder: Path, request: ExportRequest, checkpoint: Checkpoint, progress: Progress
+) -> TokenizerSpec:
+    vocab_size = checkpoint.config.qformer.vocab_size
+    source = find_tokenizer(request.tokenizer, checkpoint.tokenizer, progress)
+    save_tokenizer(build_tokenizer(source, vocab_size=vocab_size), folder / "tokenizer.json")
+    return TokenizerSpec("tokenizer.json", request.limits.length, vocab_size)
+
+
+def _write_samples(
+    folder: Path,
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    graphs: dict[str, GraphSpec],
+    preprocessing: ImagePreprocessing,
+    progress: Progress,
+) -> None:
+    from safetensors.numpy import save_file
+
+    tokens = Tokenizer.open(folder / "tokenizer.json", max_length=request.limits.length)
+    token_ids = tuple((caption, tokens.encode([caption]).input_ids[0]) for caption in CAPTIONS)
+    perturbation = request.graph_perturbation or GraphPerturbation()
+    with progress.stage("recording reference outputs from PyTorch"):
+        reference = TorchReference.open(checkpoint, perturbation)
+        maker = InputMaker(checkpoint.config, graphs, preprocessing)
+        samples = record(reference, maker, images=request.samples, token_ids=token_ids)
+    arrays, metadata = samples.to_arrays()
+    save_file(arrays, str(folder / "samples.safetensors"), metadata=metadata)
+
+
+def hash_files(folder: Path, progress: Progress) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with progress.stage("hashing", total=sum(path.stat().st_size for path in paths), unit="B") as advance:
+        return {path.relative_to(folder).as_posix(): sha256_of(path, on_bytes=advance) for path in paths}
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of everything that shaped the bundle, as far as it is installed."""
+    found = {}
+    for tool in TOOLS:
+        try:
+            found[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,97 @@
+"""Live references for `qpert verify`, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qpert.graphs.blip2 import GraphPerturbation
+from qpert.runtime.errors import InputError
+from qpert.runtime.manifest import Manifest
+from qpert.runtime.samples import Case, Samples
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .recording import InputMaker, Reference, make_cases
+from .reference_torch import TorchReference
+
+
+@dataclass(frozen=True)
+class WithMargins:
+    """A stock reference for outputs; the PyTorch reference only says which boxes' cuts are decided."""
+
+    stock: Reference
+    margins: TorchReference
+
+    @property
+    def name(self) -> str:
+        return self.stock.name
+
+    def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        single = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in inputs.items()}
+        return dict(self.stock.run(graph, single))
+
+    def cut_margins(self, image_embeds: np.ndarray, object_masks: np.ndarray) -> np.ndarray:
+        return self.margins.cut_margins(image_embeds, object_masks)
+
+
+def live_cases(
+    manifest: Manifest, kind: str, checkpoint: str | None, samples: Samples, *, seed: int
+) -> list[Case]:
+    """The recorded inputs and fresh ones, with what a live reference makes of them.
+
+    Args:
+        manifest: of the bundle.
+        kind: `torch`, `hf` or `lavis`.
+        checkpoint: the weights; None takes what the manifest says was exported.
+        samples: the recorded ones; only their inputs are used.
+        seed: of the fresh inputs.
+
+    Raises:
+        InputError: the checkpoint is not the one that was exported.
+        UnavailableError: the reference's library is not installed here.
+    """
+    source = checkpoint or manifest.checkpoint.source
+    with open_checkpoint(source, image_size=manifest.preprocessing.size) as opened:
+        check_same(opened, manifest)
+        with open_reference(kind, opened, manifest) as reference:
+            recorded = [
+                replace(case, name=f"recorded {case.name}", expected=reference.run(case.graph, case.inputs))
+                for case in samples.cases
+            ]
+            maker = InputMaker(opened.config, manifest.graphs, manifest.preprocessing, seed)
+            images = len(samples.cases[0].inputs["pixel_values"])
+            return recorded + make_cases(reference, maker, images=images)
+
+
+@contextmanager
+def open_reference(kind: str, checkpoint: Checkpoint, manifest: Manifest) -> Iterator[Reference]:
+    """The reference of that name over the same checkpoint, with the bundle's perturbation settings."""
+    settings = manifest.perturbation
+    torch_reference = TorchReference.open(checkpoint, GraphPerturbation(settings.threshold, settings.preserve_norm))
+    if kind == "torch":
+        yield torch_reference
+        return
+    choices = {"threshold": settings.threshold, "preserve_norm": settings.preserve_norm, "stages": settings.stages}
+    if kind == "hf":
+        from .reference_hf import HuggingFaceReference
+
+        stock = HuggingFaceReference.open(checkpoint.record.source, **choices)
+    else:
+        from .reference_lavis import LavisReference
+
+        stock = LavisReference.open(checkpoint.record.source, config=checkpoint.config, **choices)
+    with stock:
+        yield WithMargins(stock, torch_reference)
+
+
+def check_same(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Raises InputError where the weights are not those that were exported."""
+    found, exported = checkpoint.record.sha256, manifest.checkpoint.sha256
+    if found != exported:
+        raise InputError(
+            f"the checkpoint {checkpoint.record.source} has SHA-256 {found}, the bundle was exported from "
+            f"{manifest.checkpoint.source} with {exported}; pass --checkpoint with that one"
+        )

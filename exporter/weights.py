@@ -1,0 +1,223 @@
+"""Weights as recipes: what a graph needs is named while tracing, and made from the checkpoint only when it is written.
+
+A traced graph holds no numbers. Each of its weights is a parameter of the checkpoint, or a parameter that was
+transposed, concatenated or cast by an operator whose inputs are all weights. `fold_weights` turns such operators into
+recipes; `write_weights` evaluates each distinct recipe once, one after the other, straight into an external data file.
+So memory stays bounded by the largest tensor, and what several graphs share is stored once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+ALIGNMENT = 4096
+"""Offsets in the data file are multiples of a page, so that runtimes can map tensors straight from the file."""
+
+TORCH_DTYPES = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+}
+
+
+class TensorSource(Protocol):
+    """Where parameters come from, one at a time."""
+
+    def get(self, name: str) -> Tensor:
+        """The parameter of that name, any floating dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A weight as an operator on weights. `kind` is `parameter` (of `name`), `constant`, or an ONNX operator."""
+
+    kind: str
+    name: str
+    dtype: int
+    shape: tuple[int, ...]
+    parts: tuple[Recipe, ...] = ()
+    attributes: tuple[tuple[str, Any], ...] = ()
+    values: bytes = field(default=b"", repr=False)
+
+    @property
+    def key(self) -> str:
+        """Equal for recipes that give the same numbers."""
+        return json.dumps(self._description())
+
+    def _description(self) -> list[Any]:
+        leaf = self.name if self.kind == "parameter" else self.values.hex()
+        return [self.kind, leaf, self.dtype, self.shape, self.attributes, [part._description() for part in self.parts]]
+
+    def parameters(self) -> set[str]:
+        own = {self.name} if self.kind == "parameter" else set()
+        return own.union(*(part.parameters() for part in self.parts))
+
+    def evaluate(self, source: TensorSource) -> Tensor:
+        """The numbers, in this recipe's dtype."""
+        dtype = TORCH_DTYPES[self.dtype]
+        if self.kind == "parameter":
+            return source.get(self.name).to(dtype).reshape(self.shape)
+        if self.kind == "constant":
+            return torch.frombuffer(bytearray(self.values), dtype=dtype).reshape(self.shape)
+        return OPERATORS[self.kind].evaluate(self, [part.evaluate(source) for part in self.parts]).to(dtype)
+
+
+@dataclass(frozen=True)
+class FoldableOperator:
+    """An ONNX operator that `fold_weights` knows: its result's name, shape and numbers from its inputs'."""
+
+    name: Callable[[list[Recipe]], str]
+    shape: Callable[[list[Recipe], dict[str, Any]], tuple[int, ...]]
+    evaluate: Callable[[Recipe, list[Tensor]], Tensor]
+
+
+def _concatenated_shape(parts: list[Recipe], attributes: dict[str, Any]) -> tuple[int, ...]:
+    shape = list(parts[0].shape)
+    shape[attributes["axis"]] = sum(part.shape[attributes["axis"]] for part in parts)
+    return tuple(shape)
+
+
+OPERATORS: dict[str, FoldableOperator] = {
+    "Transpose": FoldableOperator(
+        lambda parts: f"{parts[0].name}.transposed",
+        lambda parts, attributes: tuple(parts[0].shape[axis] for axis in attributes["perm"]),
+        lambda recipe, parts: parts[0].permute(dict(recipe.attributes)["perm"]),
+    ),
+    "Concat": FoldableOperator(
+        lambda parts: f"{parts[0].name}.and_{len(parts) - 1}_more",
+        _concatenated_shape,
+        lambda recipe, parts: torch.cat(parts, dim=dict(recipe.attributes)["axis"]),
+    ),
+}
+
+
+@dataclass
+class WeightedGraph:
+    """A graph whose weights are placeholders (external data that does not exist yet), and the recipe of each."""
+
+    graph: gs.Graph
+    recipes: dict[str, Recipe]
+
+
+def placeholder(name: str, recipe: Recipe) -> gs.Constant:
+    """A constant that names its recipe and holds no numbers; graph-surgeon passes it through untouched."""
+    proto = onnx.TensorProto(name=name, data_type=recipe.dtype, dims=recipe.shape)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    proto.external_data.add(key="location", value="not written yet")
+    return gs.Constant(name, gs.ir.tensor.LazyValues(proto))
+
+
+def weighted_graph(model: onnx.ModelProto, weights: Mapping[str, str]) -> WeightedGraph:
+    """Turn graph inputs that stand for parameters into placeholders.
+
+    Args:
+        model: a traced model whose parameters are inputs.
+        weights: input name → parameter name.
+    """
+    graph = gs.import_onnx(model)
+    recipes: dict[str, Recipe] = {}
+    kept = []
+    for tensor in graph.inputs:
+        if tensor.name not in weights:
+            kept.append(tensor)
+            continue
+        name = weights[tensor.name]
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype) if not isinstance(tensor.dtype, int) else tensor.dtype
+        recipes[name] = Recipe("parameter", name, dtype, tuple(tensor.shape))
+        replace_everywhere(tensor, placeholder(name, recipes[name]))
+    graph.inputs = kept
+    return WeightedGraph(graph.cleanup().toposort(), recipes)
+
+
+def replace_everywhere(old: gs.Tensor, new: gs.Tensor) -> None:
+    for node in list(old.outputs):
+        node.inputs = [new if tensor is old else tensor for tensor in node.inputs]
+
+
+def fold_weights(weighted: WeightedGraph) -> WeightedGraph:
+    """Replace every Transpose and Concat whose inputs are all weights (or constants) by a recipe."""
+    graph, recipes = weighted.graph, dict(weighted.recipes)
+    for node in graph.toposort().nodes:
+        operator = OPERATORS.get(node.op)
+        parts = [recipe_of(tensor, recipes) for tensor in node.inputs] if operator else []
+        known = [part for part in parts if part is not None]
+        if operator is None or len(known) < len(parts) or not any(part.parameters() for part in known):
+            continue
+        attributes = dict(node.attrs)
+        recipe = Recipe(
+            node.op,
+            operator.name(known),
+            known[0].dtype,
+            operator.shape(known, attributes),
+            tuple(known),
+            tuple(sorted(attributes.items())),
+        )
+        recipes[recipe.name] = recipe
+        replace_everywhere(node.outputs[0], placeholder(recipe.name, recipe))
+    graph.cleanup()
+    used = {name for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)}
+    return WeightedGraph(graph, {name: recipe for name, recipe in recipes.items() if name in used})
+
+
+def recipe_of(tensor: gs.Tensor, recipes: Mapping[str, Recipe]) -> Recipe | None:
+    """The recipe of a tensor, where it is a weight or a constant of floating dtype."""
+    if tensor.name in recipes:
+        return recipes[tensor.name]
+    if not isinstance(tensor, gs.Constant) or tensor.dtype != "float32":
+        return None
+    return Recipe("constant", tensor.name, onnx.TensorProto.FLOAT, tuple(tensor.shape), values=tensor.values.tobytes())
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a weight lies: file, offset and length in bytes."""
+
+    location: str
+    offset: int
+    length: int
+
+
+def write_weights(
+    stream: BinaryIO,
+    location: str,
+    recipes: Iterable[Recipe],
+    source: TensorSource,
+    *,
+    on_bytes: Callable[[int], None] | None = None,
+) -> dict[str, Stored]:
+    """Evaluate each distinct recipe once into `stream`; returns where each lies, by `Recipe.key`."""
+    stored: dict[str, Stored] = {}
+    for recipe in recipes:
+        key = recipe.key
+        if key in stored:
+            continue
+        data = recipe.evaluate(source).contiguous().reshape(-1).view(torch.uint8).numpy()
+        stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
+        stored[key] = Stored(location, stream.tell(), data.nbytes)
+        stream.write(memoryview(data))
+        if on_bytes is not None:
+            on_bytes(data.nbytes)
+    return stored
+
+
+def point_to(model: onnx.ModelProto, recipes: Mapping[str, Recipe], stored: Mapping[str, Stored]) -> None:
+    """Give every placeholder initializer of `model` its place in the data file."""
+    for tensor in model.graph.initializer:
+        if tensor.name not in recipes:
+            continue
+        place = stored[recipes[tensor.name].key]
+        del tensor.external_data[:]
+        for name in ("location", "offset", "length"):
+            tensor.external_data.add(key=name, value=str(getattr(place, name)))

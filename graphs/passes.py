@@ -1,0 +1,30 @@
+"""The graph passes, in the order in which they run. Each takes a graph-surgeon graph and returns it rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_graphsurgeon as gs
+
+from .perturbation.lowering import lower_query_map
+
+Pass = Callable[[gs.Graph], gs.Graph]
+
+
+def strip_traces(graph: gs.Graph) -> gs.Graph:
+    """Drop what the tracer wrote for debugging (stack traces, scopes): paths of the exporting machine leak otherwise."""
+    for node in graph.nodes:
+        if node.attrs and "metadata_props" in node.attrs:
+            del node.attrs["metadata_props"]
+    graph.doc_string = ""
+    return graph
+
+
+PASSES: tuple[Pass, ...] = (strip_traces, lower_query_map)
+
+
+def run_passes(graph: gs.Graph) -> gs.Graph:
+    """Every pass in order, each followed by clean-up and a topological sort."""
+    for graph_pass in PASSES:
+        graph = graph_pass(graph).cleanup().toposort()
+    return graph

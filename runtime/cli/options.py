@@ -1,0 +1,27 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import click
+
+from qpert.runtime.errors import UnavailableError
+from qpert.runtime.session import PROVIDERS
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+provider_option = click.option(
+    "--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True, help="what runs the graphs"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="print exactly one JSON document on stdout")
+
+
+def require_export_extra(purpose: str) -> None:
+    """Raises UnavailableError where the libraries of the `export` extra are missing."""
+    needed = ("torch", "onnx", "onnxscript", "onnx_graphsurgeon")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UnavailableError(
+            f"{purpose} needs {', '.join(missing)}, not installed here; pip install 'qpert[export]'"
+        )

@@ -1,0 +1,42 @@
+"""The two scores of BLIP-2 retrieval and how they add up. The formulas stand here and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+SCORE_FORMULAS = {
+    "itc": "max over the Q queries of query_embeds · text_embeds",
+    "itm": "match logit (class 1), mean over the Q queries, no softmax",
+    "final": "itm + itc",
+}
+"""What the manifest says of them."""
+
+
+def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Image-text contrastive scores: the best of an image's queries for each text.
+
+    Args:
+        query_embeds: float32 [B, Q, E], rows of unit length.
+        text_embeds: float32 [T, E], rows of unit length.
+
+    Returns:
+        float32 [B, T], cosines in [−1, 1]. Source: LAVIS `blip2_qformer.py`, `sim_q2t.max(-1)`.
+    """
+    similarities = query_embeds @ text_embeds.T  # [B, Q, T]
+    return np.asarray(similarities.max(axis=1), dtype=np.float32)
+
+
+def final_scores(itm: npt.NDArray[np.float32], itc: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The score of a re-ranked pair: ITM + ITC (LAVIS `compute_sim_matrix`, confirmed in its issue 645)."""
+    return np.asarray(itm + itc, dtype=np.float32)
+
+
+def ranking(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Indices from the highest score to the lowest; ties go to the lower index.
+
+    Raises ValueError for NaN, which has no rank.
+    """
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN, which cannot be ranked")
+    return np.argsort(-scores, kind="stable")

@@ -1,0 +1,21 @@
+"""Fixtures shared by the tests that compare with stock LAVIS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lavis_models
+import pytest
+
+from qpert.exporter.reference_lavis import lavis_python
+from qpert.runtime.errors import UnavailableError
+
+
+@pytest.fixture(scope="session")
+def lavis_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `eva`, `clip` and `stage1`, made by stock LAVIS (see lavis_models.py); skips where LAVIS is not."""
+    try:
+        python = lavis_python()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    return lavis_models.generate(python, tmp_path_factory.mktemp("lavis"))
