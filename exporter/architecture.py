@@ -1,7 +1,6 @@
 """What a checkpoint is, read from its tensors: kind, family and every dimension that shapes tell.
 
-Head counts and LayerNorm eps leave no trace in shapes. They come from the first of: an option, the Hugging Face
-folder's `config.json`, the table of published models, the family's head size. What was assumed is put into words.
+Head counts and LayerNorm eps leave no trace in shapes: `assumptions` finds them.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 
 import torch
 
-from qpert.exporter.hub_config import HubConfig
 from qpert.exporter.renaming import Origin
 from qpert.exporter.sources import TensorInfo, shorten
 from qpert.graphs.blip2 import Blip2Retrieval
@@ -45,6 +43,7 @@ class ArchitectureOptions:
     qformer_heads: int | None = None
     vision_eps: float | None = None
     ln_vision_eps: float | None = None
+    qformer_eps: float | None = None
     vision_layers: int | None = None
     vision_checkpoint: Path | None = None
 
@@ -87,7 +86,6 @@ VISION_NAMES: dict[VisionFamily, VisionNames] = {
 }
 
 QFORMER_LAYER = "Qformer.bert.encoder.layer."
-QFORMER_HEAD_SIZE = 64
 
 FOREIGN: tuple[tuple[str, str], ...] = (
     (
@@ -118,7 +116,7 @@ def family_of(names: Mapping[str, TensorInfo], source: str) -> str:
     Raises:
         CheckpointError: it is some other model; the message says which, where it is a known one.
     """
-    has_qformer = has_lavis_names(names)
+    has_qformer = any(name.startswith("Qformer.bert.") for name in names)
     for pattern, what in FOREIGN:
         told = [name for name in names if re.fullmatch(pattern, name)]
         if told and not (has_qformer and any(name.startswith("itm_head.") for name in names)):
@@ -132,14 +130,6 @@ def family_of(names: Mapping[str, TensorInfo], source: str) -> str:
         f"({shorten(sorted(names), 5)}); expected LAVIS Blip2Qformer or Blip2ITM, or Hugging Face "
         "Blip2ForImageTextRetrieval"
     )
-
-
-def has_lavis_names(names: Mapping[str, TensorInfo]) -> bool:
-    return any(name.startswith("Qformer.bert.") for name in names)
-
-
-def has_hub_names(names: Mapping[str, TensorInfo]) -> bool:
-    return any(name.startswith("qformer.") for name in names)
 
 
 def has_vision(names: Mapping[str, TensorInfo]) -> bool:
@@ -265,81 +255,3 @@ def parameter_shapes(config: Blip2Config) -> dict[str, Shape]:
     with torch.device("meta"):
         model = Blip2Retrieval(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def complete(
-    config: Blip2Config, options: ArchitectureOptions, hub: HubConfig | None, known: Blip2Config | None
-) -> tuple[Blip2Config, tuple[str, ...]]:
-    """`config` with heads and eps, and what was assumed of them.
-
-    Args:
-        hub: what the folder's `config.json` says, for Hugging Face.
-        known: the published model that this is, for named checkpoints.
-
-    Raises:
-        CheckpointError: a head count cannot be known, or does not divide its width, or two sources contradict.
-    """
-    vision, qformer = config.vision, config.qformer
-    names, notes = VISION_NAMES[vision.family], list[str]()
-    vision_heads = heads(
-        "vision",
-        vision.width,
-        options.vision_heads,
-        hub and hub.vision_heads,
-        known.vision.heads if known else {names.known.width: names.known.heads}.get(vision.width),
-        names.head_size,
-        notes,
-    )
-    qformer_heads = heads(
-        "Q-Former",
-        qformer.width,
-        options.qformer_heads,
-        hub and hub.qformer_heads,
-        known.qformer.heads if known else {BERT_QFORMER.width: BERT_QFORMER.heads}.get(qformer.width),
-        QFORMER_HEAD_SIZE,
-        notes,
-    )
-    vision_eps = eps("vision", options.vision_eps, hub and hub.vision_eps, vision.layer_norm_eps, notes)
-    ln_eps = eps("ln-vision", options.ln_vision_eps, hub and hub.vision_eps, config.ln_vision_eps, notes)
-    qformer_eps = eps("Q-Former", None, hub and hub.qformer_eps, qformer.layer_norm_eps, notes)
-    done = replace(
-        config,
-        vision=replace(vision, heads=vision_heads, layer_norm_eps=vision_eps),
-        qformer=replace(qformer, heads=qformer_heads, layer_norm_eps=qformer_eps),
-        ln_vision_eps=ln_eps,
-    )
-    return done, () if known else tuple(notes)
-
-
-def heads(
-    part: str, width: int, option: int | None, stated: int | None, published: int | None, size: int, notes: list[str]
-) -> int:
-    """The number of attention heads, from the first source that has one; appends to `notes` what was assumed."""
-    flag = f"--{part.lower().replace('-', '')}-heads"
-    if option and stated and option != stated:
-        raise CheckpointError(f"{flag} says {option}, config.json says {stated}; leave the option out or mend it")
-    count = option or stated or published
-    if count is None and width % size == 0:
-        count = width // size
-        notes.append(f"{part} heads: {count}, assumed from the family's head size of {size} ({flag} says otherwise)")
-    elif count is not None and count == published and not (option or stated):
-        notes.append(f"{part} heads: {count}, as in the published model of width {width} ({flag} says otherwise)")
-    if count is None:
-        raise CheckpointError(
-            f"how many attention heads the {part} of width {width} has cannot be told from its tensors (it is no "
-            f"published width, and no multiple of the usual head size {size}); pass {flag} N"
-        )
-    if count < 1 or width % count:
-        raise CheckpointError(f"{count} {part} heads do not divide the width {width}; pass the right {flag} N")
-    return count
-
-
-def eps(part: str, option: float | None, stated: float | None, usual: float, notes: list[str]) -> float:
-    """A LayerNorm's eps, from an option, config.json, or LAVIS's code; appends to `notes` where it was assumed."""
-    flag = f"--{part.lower()}-eps"
-    if option is not None and stated is not None and option != stated:
-        raise CheckpointError(f"{flag} says {option:g}, config.json says {stated:g}; leave the option out")
-    if option is not None or stated is not None:
-        return float(option if option is not None else stated or 0.0)
-    notes.append(f"{part} LayerNorm eps: {usual:g}, as in LAVIS's code")
-    return usual

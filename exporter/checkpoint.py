@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +16,16 @@ from torch import Tensor
 
 from qpert.exporter import architecture, sources
 from qpert.exporter.architecture import ArchitectureOptions
-from qpert.exporter.download import download, download_snapshot
-from qpert.exporter.hub_config import HubConfig, check_agreement, read_hub_config
+from qpert.exporter.assumptions import complete
+from qpert.exporter.download import Progress, download, download_snapshot
+from qpert.exporter.hub_config import (
+    UNKNOWN_LICENSE,
+    HubConfig,
+    check_agreement,
+    license_of,
+    read_hub_config,
+    vocabulary_in,
+)
 from qpert.exporter.renaming import Origin, check_names, lavis_origins, unused_in_vision_file
 from qpert.exporter.sources import TensorInfo, TensorStore
 from qpert.exporter.tensors import LazyTensors
@@ -26,12 +34,8 @@ from qpert.runtime.errors import CheckpointError, InputError
 from qpert.runtime.files import CHUNK, cache_folder
 from qpert.runtime.manifest import CheckpointRecord
 
-Progress = Callable[[str, int, int | None], None]
-"""progress(what, bytes done, bytes in all or None)."""
-
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 VISION_PREFIX = "visual_encoder."
-UNKNOWN_LICENSE = "unknown (nothing beside the checkpoint says)"
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def open_checkpoint(
     opened = find(source, options, progress)
     try:
         plan = plan_checkpoint(opened.store.entries, opened.source, options, hub=opened.hub, known=opened.known)
-        size = image_size or plan.config.vision.image_size
+        size = plan.config.vision.image_size if image_size is None else image_size
         config = at_image_size(replace(plan.config, name=opened.name), size)
         digest = hash_files(opened.store.files, progress)
     except BaseException:
@@ -174,9 +178,14 @@ def plan_checkpoint(
         architecture.lavis_shapes(lavis_origins(family, entries), entries), name="checkpoint"
     )
     origins = check_names(source, family, entries, architecture.parameter_shapes(measured))
+    if options.vision_layers not in (None, measured.vision.layers):
+        raise CheckpointError(
+            f"--vision-layers says {options.vision_layers}, {source} has {measured.vision.layers} vision layers; "
+            "leave the option out: it chooses among the blocks of a --vision-checkpoint"
+        )
     if hub is not None:
         check_agreement(hub, measured)
-    config, notes = architecture.complete(measured, options, hub, known)
+    config, notes = complete(measured, options, hub, known)
     if known is not None and replace(config, name=known.name) != known:
         raise CheckpointError(
             f"{source} is not the published {known.name!r}: got {config}, expected {known}; delete it, so that it "
@@ -187,12 +196,16 @@ def plan_checkpoint(
 
 def find(source: str, options: ArchitectureOptions, progress: Progress) -> Opened:
     """Open the files of `source`, downloading what has to be."""
-    path = Path(source).expanduser()
     if source in NAMED:
         return open_named(source, options, progress)
-    if path.is_dir():
+    try:
+        path = Path(source).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a folder on the way that may not be entered, a name too long, ~nobody
+        raise CheckpointError(f"{source} cannot be read ({error}); check its name and permissions") from error
+    if is_folder:
         return open_hub_folder(path, path.resolve().name, str(path), options)
-    if path.exists() or path.suffix in FILE_SUFFIXES:
+    if exists or path.suffix in FILE_SUFFIXES:
         return open_file(path, options)
     if HUB_ID.fullmatch(source):
         return open_hub_folder(download_snapshot(source), source, f"https://huggingface.co/{source}", options)
@@ -205,34 +218,40 @@ def find(source: str, options: ArchitectureOptions, progress: Progress) -> Opene
 def open_named(name: str, options: ArchitectureOptions, progress: Progress) -> Opened:
     spec = NAMED[name]
     refuse_vision_file(options, f"the named checkpoint {name!r} comes with its own")
-    store = sources.open_tensors(cached(spec.file, progress))
+    store, source = open_cached(spec.file, progress), LAVIS_URL + spec.file
     if spec.vision_file is not None:
-        vision = sources.open_tensors(cached(spec.vision_file, progress))
+        vision = open_cached(spec.vision_file, progress)
         store = sources.merge(store, vision_tensors(vision, spec.config.vision.layers))
-    return Opened(name, LAVIS_URL + spec.file, store, known=spec.config, license=spec.license)
+        source += f" and {LAVIS_URL}{spec.vision_file}"
+    return Opened(name, source, store, known=spec.config, license=spec.license)
 
 
-def cached(file: str, progress: Progress) -> Path:
-    """The LAVIS file in the cache folder, downloaded if it is not there."""
+def open_cached(file: str, progress: Progress) -> TensorStore:
+    """The LAVIS file from the cache folder, downloaded if it is not there."""
     path = cache_folder() / "checkpoints" / file
     if not path.is_file():
         download(LAVIS_URL + file, path, progress=progress)
-    return path
+    try:
+        return sources.open_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Delete {path}, so that it is downloaded again") from error
 
 
 def open_file(path: Path, options: ArchitectureOptions) -> Opened:
     store = sources.open_tensors(path)
-    if not architecture.has_lavis_names(store.entries) and architecture.has_hub_names(store.entries):
+    if architecture.family_of(store.entries, str(path)) == "huggingface":
         raise CheckpointError(
             f"{path} has Hugging Face names, whose head counts are in config.json beside it; pass the folder "
             f"{path.parent} instead of the file"
         )
+    source = str(path)
     if options.vision_checkpoint is not None:
         if architecture.has_vision(store.entries):
             refuse_vision_file(options, f"{path} holds the vision transformer itself")
         vision = sources.open_tensors(options.vision_checkpoint)
         store = sources.merge(store, vision_tensors(vision, options.vision_layers))
-    return Opened(path.stem, str(path), store)
+        source += f" and {options.vision_checkpoint}"
+    return Opened(path.stem, source, store)
 
 
 def open_hub_folder(folder: Path, name: str, source: str, options: ArchitectureOptions) -> Opened:
@@ -255,6 +274,10 @@ def vision_tensors(store: TensorStore, layers: int | None) -> TensorStore:
 
 
 def at_image_size(config: Blip2Config, image_size: int) -> Blip2Config:
+    """`config` at `image_size`; raises `InputError` where that is no positive multiple of the patch size."""
+    patch = config.vision.patch_size
+    if image_size < patch:
+        raise InputError(f"image size {image_size} is not a positive multiple of the patch size {patch}")
     try:
         return config.with_image_size(image_size)
     except ValueError as error:
@@ -270,20 +293,6 @@ def size_note(config: Blip2Config, image_size: int) -> tuple[str, ...]:
         f"position embeddings interpolated from {own} px ({own // patch}×{own // patch} patches) to {image_size} px "
         f"({image_size // patch}×{image_size // patch}), bicubic, as LAVIS does",
     )
-
-
-def vocabulary_in(folder: Path | None) -> Path | None:
-    """The tokenizer's file in a Hugging Face folder."""
-    candidates = [folder / "tokenizer.json", folder / "vocab.txt"] if folder else []
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def license_of(folder: Path) -> str:
-    """The licence that the model card (README.md) states in its front matter."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    found = re.match(r"---\n(?:.*\n)*?license:[ \t]*(\S.*)\n", text)
-    return found[1].strip() if found else UNKNOWN_LICENSE
 
 
 def hash_files(paths: tuple[Path, ...], progress: Progress) -> str:

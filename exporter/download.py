@@ -25,6 +25,7 @@ HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "prepro
              "tokenizer_config.json", "vocab.txt", "README.md")  # fmt: skip
 
 Progress = Callable[[str, int, int | None], None]
+"""progress(what, bytes done, bytes in all or None)."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def download(
         UnavailableError: no network, or the server does not give the whole file; says how to put it there by hand.
     """
     part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         persist(url, part, progress, attempts, pause, timeout)
         finish(part, target, progress)
     except BrokenOffError as error:
@@ -74,7 +75,7 @@ def download(
 
 
 def persist(url: str, part: Path, progress: Progress, attempts: int, pause: float, timeout: float) -> None:
-    """Fetch until `part` is whole; raise the last `BrokenOffError` after `attempts` in a row that brought nothing new."""
+    """Fetch until `part` is whole, or until `attempts` tries in a row brought nothing new (`BrokenOffError`)."""
     failures = 0
     while True:
         before = size_of(part)

@@ -1,8 +1,8 @@
 """`qpert export`: checkpoint → graphs → bundle.
 
-    checkpoint ─ trace ─ fold weights ─ passes ─┬─ onnx/*.onnx (+ weights written once)
-                                                ├─ tokenizer.json
-               └─ PyTorch reference ────────────┴─ samples.safetensors, manifest.json
+checkpoint ─ trace ─ fold weights ─ passes ─┬─ onnx/*.onnx (+ weights written once)
+                                            ├─ tokenizer.json
+           └─ PyTorch reference ────────────┴─ samples.safetensors, manifest.json
 """
 
 from __future__ import annotations
@@ -13,8 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnx
-
+from qpert.exporter.architecture import ArchitectureOptions
+from qpert.exporter.checkpoint import Checkpoint, open_checkpoint
+from qpert.exporter.onnx_files import check_graph, write_graphs
+from qpert.exporter.recording import CAPTIONS, InputMaker, record
+from qpert.exporter.reference_torch import TorchReference
+from qpert.exporter.signatures import Limits, signatures
+from qpert.exporter.staging import check_target, staged_folder
+from qpert.exporter.tokenizer import build_tokenizer, save_tokenizer
+from qpert.exporter.tokenizer_source import find_tokenizer
+from qpert.exporter.tracing import PRECISIONS, hollow_model, trace
+from qpert.exporter.weights import WeightedGraph, fold_weights
 from qpert.graphs.blip2 import GraphPerturbation
 from qpert.graphs.passes import run_passes
 from qpert.runtime.bundle import Bundle
@@ -26,18 +35,6 @@ from qpert.runtime.perturbation import Perturbation
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.scores import SCORE_FORMULAS
 from qpert.runtime.text import Tokenizer
-
-from .architecture import ArchitectureOptions
-from .checkpoint import Checkpoint, open_checkpoint
-from .onnx_files import check_graph, write_graphs
-from .recording import CAPTIONS, InputMaker, record
-from .reference_torch import TorchReference
-from .signatures import Limits, signatures
-from .staging import check_target, staged_folder
-from .tokenizer import build_tokenizer, save_tokenizer
-from .tokenizer_source import find_tokenizer
-from .tracing import PRECISIONS, hollow_model, trace
-from .weights import WeightedGraph, fold_weights
 
 TOOLS = ("qpert", "torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "tokenizers", "pillow", "numpy")
 
@@ -70,6 +67,10 @@ class ExportRequest:
             raise InputError(f"got precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         if self.samples < 2:
             raise InputError(f"got {self.samples} samples, expected at least 2: a row needs a neighbour that differs")
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(
+                f"got image size {self.image_size}, expected pixels; leave it out for the checkpoint's own"
+            )
         check_target(self.target, force=self.force)
 
     @property
@@ -89,15 +90,13 @@ def export_bundle(request: ExportRequest, progress: Progress | None = None) -> B
     """
     progress = progress or Silent()
     request.check()
-    with open_checkpoint(
-        request.checkpoint, image_size=request.image_size, options=request.options
-    ) as checkpoint:
+    with open_checkpoint(request.checkpoint, image_size=request.image_size, options=request.options) as checkpoint:
         for note in checkpoint.notes:
             progress.say(note)
         request.limits.check(checkpoint.config.qformer.max_positions)
         with staged_folder(request.target, force=request.force) as folder:
             _write_bundle(folder, request, checkpoint, progress)
-    return Bundle.open(request.target)
+    return Bundle.just_written(request.target)
 
 
 def _write_bundle(folder: Path, request: ExportRequest, checkpoint: Checkpoint, progress: Progress) -> None:
@@ -147,9 +146,7 @@ def trace_graphs(
     return traced
 
 
-def _write_tokenizer(
-    folder: Path, request: ExportRequest, checkpoint: Checkpoint, progress: Progress
-) -> TokenizerSpec:
+def _write_tokenizer(folder: Path, request: ExportRequest, checkpoint: Checkpoint, progress: Progress) -> TokenizerSpec:
     vocab_size = checkpoint.config.qformer.vocab_size
     source = find_tokenizer(request.tokenizer, checkpoint.tokenizer, progress)
     save_tokenizer(build_tokenizer(source, vocab_size=vocab_size), folder / "tokenizer.json")
@@ -174,7 +171,9 @@ def _write_samples(
         maker = InputMaker(checkpoint.config, graphs, preprocessing)
         samples = record(reference, maker, images=request.samples, token_ids=token_ids)
     arrays, metadata = samples.to_arrays()
-    save_file(arrays, str(folder / "samples.safetensors"), metadata=metadata)
+    path = folder / "samples.safetensors"
+    save_file(arrays, str(path), metadata=metadata)
+    path.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def hash_files(folder: Path, progress: Progress) -> dict[str, str]:

@@ -8,11 +8,10 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
+from qpert.exporter.weights import Recipe, Stored, TensorSource, WeightedGraph, point_to, write_weights
 from qpert.runtime.errors import QpertError
 from qpert.runtime.manifest import GraphSpec
 from qpert.runtime.progress import Progress
-
-from .weights import Recipe, Stored, TensorSource, WeightedGraph, point_to, write_weights
 
 WEIGHT_FILES = {"vision": "vision.data", "image_query": "qformer.data", "text": "qformer.data", "itm": "qformer.data"}
 """Which data file a graph's weights lie in. A text-only deployment needs no `vision.data`."""
@@ -22,9 +21,7 @@ class GraphError(QpertError):
     """A graph that does not come out as declared: a bug in the exporter, found before a bundle exists."""
 
 
-def write_graphs(
-    folder: Path, graphs: Mapping[str, WeightedGraph], source: TensorSource, progress: Progress
-) -> None:
+def write_graphs(folder: Path, graphs: Mapping[str, WeightedGraph], source: TensorSource, progress: Progress) -> None:
     """Write `folder/<name>.onnx` and the data files; memory holds one weight at a time."""
     folder.mkdir()
     stored: dict[str, dict[str, Stored]] = {}

@@ -34,7 +34,8 @@ CAPTIONS = (
 class Reference(Protocol):
     """What verification compares with."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
@@ -137,9 +138,13 @@ def box_inputs(
     many = min(6, graph.ranges["O"].max)
     named = {}
     for name, boxes in (("no_boxes", 0), ("one_box", 1), ("many_boxes", many)):
-        masks, weights = maker.boxes(count, boxes) if boxes else (
-            np.zeros((count, 0, features.shape[1]), np.float32),
-            np.zeros((count, 0), np.float32),
+        masks, weights = (
+            maker.boxes(count, boxes)
+            if boxes
+            else (
+                np.zeros((count, 0, features.shape[1]), np.float32),
+                np.zeros((count, 0), np.float32),
+            )
         )
         decided = reference.cut_margins(features, masks) > TIE_WIDTH
         named[name] = {"object_masks": masks, "box_weights": np.where(decided, weights, 0).astype(np.float32)}

@@ -1,7 +1,7 @@
 """The PyTorch reference: the same network in eager float32, with the perturbation from a float64 eigendecomposition.
 
-It shares the network's modules with the traced graphs, but neither the tracer, nor the passes, nor the lowering, nor the
-weight recipes. For a reference that shares nothing see `reference_hf` and `reference_lavis`.
+It shares the network's modules with the traced graphs, but neither the tracer, nor the passes, nor the lowering, nor
+the weight recipes. For a reference that shares nothing see `reference_hf` and `reference_lavis`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qpert.exporter.checkpoint import Checkpoint, load_state
 from qpert.graphs.blip2 import STAGES, Blip2Retrieval, GraphPerturbation
 from qpert.graphs.perturbation.oracle import key_subspaces
-
-from .checkpoint import Checkpoint, load_state
 
 
 class TorchReference:

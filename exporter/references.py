@@ -8,21 +8,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qpert.exporter.checkpoint import Checkpoint, open_checkpoint
+from qpert.exporter.recording import InputMaker, Reference, make_cases
+from qpert.exporter.reference_hf import HuggingFaceReference
+from qpert.exporter.reference_lavis import LavisReference
+from qpert.exporter.reference_torch import TorchReference
+from qpert.exporter.stock import StockReference
 from qpert.graphs.blip2 import GraphPerturbation
 from qpert.runtime.errors import InputError
 from qpert.runtime.manifest import Manifest
+from qpert.runtime.perturbation import Perturbation
 from qpert.runtime.samples import Case, Samples
-
-from .checkpoint import Checkpoint, open_checkpoint
-from .recording import InputMaker, Reference, make_cases
-from .reference_torch import TorchReference
 
 
 @dataclass(frozen=True)
 class WithMargins:
     """A stock reference for outputs; the PyTorch reference only says which boxes' cuts are decided."""
 
-    stock: Reference
+    stock: StockReference | LavisReference
     margins: TorchReference
 
     @property
@@ -30,16 +33,16 @@ class WithMargins:
         return self.stock.name
 
     def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        single = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in inputs.items()}
+        single = {
+            name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in inputs.items()
+        }
         return dict(self.stock.run(graph, single))
 
     def cut_margins(self, image_embeds: np.ndarray, object_masks: np.ndarray) -> np.ndarray:
         return self.margins.cut_margins(image_embeds, object_masks)
 
 
-def live_cases(
-    manifest: Manifest, kind: str, checkpoint: str | None, samples: Samples, *, seed: int
-) -> list[Case]:
+def live_cases(manifest: Manifest, kind: str, checkpoint: str | None, samples: Samples, *, seed: int) -> list[Case]:
     """The recorded inputs and fresh ones, with what a live reference makes of them.
 
     Args:
@@ -74,17 +77,24 @@ def open_reference(kind: str, checkpoint: Checkpoint, manifest: Manifest) -> Ite
     if kind == "torch":
         yield torch_reference
         return
-    choices = {"threshold": settings.threshold, "preserve_norm": settings.preserve_norm, "stages": settings.stages}
-    if kind == "hf":
-        from .reference_hf import HuggingFaceReference
-
-        stock = HuggingFaceReference.open(checkpoint.record.source, **choices)
-    else:
-        from .reference_lavis import LavisReference
-
-        stock = LavisReference.open(checkpoint.record.source, config=checkpoint.config, **choices)
-    with stock:
+    with open_stock(kind, checkpoint, settings) as stock:
         yield WithMargins(stock, torch_reference)
+
+
+def open_stock(kind: str, checkpoint: Checkpoint, settings: Perturbation) -> StockReference | LavisReference:
+    """Stock Hugging Face (`hf`) or stock LAVIS (`lavis`)."""
+    source = checkpoint.record.source
+    if kind == "hf":
+        return HuggingFaceReference.open(
+            source, threshold=settings.threshold, preserve_norm=settings.preserve_norm, stages=settings.stages
+        )
+    return LavisReference.open(
+        source,
+        config=checkpoint.config,
+        threshold=settings.threshold,
+        preserve_norm=settings.preserve_norm,
+        stages=settings.stages,
+    )
 
 
 def check_same(checkpoint: Checkpoint, manifest: Manifest) -> None:

@@ -36,7 +36,7 @@ class Limits:
                 raise InputError(f"{name} is {value}, expected at least {least}")
         if self.length > max_positions:
             raise InputError(
-                f"--max-length is {self.length}, the checkpoint has {max_positions} position embeddings; pass at most that"
+                f"--max-length is {self.length}, expected at most the checkpoint's {max_positions} position embeddings"
             )
 
     def ranges(self) -> dict[str, AxisRange]:

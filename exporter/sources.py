@@ -96,12 +96,17 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def check_zip(path: Path) -> None:
-    """Raise `CheckpointError` where a record's checksum is wrong: mapping the file would not notice."""
+    """Raise `CheckpointError` for a program, and where a record's checksum is wrong: mapping would not notice."""
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            program = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            broken = None if program else archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{path} is corrupt ({error}); {DOWNLOAD_AGAIN}") from error
+    if program:
+        raise CheckpointError(
+            f"{path} is a TorchScript program; expected a state dict, as torch.save(model.state_dict(), …) writes it"
+        )
     if broken is not None:
         raise CheckpointError(f"{path} is corrupt: the checksum of its record {broken} is wrong; {DOWNLOAD_AGAIN}")
 
@@ -119,8 +124,6 @@ def _load_failure(path: Path, error: Exception) -> str:
             f"{path} holds pickled code ({found[1]}), which is never run; expected tensors only: load it where you "
             "trust it, and save its state dict with safetensors.torch.save_file"
         )
-    if "TorchScript" in str(error):
-        return f"{path} is a TorchScript program; expected a state dict, as torch.save(model.state_dict(), …) writes it"
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return f"{path} is corrupt, truncated or no checkpoint (torch.load: {reason}); {DOWNLOAD_AGAIN}"
 
@@ -150,7 +153,7 @@ def open_safetensors(*paths: Path) -> TensorStore:
     for path in paths:
         check_readable(path)
         try:
-            handle = safe_open(str(path), framework="pt", device="cpu")
+            handle: Any = safe_open(str(path), framework="pt", device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is truncated, corrupt or no safetensors file ({error}); {DOWNLOAD_AGAIN}"

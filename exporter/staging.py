@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
         yield staging
         check_target(target, force=force)
         swap_in(staging, target)
+        remove_leftovers(target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -67,8 +69,12 @@ def swap_in(staging: Path, target: Path) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Delete staging folders of exports to `target` whose process no longer runs."""
-    for leftover in target.parent.glob(f".{target.name}.partial-*"):
+    """Delete what exports to `target` whose process no longer runs have left: staging folders, and once a bundle stands
+    at `target`, those that it replaced.
+    """
+    kinds = ("partial", "replaced") if target.exists() else ("partial",)
+    found = [path for kind in kinds for path in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*")]
+    for leftover in found:
         owner = leftover.name.rpartition("-")[2]
         if owner.isdigit() and not process_runs(int(owner)):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -29,7 +29,9 @@ def find_tokenizer(asked: str | None, beside: Path | None, progress: Progress) -
     if Path(name).exists():
         return Path(name)
     if asked and (name.startswith((".", "/", "~")) or name.endswith((".txt", ".json")) or name.count("/") > 1):
-        raise InputError(f"--tokenizer {name} does not exist; expected a vocab.txt, a tokenizer.json, a folder or a hub id")
+        raise InputError(
+            f"--tokenizer {name} does not exist; expected a vocab.txt, a tokenizer.json, a folder or a hub id"
+        )
     progress.say(f"tokenizer: {name} from the Hugging Face hub" + ("" if asked else ", plus [DEC]"))
     return download_tokenizer(name)
 

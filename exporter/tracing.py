@@ -15,13 +15,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from qpert.exporter.weights import WeightedGraph, weighted_graph
 from qpert.graphs.blip2 import STAGES, Blip2Retrieval, GraphPerturbation
 from qpert.graphs.config import Blip2Config
 from qpert.graphs.layers import LayerNorm
 from qpert.graphs.perturbation.placeholder import query_map_placeholder
 from qpert.runtime.manifest import GraphSpec
-
-from .weights import WeightedGraph, weighted_graph
 
 OPSET = 20
 """The first opset with Gelu as one operator; TensorRT 10 and 11, TensorRT-RTX and ONNX Runtime ≥ 1.17 read it."""

@@ -8,6 +8,7 @@ So memory stays bounded by the largest tensor, and what several graphs share is 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -134,7 +135,9 @@ def weighted_graph(model: onnx.ModelProto, weights: Mapping[str, str]) -> Weight
             kept.append(tensor)
             continue
         name = weights[tensor.name]
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype) if not isinstance(tensor.dtype, int) else tensor.dtype
+        dtype = (
+            onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype) if not isinstance(tensor.dtype, int) else tensor.dtype
+        )
         recipes[name] = Recipe("parameter", name, dtype, tuple(tensor.shape))
         replace_everywhere(tensor, placeholder(name, recipes[name]))
     graph.inputs = kept
@@ -158,7 +161,7 @@ def fold_weights(weighted: WeightedGraph) -> WeightedGraph:
         attributes = dict(node.attrs)
         recipe = Recipe(
             node.op,
-            operator.name(known),
+            free_name(operator.name(known), recipes),
             known[0].dtype,
             operator.shape(known, attributes),
             tuple(known),
@@ -169,6 +172,12 @@ def fold_weights(weighted: WeightedGraph) -> WeightedGraph:
     graph.cleanup()
     used = {name for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)}
     return WeightedGraph(graph, {name: recipe for name, recipe in recipes.items() if name in used})
+
+
+def free_name(name: str, taken: Mapping[str, Recipe]) -> str:
+    """`name`, with a number where another recipe has it."""
+    numbered = (f"{name}.{number}" for number in itertools.count(2))
+    return next(candidate for candidate in (name, *itertools.islice(numbered, len(taken))) if candidate not in taken)
 
 
 def recipe_of(tensor: gs.Tensor, recipes: Mapping[str, Recipe]) -> Recipe | None:
@@ -206,7 +215,7 @@ def write_weights(
         data = recipe.evaluate(source).contiguous().reshape(-1).view(torch.uint8).numpy()
         stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
         stored[key] = Stored(location, stream.tell(), data.nbytes)
-        stream.write(memoryview(data))
+        stream.write(data.data)
         if on_bytes is not None:
             on_bytes(data.nbytes)
     return stored

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import Blip2Config
-from .layers import LayerNorm
-from .perturbation.oracle import query_map
-from .qformer import ImageContext, QFormer
-from .vision import VISION_TOWERS
+from qpert.graphs.config import Blip2Config
+from qpert.graphs.layers import LayerNorm
+from qpert.graphs.perturbation.oracle import query_map
+from qpert.graphs.qformer import ImageContext, QFormer
+from qpert.graphs.vision import VISION_TOWERS
 
 QueryMap = Callable[..., Tensor]
 """(keys [B,A,H,N,d], object_masks [B,O,N], box_weights [B,O], *, threshold) → [B,A,H,d,d]: the `eigh` oracle or the

@@ -26,6 +26,10 @@ class VisionConfig:
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
+        if self.image_size < self.patch_size:
+            raise ValueError(
+                f"image size {self.image_size} is below the least, at least one patch of {self.patch_size}"
+            )
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image size {self.image_size} is not a multiple of the patch size {self.patch_size}; "

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import onnx_graphsurgeon as gs
 
-from .perturbation.lowering import lower_query_map
+from qpert.graphs.perturbation.lowering import lower_query_map
 
 Pass = Callable[[gs.Graph], gs.Graph]
 
 
 def strip_traces(graph: gs.Graph) -> gs.Graph:
-    """Drop what the tracer wrote for debugging (stack traces, scopes): paths of the exporting machine leak otherwise."""
+    """Drop what the tracer wrote for debugging: stack traces would leak paths of the exporting machine."""
     for node in graph.nodes:
         if node.attrs and "metadata_props" in node.attrs:
             del node.attrs["metadata_props"]

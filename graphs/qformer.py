@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import QFormerConfig
-from .layers import LayerNorm, attention, merge_heads, split_heads
-from .perturbation.oracle import perturb_queries
+from qpert.graphs.config import QFormerConfig
+from qpert.graphs.layers import LayerNorm, attention, merge_heads, split_heads
+from qpert.graphs.perturbation.oracle import perturb_queries
 
 MASKED = -10000.0
 """Added to the scores of padding tokens (LAVIS `get_extended_attention_mask`); exp(-10000) is 0 in float32."""
@@ -74,7 +74,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, additive_mask: Tensor | None) -> Tensor:
         projections = (self.self.query(x), self.self.key(x), self.self.value(x))
-        context = attention(*(split_heads(part, self.self.heads) for part in projections), additive_mask)
+        queries, keys, values = (split_heads(part, self.self.heads) for part in projections)
+        context = attention(queries, keys, values, additive_mask)
         return self.output(merge_heads(context), x)
 
 
@@ -90,9 +91,7 @@ class CrossAttention(nn.Module):
         """x [B, T*Q, C] (T = 1 where no texts are involved); `index` counts cross-attentions."""
         queries = split_heads(self.self.query(x), self.self.heads)  # [B, H, T*Q, d]
         if image.query_map is not None:
-            perturbed = perturb_queries(
-                queries.float(), image.query_map[:, index], preserve_norm=image.preserve_norm
-            )
+            perturbed = perturb_queries(queries.float(), image.query_map[:, index], preserve_norm=image.preserve_norm)
             queries = perturbed.to(queries.dtype)
         context = attention(queries, image.keys[:, index], image.values[:, index])
         return self.output(merge_heads(context), x)
@@ -153,8 +152,12 @@ class QFormer(nn.Module):
         self.bert = Bert(config, image_width)
 
     @property
+    def layers(self) -> list[Layer]:
+        return [layer for layer in self.bert.encoder.layer if isinstance(layer, Layer)]
+
+    @property
     def cross_attentions(self) -> list[CrossAttention]:
-        return [layer.crossattention for layer in self.bert.encoder.layer if layer.crossattention is not None]
+        return [layer.crossattention for layer in self.layers if layer.crossattention is not None]
 
     def keys_and_values(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and the values of all A cross-attentions in one projection.
@@ -182,7 +185,7 @@ class QFormer(nn.Module):
         """
         hidden = self.bert.embeddings.LayerNorm(query_tokens)
         index = 0
-        for layer in self.bert.encoder.layer:
+        for layer in self.layers:
             hidden = layer.attention(hidden, None)
             if layer.crossattention is not None:
                 hidden = layer.crossattention(hidden, image, index)
@@ -194,7 +197,7 @@ class QFormer(nn.Module):
         """A text alone: input_ids and attention_mask int64 [T, L] → [T, L, C]."""
         hidden = self.bert.embeddings.LayerNorm(self.bert.embeddings(input_ids))
         mask = additive_mask(attention_mask)
-        for layer in self.bert.encoder.layer:
+        for layer in self.layers:
             hidden = layer.feed_forward_text(layer.attention(hidden, mask))
         return hidden
 
@@ -212,7 +215,7 @@ class QFormer(nn.Module):
         count = query_tokens.shape[1]
         mask = additive_mask(torch.cat([text_mask.new_ones(text_mask.shape[0], count), text_mask], dim=1))
         index = 0
-        for number, layer in enumerate(self.bert.encoder.layer):
+        for number, layer in enumerate(self.layers):
             joint = layer.attention(torch.cat([queries, text], dim=1), mask)  # [I*T, Q+L, C]
             queries, text = joint[:, :count], joint[:, count:]
             if layer.crossattention is not None:

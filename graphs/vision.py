@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .config import VisionConfig
-from .layers import LayerNorm, attention, merge_heads, split_heads
+from qpert.graphs.config import VisionConfig
+from qpert.graphs.layers import LayerNorm, attention, merge_heads, split_heads
 
 
 class PatchEmbedding(nn.Module):

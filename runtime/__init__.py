@@ -13,12 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .boxes import Boxes
-    from .bundle import Bundle
-    from .encoder import ImageFeatures
-    from .errors import QpertError, QpertWarning
-    from .perturbation import Perturbation
-    from .retriever import Gallery, Hit, Retriever
+    from qpert.runtime.boxes import Boxes
+    from qpert.runtime.bundle import Bundle
+    from qpert.runtime.encoder import ImageFeatures
+    from qpert.runtime.errors import QpertError, QpertWarning
+    from qpert.runtime.perturbation import Perturbation
+    from qpert.runtime.retriever import Gallery, Hit, Retriever
 
 _HOME = {
     "Boxes": "boxes",

@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import BundleError
-from .files import cache_folder, sha256_of, write_atomically
-from .manifest import MANIFEST_NAME, GraphSpec, Manifest, bundle_path, read_manifest
+from qpert.runtime.errors import BundleError
+from qpert.runtime.files import cache_folder, sha256_of, write_atomically
+from qpert.runtime.manifest import MANIFEST_NAME, GraphSpec, Manifest, bundle_path, read_manifest
+
+REPORTS = "reports/"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ class Bundle:
         bundle.require_files()
         return bundle
 
+    @classmethod
+    def just_written(cls, folder: Path) -> Bundle:
+        """Open a bundle whose hashes this process has just computed: they are remembered, not computed again."""
+        bundle = cls(folder, read_manifest(folder))
+        memory = HashMemory.load()
+        for name, digest in bundle.manifest.files.items():
+            memory.remember(bundle.path(name), digest)
+        memory.save()
+        return bundle
+
     def path(self, name: str) -> Path:
         return bundle_path(self.folder, name)
 
@@ -56,9 +68,15 @@ class Bundle:
         return [FileState(name, digest, self._digest(name)) for name, digest in self.manifest.files.items()]
 
     def require_files(self) -> None:
-        """Raise BundleError for the first missing or altered file; remember what was found to be right."""
+        """Raise BundleError for the first missing or altered file; remember what was found to be right.
+
+        Reports are left to `check_files`: nothing runs them, and a `verify` that is interrupted between a report and
+        the manifest, or a second one at the same time, must not make a good bundle unusable.
+        """
         memory = HashMemory.load()
         for name, digest in self.manifest.files.items():
+            if name.startswith(REPORTS):
+                continue
             path = self.path(name)
             if not path.is_file():
                 raise BundleError(f"{path} is missing from the bundle; copy the whole folder again, or export it again")
@@ -75,10 +93,10 @@ class Bundle:
 
     def with_report(self, name: str, content: str, *, verification: dict[str, object] | None = None) -> Bundle:
         """Write `reports/<name>`, enter it in the manifest, and return the bundle as it is then."""
-        path = self.path(f"reports/{name}")
+        path = self.path(REPORTS + name)
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, content)
-        files = self.manifest.files | {f"reports/{name}": sha256_of(path)}
+        files = self.manifest.files | {REPORTS + name: sha256_of(path)}
         manifest = replace(self.manifest, files=files, verification=verification or self.manifest.verification)
         write_atomically(self.folder / MANIFEST_NAME, manifest.to_json())
         return replace(self, manifest=manifest)

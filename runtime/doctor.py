@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .errors import UnavailableError
-from .session import PROVIDERS, Provider, available_providers
+from qpert.runtime.errors import UnavailableError
+from qpert.runtime.session import PROVIDERS, Provider, available_providers
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime",),
@@ -68,7 +68,9 @@ def find_gpu() -> Finding:
         return Finding("gpu", False, f"nvidia-smi does not answer ({error})", advice)
     lines = answer.stdout.strip().splitlines()
     if answer.returncode or not lines:
-        return Finding("gpu", False, (answer.stderr or answer.stdout).strip()[:200] or "nvidia-smi shows no GPU", advice)
+        return Finding(
+            "gpu", False, (answer.stderr or answer.stdout).strip()[:200] or "nvidia-smi shows no GPU", advice
+        )
     return Finding("gpu", True, "; ".join(lines))
 
 
@@ -119,6 +121,6 @@ def find_conflict() -> Finding:
 
 IDENTITY = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n'
-    b'\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r'
+    b"\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 """A serialised ONNX model, y = Identity(x) over float32 [1]: the runtime has no onnx to make one with."""

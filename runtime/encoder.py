@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .boxes import Boxes
-from .bundle import Bundle
-from .errors import BoxError, InputError, LimitError
-from .images import ImageInput, load_image, preprocess_images
-from .manifest import GRAPH_NAMES
-from .perturbation import Perturbation, box_weights, object_masks
-from .session import Session, open_session
-from .text import TokenizedTexts, Tokenizer
+from qpert.runtime.boxes import Boxes
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.errors import BoxError, ImageError, InputError, LimitError
+from qpert.runtime.images import ImageInput, load_image, preprocess_images
+from qpert.runtime.manifest import GRAPH_NAMES
+from qpert.runtime.perturbation import Perturbation, box_weights, object_masks
+from qpert.runtime.session import Session, open_session
+from qpert.runtime.text import TokenizedTexts, Tokenizer
 
 Floats = npt.NDArray[np.floating]
 
@@ -53,9 +53,11 @@ class ImageFeatures:
 
 
 class Encoder:
-    """The four graphs of a bundle behind three methods. Use as a context manager."""
+    """The four graphs of a bundle behind three methods. `close` releases them."""
 
-    def __init__(self, bundle: Bundle, provider: str, perturbation: Perturbation | None = None, *, threads: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle, provider: str, perturbation: Perturbation | None = None, *, threads: int = 0
+    ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.perturbation = compatible(perturbation, bundle)
@@ -75,16 +77,13 @@ class Encoder:
         """The longest that `axis` of `graph` may be in one call."""
         return self.manifest.graphs[graph].ranges[axis].max
 
-    def encode_images(
-        self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None
-    ) -> ImageFeatures:
+    def encode_images(self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None) -> ImageFeatures:
         """B images, with or without boxes, to features; see `Retriever.encode_images`."""
-        if not images:
-            raise InputError("got no images to encode, expected at least one")
+        check_sequence(images)
         given = self._check_boxes(len(images), boxes)
         step = self.limit("vision", "B")
         parts = [
-            self._encode_chunk(images[start : start + step], given[start : start + step])
+            self._encode_chunk(images[start : start + step], given[start : start + step], first=start)
             for start in range(0, len(images), step)
         ]
         return concatenated(parts)
@@ -109,6 +108,8 @@ class Encoder:
         texts, several where there are few).
         """
         tokens = self.tokenizer.encode(texts)
+        if not len(texts):
+            raise InputError("got no texts to match, expected at least one")
         scores = np.empty((len(features), len(texts)), dtype=np.float32)
         images_a_call = max(1, min(self.limit("itm", "I"), self.limit("itm", "T") // len(texts)))
         for start in range(0, len(features), images_a_call):
@@ -123,17 +124,23 @@ class Encoder:
             inputs[name] = np.ascontiguousarray(np.broadcast_to(array, (len(features), *array.shape)))
         if self.manifest.graphs["itm"].takes_boxes:
             if features.object_masks is None or features.box_weights is None:
-                raise InputError("this bundle perturbs ITM too, and the features hold no masks; encode the images again")
+                raise InputError(
+                    "this bundle perturbs ITM too, and the features hold no masks; encode the images again"
+                )
             inputs |= {"object_masks": features.object_masks, "box_weights": features.box_weights}
         return self.sessions["itm"].run(inputs)["itm_scores"]
 
-    def _encode_chunk(self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None]) -> ImageFeatures:
-        loaded = [load_image(image, name=image_name(image, number)) for number, image in enumerate(images)]
-        for number, (image, image_boxes) in enumerate(zip(loaded, boxes, strict=True)):
+    def _encode_chunk(
+        self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None], *, first: int
+    ) -> ImageFeatures:
+        """Images of one call of the graphs; `first` is the place of the first of them in the caller's sequence."""
+        names = [image_name(image, number) for number, image in enumerate(images, start=first)]
+        loaded = [load_image(image, name=name) for image, name in zip(images, names, strict=True)]
+        for name, image, image_boxes in zip(names, loaded, boxes, strict=True):
             if image_boxes is not None and image_boxes.size != image.size:
                 raise BoxError(
-                    f"the boxes of {image_name(images[number], number)} are for a picture of "
-                    f"{image_boxes.size[0]}×{image_boxes.size[1]} pixels, the picture has {image.size[0]}×{image.size[1]}; "
+                    f"the boxes of {name} are for a picture of "
+                    f"{image_boxes.size[0]}×{image_boxes.size[1]} pixels, it has {image.size[0]}×{image.size[1]}; "
                     "give boxes in the picture's own pixels (after EXIF rotation)"
                 )
         pixel_values = preprocess_images(loaded, self.manifest.preprocessing)
@@ -160,12 +167,16 @@ class Encoder:
     def _check_boxes(self, count: int, boxes: Sequence[Boxes | None] | None) -> Sequence[Boxes | None]:
         if boxes is None:
             return [None] * count
+        if isinstance(boxes, Boxes):
+            raise InputError("boxes is one Boxes; expected a sequence with one entry for each image: put it in a list")
         if len(boxes) != count:
             raise InputError(f"got boxes for {len(boxes)} images and {count} images; give one entry an image (or None)")
         graph = self.manifest.graphs["image_query"]
         most = max((len(b) for b in boxes if b is not None), default=0)
         if most and not graph.takes_boxes:
-            raise InputError("this bundle was exported with --perturb none and takes no boxes; export it with --perturb itc")
+            raise InputError(
+                "this bundle was exported with --perturb none and takes no boxes; export it with --perturb itc"
+            )
         if most and most > graph.ranges["O"].max:
             raise LimitError(
                 f"an image has {most} boxes, this bundle takes up to {graph.ranges['O'].max}; keep the best ones, or "
@@ -231,6 +242,14 @@ def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
         joined([padded(part.object_masks) for part in parts]),
         joined([padded(part.box_weights) for part in parts]),
     )
+
+
+def check_sequence(images: Sequence[ImageInput]) -> None:
+    """Raises InputError unless `images` is a sequence of at least one."""
+    if isinstance(images, str | Path | np.ndarray) or not isinstance(images, Sequence):
+        raise ImageError(f"images is one {type(images).__name__}; expected a sequence of images: put it in a list")
+    if not len(images):
+        raise InputError("got no images to encode, expected at least one")
 
 
 def image_name(image: ImageInput, number: int) -> str:

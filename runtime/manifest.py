@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import BundleError
-from .images import ImagePreprocessing
-from .perturbation import Perturbation
+import numpy as np
+
+from qpert.runtime.errors import BundleError, InputError
+from qpert.runtime.images import ImagePreprocessing
+from qpert.runtime.perturbation import Perturbation
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -30,6 +32,7 @@ class TensorSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TensorSpec:
+        np.dtype(values["dtype"])  # TypeError for what is none
         return cls(values["name"], values["dtype"], tuple(values["shape"]))
 
 
@@ -39,6 +42,10 @@ class AxisRange:
 
     min: int
     max: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min <= self.max:
+            raise ValueError(f"a range goes from {self.min} to {self.max}")
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,17 @@ class GraphSpec:
 
     @classmethod
     def from_dict(cls, name: str, values: dict[str, Any]) -> GraphSpec:
-        return cls(
+        graph = cls(
             name,
             values["file"],
             tuple(TensorSpec.from_dict(spec) for spec in values["inputs"]),
             tuple(TensorSpec.from_dict(spec) for spec in values["outputs"]),
             {axis: AxisRange(int(length["min"]), int(length["max"])) for axis, length in values["ranges"].items()},
         )
+        axes = {axis for spec in graph.inputs for axis in spec.shape if isinstance(axis, str)}
+        if unknown := sorted(axes - graph.ranges.keys()):
+            raise ValueError(f"graph {name!r} gives no range for the axes {', '.join(unknown)}")
+        return graph
 
 
 @dataclass(frozen=True)
@@ -174,9 +185,9 @@ class Manifest:
 
 
 def check_schema_version(version: object) -> None:
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(
-            f"the manifest's schema_version is {version!r}, expected a number; this is not a qpert bundle"
+            f"the manifest's schema_version is {version!r}, expected a number from 1 on; this is not a qpert bundle"
         )
     if version > SCHEMA_VERSION:
         raise BundleError(
@@ -196,16 +207,23 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} holds no {MANIFEST_NAME}; expected a folder that `qpert export` made")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not JSON ({error}); restore it or export the bundle again") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise BundleError(f"{path} cannot be read as JSON ({error}); restore it or export the bundle again") from error
     if not isinstance(values, dict):
         raise BundleError(f"{path} holds a {type(values).__name__}, expected an object; export the bundle again")
     try:
         manifest = Manifest.from_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        used = (manifest.samples, manifest.tokenizer.file, *(graph.file for graph in manifest.graphs.values()))
+        for name in (*manifest.files, *used):
+            bundle_path(folder, name)
+        if manifest.grid < 1:
+            raise ValueError(f"its images have {manifest.grid} patches a side")
+    except BundleError:
+        raise
+    except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"{path} is not a qpert manifest ({error!r}); export the bundle again") from error
-    for name in (*manifest.files, manifest.samples, manifest.tokenizer.file, *(g.file for g in manifest.graphs.values())):
-        bundle_path(folder, name)
+    if unhashed := [name for name in used if name not in manifest.files]:
+        raise BundleError(f"{path} gives no hash for {', '.join(unhashed)}; do not trust this bundle, export it again")
     return manifest
 
 
@@ -218,6 +236,12 @@ def bundle_path(folder: Path, name: str) -> Path:
     relative = PurePosixPath(name)
     unsafe = not name or relative.is_absolute() or ".." in relative.parts or "\\" in name or ":" in name
     path = folder / relative
-    if unsafe or not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"the manifest names {name!r}, which is outside the bundle {folder}; do not trust this bundle")
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a null byte
+        inside = False
+    if unsafe or not inside:
+        raise BundleError(
+            f"the manifest names {name!r}, which is outside the bundle {folder}; do not trust this bundle"
+        )
     return path

@@ -47,9 +47,15 @@ class Terminal:
             self.say(what)
             yield lambda count: None
             return
-        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
-        from rich.progress import TimeRemainingColumn
 
         amount = DownloadColumn() if unit == "B" else MofNCompleteColumn()
         timing = TimeElapsedColumn() if total is None else TimeRemainingColumn()

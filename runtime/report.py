@@ -8,9 +8,9 @@ import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from .bundle import Bundle
-from .progress import Progress
-from .verification import Gate, Verification
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.progress import Progress
+from qpert.runtime.verification import Comparison, Gate, Verification
 
 LIBRARIES = ("qpert", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
@@ -84,11 +84,16 @@ def render(verification: Verification) -> str:
 
 def gate_row(gate: Gate) -> tuple[str, ...]:
     mark = "pass" if gate.passed else "fail"
-    return html.escape(gate.name), f"{gate.value:.3g}", f"{gate.limit:.3g}", f'<span class="verdict {mark}">{mark}</span>'
+    return (
+        html.escape(gate.name),
+        f"{gate.value:.3g}",
+        f"{gate.limit:.3g}",
+        f'<span class="verdict {mark}">{mark}</span>',
+    )
 
 
 def worst_rows(verification: Verification) -> list[tuple[str, ...]]:
-    worst = {}
+    worst: dict[tuple[str, str], Comparison] = {}
     for comparison in verification.comparisons:
         key = (comparison.graph, comparison.case)
         if key not in worst or not comparison.max_abs <= worst[key].max_abs:

@@ -10,13 +10,13 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from .boxes import Boxes
-from .bundle import Bundle
-from .encoder import Encoder, ImageFeatures
-from .errors import InputError
-from .images import ImageInput
-from .perturbation import Perturbation
-from .scores import final_scores, itc_scores, ranking
+from qpert.runtime.boxes import Boxes
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.encoder import Encoder, ImageFeatures
+from qpert.runtime.errors import InputError
+from qpert.runtime.images import ImageInput
+from qpert.runtime.perturbation import Perturbation
+from qpert.runtime.scores import final_scores, itc_scores, ranking
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ class Retriever:
         """
         return cls(Encoder(Bundle.open(bundle), provider, perturbation, threads=threads))
 
-    def encode_images(
-        self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None
-    ) -> ImageFeatures:
+    def encode_images(self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None) -> ImageFeatures:
         """Encode B images.
 
         Args:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import BundleError
-from .manifest import GRAPH_NAMES
+from qpert.runtime.errors import BundleError
+from qpert.runtime.manifest import GRAPH_NAMES
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """All that was recorded. `pictures` are uint8 [H, W, 3], each with float32 [3, S, S]; captions with int64 ids [L]."""
+    """All that was recorded: pictures uint8 [H, W, 3] with float32 [3, S, S], captions with int64 ids [L]."""
 
     cases: tuple[Case, ...]
     pictures: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -57,8 +57,10 @@ class Samples:
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, not a mapping
                 captions = json.loads((stored.metadata() or {})["captions"])
             return cls(_cases(arrays), _pictures(arrays), _captions(arrays, captions))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise BundleError(f"{path} cannot be read as recorded samples ({error}); export the bundle again") from error
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{path} cannot be read as recorded samples ({error}); export the bundle again"
+            ) from error
 
 
 def _cases(arrays: dict[str, np.ndarray]) -> tuple[Case, ...]:

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import BundleError, InputError, LimitError, UnavailableError
-from .manifest import GraphSpec
+from qpert.runtime.errors import BundleError, InputError, LimitError, UnavailableError
+from qpert.runtime.manifest import GraphSpec
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -34,7 +34,7 @@ class Session(Protocol):
     spec: GraphSpec
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Inputs and outputs by name, as `spec` declares them. Raises InputError or LimitError for what does not fit."""
+        """Inputs and outputs by name, as `spec` declares them. Raises InputError or LimitError where they differ."""
         ...
 
     def close(self) -> None: ...
@@ -55,11 +55,11 @@ PROVIDERS: dict[str, Provider] = {
         Provider("cpu", "CPUExecutionProvider", "pip install 'qpert[cpu]'"),
         Provider("cuda", "CUDAExecutionProvider", "an NVIDIA GPU, its driver, and pip install 'qpert[gpu]'"),
         Provider(
-            "tensorrt", "TensorrtExecutionProvider", "an NVIDIA GPU, its driver, pip install 'qpert[gpu]' and TensorRT 10"
+            "tensorrt",
+            "TensorrtExecutionProvider",
+            "an NVIDIA GPU, its driver, pip install 'qpert[gpu]' and TensorRT 10",
         ),
-        Provider(
-            "rtx", "NvTensorRTRTXExecutionProvider", "an RTX GPU and an ONNX Runtime built with TensorRT-RTX"
-        ),
+        Provider("rtx", "NvTensorRTRTXExecutionProvider", "an RTX GPU and an ONNX Runtime built with TensorRT-RTX"),
     )
 }
 
@@ -127,8 +127,8 @@ class OnnxRuntimeSession:
 def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
     """An `onnxruntime.InferenceSession` that really uses `provider`.
 
-    ONNX Runtime falls back to the CPU in silence when a provider cannot start, so what it uses is compared with what was
-    asked for.
+    ONNX Runtime falls back to the CPU in silence when a provider cannot start, so what it uses is compared with what
+    was asked for.
     """
     try:
         import onnxruntime
@@ -182,7 +182,7 @@ def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:
         for length, axis in zip(array.shape, tensor.shape, strict=True):
             wanted = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
             if length != wanted:
-                raise InputError(f"{message} with {axis} = {wanted}")
+                raise InputError(f"{message} with {axis} = {wanted}" if isinstance(axis, str) else message)
     for axis, length in lengths.items():
         check_range(spec, axis, length)
 

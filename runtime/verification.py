@@ -8,6 +8,7 @@ such).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .encoder import Encoder
-from .images import preprocess_images
-from .manifest import GraphSpec, TensorSpec
-from .progress import Progress, Silent
-from .samples import Case, Samples
-from .session import Session
+from qpert.runtime.encoder import Encoder
+from qpert.runtime.errors import BundleError
+from qpert.runtime.images import preprocess_images
+from qpert.runtime.manifest import GraphSpec, TensorSpec
+from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.samples import Case, Samples
+from qpert.runtime.session import Session
 
 Selection = dict[str, npt.NDArray[np.int64]]
 """Axis name → which rows of the case, in which order."""
@@ -50,6 +52,11 @@ PERTURBED_COSINE_DISTANCE = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2}
 that flips changes one direction of one head. What that costs in angle is bounded here, since it cannot be avoided."""
 
 
+def json_number(value: Any) -> Any:
+    """`value`, or None where it is NaN or infinite: JSON has no such numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 @dataclass(frozen=True)
 class Gate:
     """One judged number: passes where `value` is at most `limit`."""
@@ -63,7 +70,7 @@ class Gate:
         return bool(self.value <= self.limit)  # False for NaN
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "value": self.value, "limit": self.limit, "pass": self.passed}
+        return {"name": self.name, "value": json_number(self.value), "limit": self.limit, "pass": self.passed}
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,10 @@ class Verification:
             "provider": self.provider,
             "precision": self.precision,
             "gates": [gate.to_dict() for gate in self.gates],
-            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "comparisons": [
+                {key: json_number(value) for key, value in asdict(comparison).items()}
+                for comparison in self.comparisons
+            ],
             "environment": self.environment,
         }
 
@@ -135,6 +145,7 @@ def verify_tensors(
         provider: the provider's name, for the report.
     """
     precision = encoder.manifest.precision
+    require_cases(encoder, cases)
     comparisons: list[Comparison] = []
     own: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     spread: dict[str, float] = {}
@@ -147,17 +158,32 @@ def verify_tensors(
                 outputs = run_selected(session, case, selection)
                 comparisons += compare(case, session.spec, label, outputs, selection)
                 distance = neighbour_distance(session.spec, outputs, alone, selection)
-                spread[case.graph] = max(spread.get(case.graph, 0.0), distance)
+                spread[case.graph] = float(np.maximum(spread.get(case.graph, 0.0), distance))  # NaN stays
             advance(1)
     gates = [
         *tensor_gates(comparisons, precision),
-        *(Gate(f"{graph}: rows independent of neighbours", value, TOLERANCES[precision].neighbour_abs)
-          for graph, value in spread.items()),
+        *(
+            Gate(f"{graph}: rows independent of neighbours", value, TOLERANCES[precision].neighbour_abs)
+            for graph, value in spread.items()
+        ),
         *zero_weight_gates(own, precision),
         preprocessing_gate(encoder, samples),
         tokenizer_gate(encoder, samples),
     ]
     return Verification("tensor", reference, provider, precision, tuple(gates), tuple(comparisons), {})
+
+
+def require_cases(encoder: Encoder, cases: Sequence[Case]) -> None:
+    """Raises BundleError where a graph, or its perturbation, has no case: a pass would say nothing of it."""
+    for name, session in encoder.sessions.items():
+        mine = [case for case in cases if case.graph == name]
+        if not mine:
+            raise BundleError(f"there is no case for graph {name!r} to verify it with; export the bundle again")
+        if session.spec.takes_boxes and not any(np.any(case.inputs["box_weights"]) for case in mine):
+            raise BundleError(
+                f"no case of graph {name!r} has a box of weight, so its perturbation would not be verified; "
+                "export the bundle again, or pass another --seed with a live reference"
+            )
 
 
 def selections(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Selection]]:
@@ -204,11 +230,23 @@ def run_selected(session: Session, case: Case, selection: Selection) -> dict[str
 
 
 def run_rows_alone(session: Session, case: Case) -> dict[str, np.ndarray]:
-    """Every row of the case in a call of its own, put together again."""
+    """Every row of the case (of a graph with two batch axes: every pair) in a call of its own, put together again."""
     first, *others = axes = batch_axes(session.spec, case)
-    whole = {axis: np.arange(axes[axis]) for axis in others}
-    runs = [run_selected(session, case, whole | {first: np.array([row])}) for row in range(axes[first])]
-    return {name: np.concatenate([run[name] for run in runs]) for name in session.spec.output_names}
+    if not others:
+        runs = [run_selected(session, case, {first: np.array([row])}) for row in range(axes[first])]
+        return {name: np.concatenate([run[name] for run in runs]) for name in session.spec.output_names}
+    (second,) = others
+    pairs = [
+        [
+            run_selected(session, case, {first: np.array([row]), second: np.array([column])})
+            for column in range(axes[second])
+        ]
+        for row in range(axes[first])
+    ]
+    return {
+        name: np.concatenate([np.concatenate([run[name] for run in row], axis=1) for row in pairs])
+        for name in session.spec.output_names
+    }
 
 
 def compare(

@@ -1,7 +1,7 @@
 """The built-in demonstration checkpoint.
 
-It is BLIP-2's architecture in small, with seeded random weights: enough to see the whole path run and verify to the last
-digit on a laptop, and no retrieval model. Its rankings mean nothing.
+It is BLIP-2's architecture in small, with seeded random weights: enough to see the whole path run and verify to the
+last digit on a laptop, and no retrieval model. Its rankings mean nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> T
         return 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
     if name.endswith("bias"):
         return 0.1 * noise
-    if "embed" in name and not name.endswith("proj.weight") or "token" in name:
+    if ("embed" in name and not name.endswith("proj.weight")) or "token" in name:
         return 0.5 * noise
     return noise / math.sqrt(math.prod(shape[1:]))
 

@@ -1,7 +1,7 @@
 """The command line: `qpert …`, and `qpert-export …` for `qpert export …`.
 
-Errors are handled here, at the edge: a `QpertError` becomes one line on stderr and its exit code, anything else is a bug
-and keeps its traceback.
+Errors are handled here, at the edge: a `QpertError` becomes one line on stderr and its exit code, anything else is a
+bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         warnings.showwarning = show_warning
         warnings.simplefilter("always", QpertWarning)
         try:
-            result = cli.main(args=list(arguments), prog_name="qpert", standalone_mode=False)
+            result = cli.main(args=list(arguments), prog_name="qpert", standalone_mode=False, obj=list(arguments))
         except QpertError as error:
             click.echo(f"error: {error}", err=True)
             return error.exit_code
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """One line for the user's own warnings; other libraries' warnings are not the user's business."""
     if issubclass(category, QpertWarning):
         click.echo(f"warning: {message}", err=True)

@@ -6,9 +6,8 @@ import json
 
 import click
 
+from qpert.runtime.cli.options import json_option
 from qpert.runtime.doctor import Finding, examine
-
-from .options import json_option
 
 
 @click.command("doctor")

@@ -10,34 +10,57 @@ from typing import Any, get_args
 
 import click
 
+from qpert.runtime.cli.options import json_option, require_export_extra
 from qpert.runtime.errors import InputError
 from qpert.runtime.perturbation import WEIGHT_FUNCTIONS, Coverage, Perturbation, Reduction, Semantics
 from qpert.runtime.progress import Terminal
 
-from .options import json_option, require_export_extra
-
 
 @click.command("export", context_settings={"show_default": True})
 @click.argument("architecture")
-@click.option("--out", type=click.Path(path_type=Path), help="the bundle's folder [default: qpert-blip2-<checkpoint>-<precision>]")
-@click.option("--checkpoint", default=None, help="demo, coco, pretrain, pretrain_vitL, a .pth, a folder, or a hub id [default: demo]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="the bundle's folder [default: qpert-blip2-<checkpoint>-<precision>]"
+)
+@click.option(
+    "--checkpoint",
+    default=None,
+    help="demo, coco, pretrain, pretrain_vitL, a .pth, a folder, or a hub id [default: demo]",
+)
 @click.option("--image-size", type=int, help="pixels [default: the checkpoint's]")
 @click.option("--tokenizer", help="vocab.txt, tokenizer.json, a folder, or a hub id [default: beside the checkpoint]")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
-@click.option("--perturb", type=click.Choice(["itc", "both", "none"]), default=None, help="stages that boxes act on [default: itc]")
+@click.option(
+    "--perturb",
+    type=click.Choice(["itc", "both", "none"]),
+    default=None,
+    help="stages that boxes act on [default: itc]",
+)
 @click.option("--threshold", type=float, default=0.95, help="contribution-ratio threshold of the key subspace")
 @click.option("--preserve-norm", is_flag=True, help="keep each query's norm")
-@click.option("--semantics", type=click.Choice(get_args(Semantics)), default="paper", help="whose reading of the method")
+@click.option(
+    "--semantics", type=click.Choice(get_args(Semantics)), default="paper", help="whose reading of the method"
+)
 @click.option("--alpha", type=float, help="default strength of the perturbation [default: 8]")
-@click.option("--weight", type=click.Choice(list(WEIGHT_FUNCTIONS)), default="constant", help="default weight of a box by its area S")
-@click.option("--coverage", type=click.Choice(get_args(Coverage)), help="how a box covers patches [default: the semantics']")
+@click.option(
+    "--weight",
+    type=click.Choice(list(WEIGHT_FUNCTIONS)),
+    default="constant",
+    help="default weight of a box by its area S",
+)
+@click.option(
+    "--coverage", type=click.Choice(get_args(Coverage)), help="how a box covers patches [default: the semantics']"
+)
 @click.option("--reduction", type=click.Choice(get_args(Reduction)), help="over boxes [default: the semantics']")
 @click.option("--max-batch", type=int, default=8, help="most images of one call")
 @click.option("--max-boxes", type=int, default=32, help="most boxes of one image")
 @click.option("--max-text", type=int, default=64, help="most texts of one call")
 @click.option("--max-length", type=int, default=35, help="most tokens of one text; longer ones are cut")
 @click.option("--samples", type=int, default=2, help="pictures whose PyTorch outputs are recorded for `qpert verify`")
-@click.option("--vision-checkpoint", type=click.Path(path_type=Path), help="the vision tower's own .pth, where the checkpoint lacks it")
+@click.option(
+    "--vision-checkpoint",
+    type=click.Path(path_type=Path),
+    help="the vision tower's own .pth, where the checkpoint lacks it",
+)
 @click.option("--vision-heads", type=int, help="attention heads of the vision tower, where nothing else tells")
 @click.option("--qformer-heads", type=int, help="attention heads of the Q-Former, where nothing else tells")
 @click.option("--force", is_flag=True, help="replace an existing bundle")
@@ -72,7 +95,7 @@ def command(**options: Any) -> None:
         ),
         samples=options["samples"],
         force=options["force"],
-        command=shlex.join(["qpert", *sys.argv[1:]]),
+        command=shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])]),
     )
     bundle = export_bundle(request, progress)
     progress.say(f"wrote {bundle.folder}; next: qpert verify {bundle.folder}")
@@ -86,7 +109,12 @@ def perturbation_of(options: dict[str, Any]) -> Perturbation:
     """The settings that the options describe; what is not given follows the semantics."""
     beta, gamma = WEIGHT_FUNCTIONS[options["weight"]]
     chosen = {name: options[name] for name in ("alpha", "coverage", "reduction") if options[name] is not None}
-    chosen |= {"beta": beta, "gamma": gamma, "threshold": options["threshold"], "preserve_norm": options["preserve_norm"]}
+    chosen |= {
+        "beta": beta,
+        "gamma": gamma,
+        "threshold": options["threshold"],
+        "preserve_norm": options["preserve_norm"],
+    }
     if options["perturb"] is not None:
         chosen["stages"] = options["perturb"]
     make = {"paper": Perturbation.paper, "release": Perturbation.release}[options["semantics"]]

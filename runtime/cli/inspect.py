@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from qpert.runtime.bundle import Bundle, FileState
+from qpert.runtime.cli.options import bundle_argument, json_option
 from qpert.runtime.manifest import Manifest, read_manifest
-
-from .options import bundle_argument, json_option
 
 
 @click.command("inspect")

@@ -22,6 +22,4 @@ def require_export_extra(purpose: str) -> None:
     needed = ("torch", "onnx", "onnxscript", "onnx_graphsurgeon")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise UnavailableError(
-            f"{purpose} needs {', '.join(missing)}, not installed here; pip install 'qpert[export]'"
-        )
+        raise UnavailableError(f"{purpose} needs {', '.join(missing)}, not installed here; pip install 'qpert[export]'")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from qpert.runtime.bundle import Bundle
+from qpert.runtime.cli.options import bundle_argument, json_option, provider_option, require_export_extra
 from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import InputError
 from qpert.runtime.progress import Progress, Terminal
@@ -15,15 +16,15 @@ from qpert.runtime.report import environment, write_report
 from qpert.runtime.samples import Case, Samples
 from qpert.runtime.verification import Verification, verify_tensors
 
-from .options import bundle_argument, json_option, provider_option, require_export_extra
-
 LEVELS = ("tensor",)
 REFERENCES = ("recorded", "torch", "hf", "lavis")
 
 
 @click.command("verify", context_settings={"show_default": True})
 @bundle_argument
-@click.option("--reference", type=click.Choice(REFERENCES), default=None, help="what to compare with [default: recorded]")
+@click.option(
+    "--reference", type=click.Choice(REFERENCES), default=None, help="what to compare with [default: recorded]"
+)
 @click.option("--checkpoint", help="the checkpoint for a live reference [default: the one that was exported]")
 @click.option("--level", type=click.Choice(LEVELS), default="tensor", help="what is compared")
 @click.option("--seed", type=int, default=1, help="of the fresh inputs that a live reference is tried with")
@@ -45,17 +46,22 @@ def command(
     opened = Bundle.open(bundle)
     if reference is None:
         progress.say("comparing with the outputs recorded at export; --reference torch|hf|lavis runs a live one")
-    verification = verify(
-        opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress
-    )
+    verification = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
     page = write_report(opened, verification, progress)
     if html is not None:
-        html.write_text(page, encoding="utf-8")
+        write_page(html, page)
     if as_json:
         click.echo(json.dumps(verification.to_dict()))
     else:
         show(verification)
     return 0 if verification.passed else 1
+
+
+def write_page(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--html {path} cannot be written ({error.strerror}); the report is in the bundle") from error
 
 
 def verify(

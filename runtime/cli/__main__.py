@@ -1,0 +1,5 @@
+"""`python -m qpert.runtime.cli`."""
+
+from qpert.runtime.cli import main
+
+main()

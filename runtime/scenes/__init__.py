@@ -1,0 +1,30 @@
+"""The scenes of the built-in demonstration: generated pictures, their captions and their boxes, without torch.
+
+A scene is plain data (`scene.py`), drawn from tables of what exists (`objects.py`), painted with Pillow (`drawing.py`),
+described in words whose truth can be checked against any scene (`captions.py`, `ceiling.py`), and written in the layout
+of the real data sets (`writer.py`).
+"""
+
+from __future__ import annotations
+
+from qpert.runtime.scenes.captions import Caption, describe
+from qpert.runtime.scenes.ceiling import Ceiling, caption_ceiling
+from qpert.runtime.scenes.drawing import draw_scene, object_map
+from qpert.runtime.scenes.scene import Scene, SceneObject, sample_scene
+from qpert.runtime.scenes.writer import SPLIT_SIZES, Layout, generate, write_dataset
+
+__all__ = [
+    "SPLIT_SIZES",
+    "Caption",
+    "Ceiling",
+    "Layout",
+    "Scene",
+    "SceneObject",
+    "caption_ceiling",
+    "describe",
+    "draw_scene",
+    "generate",
+    "object_map",
+    "sample_scene",
+    "write_dataset",
+]

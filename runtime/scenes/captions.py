@@ -1,0 +1,186 @@
+"""Captions of scenes in everyday wording, each with the facts that it states and the phrases that name boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qpert.runtime.scenes.facts import Claim, Mention, Relation, cell_of, relation_between, size_word_class
+from qpert.runtime.scenes.objects import BACKGROUNDS, KINDS, TEXTURES, Dice
+from qpert.runtime.scenes.scene import Scene
+
+COUNTS = {2: "two", 3: "three"}
+SIZE_WORDS = {"tiny": ("tiny",), "small": ("small", "little"), "big": ("big", "large"), "huge": ("huge", "giant")}
+CELL_PHRASES = {
+    "upper left": ("in the upper left corner", "at the top left"),
+    "upper": ("at the top", "near the top"),
+    "upper right": ("in the upper right corner", "at the top right"),
+    "left": ("on the left", "on the left side"),
+    "middle": ("in the middle", "in the center"),
+    "right": ("on the right", "on the right side"),
+    "lower left": ("in the lower left corner", "at the bottom left"),
+    "lower": ("at the bottom", "near the bottom"),
+    "lower right": ("in the lower right corner", "at the bottom right"),
+}
+RELATION_PHRASES = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+    "in front of": ("in front of", "partly covering"),
+}
+TEXTURE_VISIBLE = 36
+"""Pixels: the shorter side from which an object's texture is spoken of."""
+SMALL = 0.05
+"""Box area over picture area up to which an object can be a caption's only one."""
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Words that name a chain of the Entities annotation: a group of objects, or the background (`group` −1)."""
+
+    words: str
+    group: int
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One sentence: words and phrases in order, and what it claims of a scene."""
+
+    pieces: tuple[str | Phrase, ...]
+    claim: Claim
+
+    @property
+    def text(self) -> str:
+        """The sentence as people write it: a capital first, a full stop last, no space before a comma."""
+        words = " ".join(piece if isinstance(piece, str) else piece.words for piece in self.pieces)
+        words = words.replace(" ,", ",")
+        return f"{words[0].upper()}{words[1:]}."
+
+
+class Narrator:
+    """Describes one scene; every call draws new words."""
+
+    def __init__(self, scene: Scene, dice: Dice) -> None:
+        self.scene = scene
+        self.dice = dice
+
+    def everything(self) -> Caption:
+        """Up to four groups and the background."""
+        groups = self.dice.shuffled(range(len(self.scene.groups)))[:4]
+        named = [self._named(group, sized=len(groups) < 3) for group in groups]
+        pieces = self._opening() + _listed([phrase for phrase, _ in named]) + self._place()
+        return Caption(pieces, Claim(tuple(mention for _, mention in named), (), self.scene.background))
+
+    def places(self) -> Caption:
+        """Two or three groups, single ones with where they are."""
+        groups = self.dice.shuffled(range(len(self.scene.groups)))[:3]
+        pieces: list[str | Phrase] = []
+        mentions = []
+        for index, group in enumerate(groups):
+            phrase, mention = self._named(group, placed=True)
+            where = (self.dice.pick(CELL_PHRASES[mention.cell]),) if mention.cell else ()
+            if index:
+                pieces += [","] if index < len(groups) - 1 else ["and"]
+            pieces += [phrase, *where]
+            mentions.append(mention)
+        told = self.dice.chance(0.6)
+        return Caption((*pieces, *(self._place() if told else ())), self._claim(mentions, told=told))
+
+    def relation(self) -> Caption:
+        """Two groups in relation, often with a third beside them; None of them needs to be large."""
+        pairs = [
+            (a, b, found)
+            for a, first in enumerate(self.scene.groups)
+            for b, second in enumerate(self.scene.groups)
+            if a != b and len(first) == len(second) == 1 and (found := relation_between(self.scene, first[0], second[0]))
+        ]
+        if not pairs:
+            return self.places()
+        a, b, found = self.dice.pick(pairs)
+        named = [self._named(a, sized=True), self._named(b)]
+        verb = self.dice.pick(("is", "", "")) if found != "in front of" else ""
+        pieces: list[str | Phrase] = [named[0][0], *([verb] if verb else []), self.dice.pick(RELATION_PHRASES[found])]
+        pieces.append(named[1][0])
+        others = [group for group in range(len(self.scene.groups)) if group not in (a, b)]
+        if others and self.dice.chance(0.65):
+            named.append(self._named(self.dice.pick(others)))
+            pieces += [self.dice.pick(("and", "with", "beside")), named[2][0]]
+        told = self.dice.chance(0.65)
+        claim = self._claim([mention for _, mention in named], told=told, relations=(Relation(0, found, 1),))
+        return Caption((*pieces, *(self._place() if told else ())), claim)
+
+    def small_one(self) -> Caption:
+        """One small object alone, with where it is; `places` where there is no small one."""
+        small = [
+            group
+            for group, items in enumerate(self.scene.groups)
+            if len(items) == 1 and self.scene.area(items[0]) <= SMALL
+        ]
+        if not small:
+            return self.everything()
+        phrase, mention = self._named(self.dice.pick(small), sized=True, placed=True)
+        start = self.dice.pick(((), ("there is",), ("you can see",)))
+        pieces = (*start, phrase, self.dice.pick(CELL_PHRASES[mention.cell or "middle"]), *self._place())
+        return Caption(pieces, self._claim([mention], told=True))
+
+    def _claim(self, mentions: list[Mention], *, told: bool, relations: tuple[Relation, ...] = ()) -> Claim:
+        return Claim(tuple(mentions), relations, self.scene.background if told else None)
+
+    def _named(self, group: int, *, sized: bool = False, placed: bool = False) -> tuple[Phrase, Mention]:
+        """A noun phrase for a group, and what it says."""
+        items = self.scene.groups[group]
+        first = items[0]
+        size = size_word_class(self.scene.area(first)) if sized and self.dice.chance(0.75) else None
+        seen = min(first.place[2:]) >= TEXTURE_VISIBLE and first.texture != "plain"
+        texture = first.texture if seen and self.dice.chance(0.85) else None
+        cell = cell_of(self.scene, first) if placed and len(items) == 1 else None
+        mention = Mention(first.kind, first.colour, len(items), texture, size, cell)
+        return Phrase(self._noun_phrase(mention), group), mention
+
+    def _noun_phrase(self, mention: Mention) -> str:
+        adjectives, nouns = TEXTURES[mention.texture or "plain"]
+        size = [self.dice.pick(SIZE_WORDS[mention.size])] if mention.size else []
+        trailing = ""
+        if mention.texture and self.dice.chance(0.3):
+            words, trailing = [*size, mention.colour], f" with {self.dice.pick(nouns)}"
+        elif mention.texture and self.dice.chance(0.6):
+            words = [*size, mention.colour, self.dice.pick(adjectives)]
+        else:
+            words = [*size, *([self.dice.pick(adjectives)] if mention.texture else []), mention.colour]
+        words.append(self.dice.pick(KINDS[mention.kind].nouns)[mention.count > 1])
+        article = COUNTS.get(mention.count) or ("an" if words[0][0] in "aeiou" else "a")
+        return " ".join([article, *words]) + trailing
+
+    def _opening(self) -> tuple[str, ...]:
+        return self.dice.pick(((), (), (), ("there are",), ("a picture of",), ("we see",)))
+
+    def _place(self) -> tuple[str | Phrase, ...]:
+        preposition, words = self.dice.pick(BACKGROUNDS[self.scene.background].phrases)
+        return preposition, Phrase(words, -1)
+
+
+def describe(scene: Scene, seed: str, *, rounds: int = 1) -> tuple[Caption, ...]:
+    """Five different captions (times `rounds`): two of everything, one of places, one of a relation, one of a small
+    object, in random order. The seed decides the words only."""
+    narrator = Narrator(scene, Dice(seed))
+    captions: dict[str, Caption] = {}
+    tellers = (narrator.everything, narrator.relation, narrator.places, narrator.small_one, narrator.relation)
+    for tell in tellers * rounds:
+        caption = tell()
+        for _ in range(8):
+            if caption.text not in captions:
+                break
+            caption = narrator.everything()
+        captions.setdefault(caption.text, caption)
+    while len(captions) < 5 * rounds:  # a scene with one object can be said in few ways
+        caption = narrator.places()
+        captions.setdefault(caption.text, caption)
+    return tuple(narrator.dice.shuffled(list(captions.values())))
+
+
+def _listed(phrases: list[Phrase]) -> tuple[str | Phrase, ...]:
+    """A, B and C."""
+    pieces: list[str | Phrase] = [phrases[0]]
+    for index, phrase in enumerate(phrases[1:], start=1):
+        pieces += ["and" if index == len(phrases) - 1 else ",", phrase]
+    return tuple(pieces)

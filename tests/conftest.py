@@ -1,0 +1,161 @@
+"""What the whole suite shares. Tracing takes seconds, so bundles are exported once; tests that damage one take a copy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import OPTIONS, VOCABULARY, tiny_checkpoint
+
+PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing that the user has cached is read or written."""
+    before = os.environ.get("QPERT_CACHE")
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["QPERT_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["QPERT_CACHE"]
+    else:
+        os.environ["QPERT_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration checkpoint with default settings. Not to be written to."""
+    from qpert.exporter.export import ExportRequest, export_bundle
+
+    return export_bundle(ExportRequest("demo", tmp_path_factory.mktemp("demo") / "bundle")).folder
+
+
+@pytest.fixture(scope="session")
+def both_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration checkpoint with `--perturb both`. Not to be written to."""
+    from qpert.exporter.export import ExportRequest, export_bundle
+    from qpert.runtime.perturbation import Perturbation
+
+    out = tmp_path_factory.mktemp("both") / "bundle"
+    return export_bundle(ExportRequest("demo", out, perturbation=Perturbation(stages="both"))).folder
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pth")
+
+
+@pytest.fixture(scope="session")
+def export_tiny(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Exports the tiny model with the given fields of `ExportRequest` into a new folder."""
+    from qpert.exporter.export import ExportRequest, export_bundle
+    from qpert.exporter.signatures import Limits
+
+    def export(**fields) -> Path:
+        settings = {"limits": Limits(3, 4, 6, 12), "tokenizer": str(VOCABULARY), "options": OPTIONS} | fields
+        out = tmp_path_factory.mktemp("tiny-bundle") / "bundle"
+        return export_bundle(ExportRequest(str(tiny_weights), out, **settings)).folder
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(export_tiny: Callable[..., Path]) -> Path:
+    """The tiny model, `--perturb both`, with small limits: quick to verify. Not to be written to."""
+    from qpert.runtime.perturbation import Perturbation
+
+    return export_tiny(perturbation=Perturbation(stages="both", threshold=0.9))
+
+
+@pytest.fixture(scope="session")
+def half_bundle(export_tiny: Callable[..., Path]) -> Path:
+    """The tiny model in fp16 with `--perturb both --preserve-norm`. Not to be written to."""
+    from qpert.runtime.perturbation import Perturbation
+
+    perturbation = Perturbation(stages="both", threshold=0.9, preserve_norm=True)
+    return export_tiny(precision="fp16", perturbation=perturbation)
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What one command line did."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def stock_export(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> CommandResult:
+    """`qpert export blip2 --perturb none --json` of the tiny model, and the bundle that it made."""
+    import contextlib
+    import io
+
+    from qpert.runtime.cli import run
+
+    folder = tmp_path_factory.mktemp("stock") / "bundle"
+    out, err = io.StringIO(), io.StringIO()
+    arguments = ["export", "blip2", "--checkpoint", str(tiny_weights), "--tokenizer", str(VOCABULARY)]
+    arguments += ["--vision-heads", "2", "--qformer-heads", "2", "--perturb", "none", "--max-batch", "3"]
+    arguments += ["--max-text", "6", "--max-length", "12", "--out", str(folder), "--json"]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(arguments)
+    return CommandResult(code, out.getvalue(), err.getvalue(), folder)
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A copy of a bundle, to be damaged."""
+
+    def copy(bundle: Path) -> Path:
+        return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def edit_manifest() -> Callable[..., None]:
+    """Changes a bundle's manifest: `edit(folder, lambda values: …)`."""
+
+    def edit(folder: Path, change: Callable[[dict], object]) -> None:
+        path = folder / "manifest.json"
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    return sorted(PHOTOS.glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def photo_boxes(photos: list[Path]) -> list:
+    """The boxes of the photographs, made by hand, as `Boxes`."""
+    from PIL import Image
+
+    from qpert.runtime.box_files import read_box_file
+
+    table = read_box_file(PHOTOS / "boxes.jsonl")
+    return [table.for_image(photo.name, Image.open(photo).size) for photo in photos]
+
+
+@pytest.fixture(scope="session")
+def random_pictures() -> Callable[[int], list[np.ndarray]]:
+    """So many different small pictures."""
+
+    def make(count: int) -> list[np.ndarray]:
+        rng = np.random.default_rng(3)
+        return [rng.integers(0, 256, (40 + 3 * i, 60 - 2 * i, 3), dtype=np.uint8) for i in range(count)]
+
+    return make
