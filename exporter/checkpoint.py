@@ -5,7 +5,6 @@ source → files → TensorStore → family, dimensions → strict names → Laz
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from qpert.exporter.sources import TensorInfo, TensorStore
 from qpert.exporter.tensors import LazyTensors
 from qpert.graphs.config import CONFIGS, Blip2Config
 from qpert.runtime.errors import CheckpointError, InputError
-from qpert.runtime.files import CHUNK, cache_folder
+from qpert.runtime.files import cache_folder
 from qpert.runtime.manifest import CheckpointRecord
 
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
@@ -137,7 +136,7 @@ def open_checkpoint(
         plan = plan_checkpoint(opened.store.entries, opened.source, options, hub=opened.hub, known=opened.known)
         size = plan.config.vision.image_size if image_size is None else image_size
         config = at_image_size(replace(plan.config, name=opened.name), size)
-        digest = hash_files(opened.store.files, progress)
+        digest = sources.hash_files(opened.store.files, progress)
     except BaseException:
         opened.store.close()
         raise
@@ -293,16 +292,3 @@ def size_note(config: Blip2Config, image_size: int) -> tuple[str, ...]:
         f"position embeddings interpolated from {own} px ({own // patch}×{own // patch} patches) to {image_size} px "
         f"({image_size // patch}×{image_size // patch}), bicubic, as LAVIS does",
     )
-
-
-def hash_files(paths: tuple[Path, ...], progress: Progress) -> str:
-    """SHA-256 over the files' bytes, one after the other in the order of their names."""
-    digest, done = hashlib.sha256(), 0
-    total = sum(path.stat().st_size for path in paths)
-    for path in sorted(paths, key=lambda path: path.name):
-        with path.open("rb") as stream:
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
-                done += len(chunk)
-                progress("hashing the checkpoint", done, total)
-    return digest.hexdigest()

@@ -60,7 +60,6 @@ def download(
         UnavailableError: no network, or the server does not give the whole file; says how to put it there by hand.
     """
     part = target.with_name(target.name + ".part")
-    part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         persist(url, part, progress, attempts, pause, timeout)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,12 @@ from qpert.exporter.weights import WeightedGraph, fold_weights
 from qpert.graphs.blip2 import GraphPerturbation
 from qpert.graphs.passes import run_passes
 from qpert.runtime.bundle import Bundle
-from qpert.runtime.errors import InputError
+from qpert.runtime.errors import InputError, QpertWarning
 from qpert.runtime.files import sha256_of
 from qpert.runtime.images import ImagePreprocessing
 from qpert.runtime.manifest import MANIFEST_NAME, GraphSpec, Manifest, TokenizerSpec
 from qpert.runtime.perturbation import Perturbation
-from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.progress import Progress, Silent, byte_listener
 from qpert.runtime.scores import SCORE_FORMULAS
 from qpert.runtime.text import Tokenizer
 
@@ -90,13 +91,20 @@ def export_bundle(request: ExportRequest, progress: Progress | None = None) -> B
     """
     progress = progress or Silent()
     request.check()
-    with open_checkpoint(request.checkpoint, image_size=request.image_size, options=request.options) as checkpoint:
+    with open_with_progress(request, progress) as checkpoint:
         for note in checkpoint.notes:
             progress.say(note)
         request.limits.check(checkpoint.config.qformer.max_positions)
         with staged_folder(request.target, force=request.force) as folder:
             _write_bundle(folder, request, checkpoint, progress)
     return Bundle.just_written(request.target)
+
+
+def open_with_progress(request: ExportRequest, progress: Progress) -> Checkpoint:
+    with byte_listener(progress) as listen:
+        return open_checkpoint(
+            request.checkpoint, image_size=request.image_size, options=request.options, progress=listen
+        )
 
 
 def _write_bundle(folder: Path, request: ExportRequest, checkpoint: Checkpoint, progress: Progress) -> None:
@@ -164,7 +172,9 @@ def _write_samples(
     from safetensors.numpy import save_file
 
     tokens = Tokenizer.open(folder / "tokenizer.json", max_length=request.limits.length)
-    token_ids = tuple((caption, tokens.encode([caption]).input_ids[0]) for caption in CAPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QpertWarning)  # these captions are not the user's: no matter if they are cut
+        token_ids = tuple((caption, tokens.encode([caption]).input_ids[0]) for caption in CAPTIONS)
     perturbation = request.graph_perturbation or GraphPerturbation()
     with progress.stage("recording reference outputs from PyTorch"):
         reference = TorchReference.open(checkpoint, perturbation)

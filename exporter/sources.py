@@ -5,6 +5,7 @@ Nothing here runs code from a file: `torch.load` is always `weights_only=True`, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zipfile
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpert.exporter.download import Progress
 from qpert.runtime.errors import CheckpointError
+from qpert.runtime.files import CHUNK
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 DOWNLOAD_AGAIN = "download or copy it again"
@@ -243,3 +246,16 @@ def shorten(names: list[str], limit: int = 10) -> str:
     """Up to `limit` names, and how many more there are."""
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def hash_files(paths: tuple[Path, ...], progress: Progress) -> str:
+    """SHA-256 over the files' bytes, one after the other in the order of their names."""
+    digest, done = hashlib.sha256(), 0
+    total = sum(path.stat().st_size for path in paths)
+    for path in sorted(paths, key=lambda path: path.name):
+        with path.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                progress("hashing the checkpoint", done, total)
+    return digest.hexdigest()

@@ -96,6 +96,11 @@ OPERATORS: dict[str, FoldableOperator] = {
         lambda parts, attributes: tuple(parts[0].shape[axis] for axis in attributes["perm"]),
         lambda recipe, parts: parts[0].permute(dict(recipe.attributes)["perm"]),
     ),
+    "Reshape": FoldableOperator(
+        lambda parts: f"{parts[0].name}.reshaped",
+        lambda parts, attributes: tuple(attributes["shape"]),
+        lambda recipe, parts: parts[0].reshape(dict(recipe.attributes)["shape"]),
+    ),
     "Concat": FoldableOperator(
         lambda parts: f"{parts[0].name}.and_{len(parts) - 1}_more",
         _concatenated_shape,
@@ -150,15 +155,17 @@ def replace_everywhere(old: gs.Tensor, new: gs.Tensor) -> None:
 
 
 def fold_weights(weighted: WeightedGraph) -> WeightedGraph:
-    """Replace every Transpose and Concat whose inputs are all weights (or constants) by a recipe."""
+    """Replace every Transpose, Reshape and Concat whose inputs are all weights (or constants) by a recipe."""
     graph, recipes = weighted.graph, dict(weighted.recipes)
     for node in graph.toposort().nodes:
         operator = OPERATORS.get(node.op)
-        parts = [recipe_of(tensor, recipes) for tensor in node.inputs] if operator else []
-        known = [part for part in parts if part is not None]
-        if operator is None or len(known) < len(parts) or not any(part.parameters() for part in known):
+        if operator is None:
             continue
-        attributes = dict(node.attrs)
+        attributes, tensors = operands(node)
+        parts = [recipe_of(tensor, recipes) for tensor in tensors]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or not any(part.parameters() for part in known):
+            continue
         recipe = Recipe(
             node.op,
             free_name(operator.name(known), recipes),
@@ -178,6 +185,16 @@ def free_name(name: str, taken: Mapping[str, Recipe]) -> str:
     """`name`, with a number where another recipe has it."""
     numbered = (f"{name}.{number}" for number in itertools.count(2))
     return next(candidate for candidate in (name, *itertools.islice(numbered, len(taken))) if candidate not in taken)
+
+
+def operands(node: gs.Node) -> tuple[dict[str, Any], list[gs.Tensor]]:
+    """A node's attributes and the tensors that it works on; a Reshape's constant shape counts as an attribute."""
+    if node.op != "Reshape":
+        return dict(node.attrs), list(node.inputs)
+    tensor, shape = node.inputs
+    if not isinstance(shape, gs.Constant) or (shape.values < 1).any():
+        return {}, list(node.inputs)
+    return {"shape": tuple(int(length) for length in shape.values)}, [tensor]
 
 
 def recipe_of(tensor: gs.Tensor, recipes: Mapping[str, Recipe]) -> Recipe | None:

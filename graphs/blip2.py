@@ -111,14 +111,15 @@ def unit_length(x: Tensor) -> Tensor:
 
 
 class VisionStage(nn.Module):
-    """The `vision` graph."""
+    """The `vision` graph. In bfloat16 its features are handed on in float32, which NumPy knows."""
 
     def __init__(self, model: Blip2Retrieval) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model.encode_image(pixel_values)
+        image_embeds = self.model.encode_image(pixel_values)
+        return image_embeds.float() if image_embeds.dtype == torch.bfloat16 else image_embeds
 
 
 class ImageQueryStage(nn.Module):

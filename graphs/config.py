@@ -111,9 +111,9 @@ CONFIGS: dict[str, Blip2Config] = {
         Blip2Config("pretrain_vitL", CLIP_VIT_L, BERT_QFORMER, 256),
         Blip2Config(
             "demo",
-            VisionConfig("eva", 112, 14, 192, 5, 3, 768, 1e-6),
+            VisionConfig("eva", 112, 14, 192, 4, 3, 768, 1e-6),
             QFormerConfig(192, 4, 3, 384, 2, 16, 1024, 64),
-            64,
+            128,
         ),
     )
 }

@@ -22,7 +22,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.proj(pixel_values).flatten(2).transpose(1, 2)  # [B, N-1, C]
+        return embed_patches(pixel_values, self.proj)
 
 
 class EvaAttention(nn.Module):
@@ -152,9 +152,27 @@ class ClipVisionTransformer(nn.Module):
         self.transformer = ClipTransformer(config)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.conv1(pixel_values.to(self.class_embedding.dtype)).flatten(2).transpose(1, 2)  # [B, N-1, C]
+        patches = embed_patches(pixel_values.to(self.class_embedding.dtype), self.conv1)
         x = prepend_class_token(self.class_embedding[None, None], patches) + self.positional_embedding
         return self.transformer(self.ln_pre(x))
+
+
+def embed_patches(pixel_values: Tensor, projection: nn.Conv2d) -> Tensor:
+    """A convolution whose stride is its kernel, as the matrix product that it is (ONNX's Conv takes no bfloat16 before
+    opset 22).
+
+    Args:
+        pixel_values: [B, 3, S, S] in the dtype of the projection's weight.
+        projection: kernel [C, 3, p, p], stride p.
+
+    Returns:
+        [B, N-1, C], patches row by row.
+    """
+    size = projection.kernel_size[0]
+    grid = pixel_values.shape[-1] // size
+    rows = pixel_values.reshape(-1, 3, grid, size, grid, size)
+    patches = rows.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid * grid, 3 * size * size)  # [B, N-1, 3pp]
+    return nn.functional.linear(patches, projection.weight.flatten(1), projection.bias)
 
 
 def prepend_class_token(class_token: Tensor, patches: Tensor) -> Tensor:

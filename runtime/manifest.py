@@ -237,6 +237,7 @@ def bundle_path(folder: Path, name: str) -> Path:
     unsafe = not name or relative.is_absolute() or ".." in relative.parts or "\\" in name or ":" in name
     path = folder / relative
     try:
+        path.exists()  # raises where no such path can be
         inside = path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a null byte
         inside = False

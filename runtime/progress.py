@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]
@@ -67,3 +67,21 @@ class Terminal:
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def byte_listener(progress: Progress) -> Iterator[Callable[[str, int, int | None], None]]:
+    """For work that reports (what, bytes done, bytes in all or None): one stage for each `what`."""
+    with ExitStack() as stages:
+        current: dict[str, tuple[Advance, int]] = {}
+
+        def listen(what: str, done: int, total: int | None) -> None:
+            if what not in current:
+                stages.close()
+                current.clear()
+                current[what] = stages.enter_context(progress.stage(what, total, unit="B")), 0
+            advance, before = current[what]
+            advance(done - before)
+            current[what] = advance, done
+
+        yield listen

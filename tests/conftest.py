@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,9 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import OPTIONS, VOCABULARY, tiny_checkpoint
+from tiny_model import OPTIONS, THRESHOLD, VOCABULARY, tiny_checkpoint
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_torch() -> None:
+    """torch.export writes thousands of lines for tools that are not here; a failing test would print them all."""
+    import torch  # noqa: F401, sets the logger up
+
+    logging.getLogger("torch.__trace").disabled = True
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,10 +50,16 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demonstration checkpoint with `--perturb both`. Not to be written to."""
     from qpert.exporter.export import ExportRequest, export_bundle
+    from qpert.exporter.signatures import Limits
     from qpert.runtime.perturbation import Perturbation
 
-    out = tmp_path_factory.mktemp("both") / "bundle"
-    return export_bundle(ExportRequest("demo", out, perturbation=Perturbation(stages="both"))).folder
+    request = ExportRequest(
+        "demo",
+        tmp_path_factory.mktemp("both") / "bundle",
+        perturbation=Perturbation(stages="both"),
+        limits=Limits(batch=3, boxes=8, texts=9),  # verification takes as long as the largest batch is large
+    )
+    return export_bundle(request).folder
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +68,24 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def export_tiny(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def traced(own_cache: Path) -> Iterator[dict]:
+    """The graphs of every export of the tiny model, by stages and precision."""
+    import qpert.exporter.export as module
+
+    found, trace_graphs = {}, module.trace_graphs
+
+    def recorder(request, *arguments):
+        graphs = trace_graphs(request, *arguments)
+        found[request.perturbation.stages, request.precision] = graphs
+        return graphs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "trace_graphs", recorder)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def export_tiny(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, traced: dict) -> Callable[..., Path]:
     """Exports the tiny model with the given fields of `ExportRequest` into a new folder."""
     from qpert.exporter.export import ExportRequest, export_bundle
     from qpert.exporter.signatures import Limits
@@ -71,7 +103,27 @@ def tiny_bundle(export_tiny: Callable[..., Path]) -> Path:
     """The tiny model, `--perturb both`, with small limits: quick to verify. Not to be written to."""
     from qpert.runtime.perturbation import Perturbation
 
-    return export_tiny(perturbation=Perturbation(stages="both", threshold=0.9))
+    return export_tiny(perturbation=Perturbation(stages="both", threshold=THRESHOLD))
+
+
+@pytest.fixture(scope="session")
+def export_again(tiny_bundle: Path, tiny_weights: Path, traced: dict) -> Callable[..., Path]:
+    """Exports what `tiny_bundle` is once more to a given folder, without tracing once more: what follows it is quick."""
+    import qpert.exporter.export as module
+    from qpert.exporter.signatures import Limits
+    from qpert.runtime.perturbation import Perturbation
+
+    graphs = traced["both", "fp32"]
+
+    def export(out: Path, **fields) -> Path:
+        settings = {"limits": Limits(3, 4, 6, 12), "tokenizer": str(VOCABULARY), "options": OPTIONS} | fields
+        perturbation = Perturbation(stages="both", threshold=THRESHOLD)
+        request = module.ExportRequest(str(tiny_weights), out, perturbation=perturbation, **settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "trace_graphs", lambda *arguments: graphs)
+            return module.export_bundle(request).folder
+
+    return export
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +131,7 @@ def half_bundle(export_tiny: Callable[..., Path]) -> Path:
     """The tiny model in fp16 with `--perturb both --preserve-norm`. Not to be written to."""
     from qpert.runtime.perturbation import Perturbation
 
-    perturbation = Perturbation(stages="both", threshold=0.9, preserve_norm=True)
+    perturbation = Perturbation(stages="both", threshold=THRESHOLD, preserve_norm=True)
     return export_tiny(precision="fp16", perturbation=perturbation)
 
 

@@ -20,6 +20,8 @@ TINY = Blip2Config(
     QFormerConfig(32, 2, 2, 48, 1, 4, 1024, 32),  # cross-attention in both layers
     16,
 )
+THRESHOLD = 0.96
+"""With it the recorded boxes have key subspaces of one to three dimensions, all of them clearly decided."""
 OPTIONS = ArchitectureOptions(vision_heads=2, qformer_heads=2)
 """Head counts are no multiple of the usual head sizes, so they have to be told."""
 
@@ -34,7 +36,9 @@ def tiny_state(config: Blip2Config = TINY, seed: int = 5) -> dict[str, Tensor]:
         noise = torch.randn(shape, generator=generator)
         if len(shape) < 2:
             return 0.2 * noise + float("norm" in name.lower() and name.endswith("weight"))
-        return noise / math.sqrt(math.prod(shape[1:])) if name.endswith("weight") else 0.7 * noise
+        if "embed" in name and "proj" not in name or "token" in name:
+            return 1.5 * noise  # so that image tokens differ, and key subspaces have several dimensions
+        return noise / math.sqrt(math.prod(shape[1:]))
 
     return {name: draw(name, shape) for name, shape in shapes.items()}
 

@@ -1,12 +1,11 @@
 """The built-in demonstration checkpoint.
 
-It is BLIP-2's architecture in small, with seeded random weights: enough to see the whole path run and verify to the
-last digit on a laptop, and no retrieval model. Its rankings mean nothing.
+It is BLIP-2's architecture in small, trained on the generated scenes of `qpert.runtime.scenes` (`MODEL_CARD.md`): enough
+to see the whole path run, verify and retrieve on a laptop. It knows nothing but those scenes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -15,30 +14,25 @@ from torch import Tensor
 
 from qpert.exporter.checkpoint import Checkpoint, at_image_size
 from qpert.exporter.renaming import Origin
-from qpert.exporter.sources import TensorInfo, TensorStore
+from qpert.exporter.sources import open_tensors
 from qpert.exporter.tensors import LazyTensors
 from qpert.graphs.blip2 import Blip2Retrieval
 from qpert.graphs.config import CONFIGS, Blip2Config
+from qpert.runtime.files import sha256_of
 from qpert.runtime.manifest import CheckpointRecord
 
-SEED = 2024
 VOCABULARY = Path(__file__).with_name("vocab.txt")
+MODEL = Path(__file__).with_name("model.safetensors")
 
 
 def open_demo(image_size: int | None = None) -> Checkpoint:
     """The demonstration checkpoint, at its own 112 px or another multiple of 14."""
     config = CONFIGS["demo"]
-    state = random_state(config, SEED)
-    size = image_size or config.vision.image_size
-    store = TensorStore(
-        {name: TensorInfo(tuple(tensor.shape)) for name, tensor in state.items()},
-        state.__getitem__,
-        lambda: None,
-        (),
-    )
-    origins = {name: Origin(name) for name in state}
-    record = CheckpointRecord("demo", "demo", "demo", state_digest(state), "Apache-2.0")
-    note = "the demonstration model has random weights: parity is real, rankings mean nothing"
+    size = config.vision.image_size if image_size is None else image_size
+    store = open_tensors(MODEL)
+    origins = {name: Origin(name) for name in store.entries}
+    record = CheckpointRecord("demo", "demo", "demo", sha256_of(MODEL), "Apache-2.0")
+    note = "the demonstration model was trained on generated scenes and knows nothing else (exporter/demo/MODEL_CARD.md)"
     return Checkpoint(
         at_image_size(config, size), record, LazyTensors(store, origins, config, size), VOCABULARY, (note,)
     )
@@ -65,12 +59,3 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> T
     if ("embed" in name and not name.endswith("proj.weight")) or "token" in name:
         return 0.5 * noise
     return noise / math.sqrt(math.prod(shape[1:]))
-
-
-def state_digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names and numbers, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()

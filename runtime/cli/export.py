@@ -62,6 +62,10 @@ from qpert.runtime.progress import Terminal
     help="the vision tower's own .pth, where the checkpoint lacks it",
 )
 @click.option("--vision-heads", type=int, help="attention heads of the vision tower, where nothing else tells")
+@click.option("--vision-layers", type=int, help="blocks used of --vision-checkpoint [default: the published width's]")
+@click.option("--vision-eps", type=float, help="LayerNorm epsilon of the vision tower, where nothing else tells")
+@click.option("--ln-vision-eps", type=float, help="LayerNorm epsilon of ln_vision, where nothing else tells")
+@click.option("--qformer-eps", type=float, help="LayerNorm epsilon of the Q-Former, where nothing else tells")
 @click.option("--qformer-heads", type=int, help="attention heads of the Q-Former, where nothing else tells")
 @click.option("--force", is_flag=True, help="replace an existing bundle")
 @json_option
@@ -91,6 +95,10 @@ def command(**options: Any) -> None:
         options=ArchitectureOptions(
             vision_heads=options["vision_heads"],
             qformer_heads=options["qformer_heads"],
+            vision_eps=options["vision_eps"],
+            ln_vision_eps=options["ln_vision_eps"],
+            qformer_eps=options["qformer_eps"],
+            vision_layers=options["vision_layers"],
             vision_checkpoint=options["vision_checkpoint"],
         ),
         samples=options["samples"],

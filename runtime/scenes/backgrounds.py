@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ def _litter(canvas: Image.Image, base: Rgb, dice: Dice) -> None:
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(red, green, blue))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(name: str, variant: int) -> Image.Image:
     """SIDE×SIDE, RGB: base colour, fine noise, and the marks of its kind. Shared: not to be changed."""
     dice = Dice(f"background {name} {variant}")
@@ -56,7 +56,9 @@ def _pattern(name: str, variant: int) -> Image.Image:
     return image
 
 
-def _scattered(pen: ImageDraw.ImageDraw, dice: Dice, count: int, colours: tuple[Rgb, ...], length: tuple[int, int]) -> None:
+def _scattered(
+    pen: ImageDraw.ImageDraw, dice: Dice, count: int, colours: tuple[Rgb, ...], length: tuple[int, int]
+) -> None:
     for _ in range(count):
         x, y = dice.whole(0, SIDE), dice.whole(0, SIDE)
         pen.line([(x, y), (x + dice.whole(-2, 2), y - dice.whole(*length))], fill=dice.pick(colours), width=2)

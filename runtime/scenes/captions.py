@@ -30,6 +30,8 @@ RELATION_PHRASES = {
 }
 TEXTURE_VISIBLE = 36
 """Pixels: the shorter side from which an object's texture is spoken of."""
+MOST_WORDS = 33
+"""With commas: so many fit into the 35 tokens of a text."""
 SMALL = 0.05
 """Box area over picture area up to which an object can be a caption's only one."""
 
@@ -92,7 +94,9 @@ class Narrator:
             (a, b, found)
             for a, first in enumerate(self.scene.groups)
             for b, second in enumerate(self.scene.groups)
-            if a != b and len(first) == len(second) == 1 and (found := relation_between(self.scene, first[0], second[0]))
+            if a != b
+            and len(first) == len(second) == 1
+            and (found := relation_between(self.scene, first[0], second[0]))
         ]
         if not pairs:
             return self.places()
@@ -168,7 +172,7 @@ def describe(scene: Scene, seed: str, *, rounds: int = 1) -> tuple[Caption, ...]
     for tell in tellers * rounds:
         caption = tell()
         for _ in range(8):
-            if caption.text not in captions:
+            if caption.text not in captions and len(caption.text.replace(",", " ,").split()) <= MOST_WORDS:
                 break
             caption = narrator.everything()
         captions.setdefault(caption.text, caption)

@@ -91,7 +91,7 @@ def _assignments(claim: Claim, scene: Scene, chosen: tuple[int, ...]) -> Iterato
 
 
 def _fits(mention: Mention, scene: Scene, items: tuple[SceneObject, ...]) -> bool:
-    """"A red star" is also true of two red stars; "two red stars" is not true of three."""
+    """ "A red star" is also true of two red stars; "two red stars" is not true of three."""
     first = items[0]
     if (first.kind, first.colour) != (mention.kind, mention.colour):
         return False

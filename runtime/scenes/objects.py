@@ -73,7 +73,9 @@ class Kind:
     parts: tuple[Part, ...]
 
 
-def _ellipse(x1: float, y1: float, x2: float, y2: float, paint: Rgb | None = None, **role: Literal["detail", "hole"]) -> Part:
+def _ellipse(
+    x1: float, y1: float, x2: float, y2: float, paint: Rgb | None = None, **role: Literal["detail", "hole"]
+) -> Part:
     return Part("ellipse", ((x1, y1), (x2, y2)), paint, role.get("role", "outline"))
 
 
@@ -81,7 +83,9 @@ def _rectangle(x1: float, y1: float, x2: float, y2: float, paint: Rgb | None = N
     return Part("rectangle", ((x1, y1), (x2, y2)), paint, role.get("role", "outline"))
 
 
-def _polygon(*points: tuple[float, float], paint: Rgb | None = None, role: Literal["outline", "detail"] = "outline") -> Part:
+def _polygon(
+    *points: tuple[float, float], paint: Rgb | None = None, role: Literal["outline", "detail"] = "outline"
+) -> Part:
     return Part("polygon", points, paint, role)
 
 
@@ -95,6 +99,12 @@ def _star() -> tuple[tuple[float, float], ...]:
     left, right = min(x for x, _ in corners), max(x for x, _ in corners)
     top, bottom = min(y for _, y in corners), max(y for _, y in corners)
     return tuple(((x - left) / (right - left), (y - top) / (bottom - top)) for x, y in corners)
+
+
+def _dome() -> tuple[tuple[float, float], ...]:
+    """A half circle over the upper 60 % of the box, in sixteen chords."""
+    angles = [math.pi * step / 16 for step in range(17)]
+    return tuple((0.5 - 0.5 * math.cos(angle), 0.6 - 0.6 * math.sin(angle)) for angle in angles)
 
 
 def _petals() -> tuple[Part, ...]:
@@ -166,7 +176,7 @@ KINDS: dict[str, Kind] = {
         )),
         Kind("umbrella", (("umbrella", "umbrellas"), ("parasol", "parasols")), "other", 1.0, (
             _rectangle(0.46, 0.4, 0.54, 1, _BLACK),
-            _polygon(*((0.5 - 0.5 * math.cos(math.pi * k / 16), 0.6 - 0.6 * math.sin(math.pi * k / 16)) for k in range(17))),
+            _polygon(*_dome()),
         )),
     )
 }  # fmt: skip
@@ -206,18 +216,29 @@ class Background:
     unfit: tuple[str, ...]
 
 
+_GRASS = (("on", "the grass"), ("on", "a lawn"), ("in", "a meadow"))
+_SAND = (("on", "the sand"), ("on", "a sandy beach"))
+_BRICKS = (("in front of", "a brick wall"), ("against", "red bricks"))
+_NIGHT = (("in", "the night sky"), ("under", "a dark night sky"))
+_SNOW = (("in", "the snow"), ("on", "fresh snow"))
+_WATER = (("on", "the water"), ("in", "the blue sea"))
+_WOOD = (("on", "a wooden floor"), ("on", "wooden planks"))
+_TILES = (("on", "grey tiles"), ("on", "a tiled floor"))
+_CARPET = (("on", "a purple carpet"), ("on", "the violet rug"))
+_ROAD = (("on", "a dark road"), ("on", "the asphalt"))
+
 BACKGROUNDS: dict[str, Background] = {
     place.name: place
     for place in (
-        Background("grass", (("on", "the grass"), ("on", "a lawn"), ("in", "a meadow")), (105, 175, 70), ("green",)),
-        Background("sand", (("on", "the sand"), ("on", "a sandy beach")), (226, 200, 145), ("orange", "yellow")),
-        Background("bricks", (("in front of", "a brick wall"), ("against", "red bricks")), (175, 85, 65), ("red", "brown")),
-        Background("night", (("in", "the night sky"), ("under", "a dark night sky")), (18, 22, 60), ("black", "blue", "purple")),
-        Background("snow", (("in", "the snow"), ("on", "fresh snow")), (236, 240, 248), ("white",)),
-        Background("water", (("on", "the water"), ("in", "the blue sea")), (80, 150, 215), ("blue",)),
-        Background("wood", (("on", "a wooden floor"), ("on", "wooden planks")), (172, 120, 72), ("brown", "orange")),
-        Background("tiles", (("on", "grey tiles"), ("on", "a tiled floor")), (185, 188, 190), ("white",)),
-        Background("carpet", (("on", "a purple carpet"), ("on", "the violet rug")), (150, 105, 175), ("purple",)),
-        Background("road", (("on", "a dark road"), ("on", "the asphalt")), (82, 82, 86), ("black",)),
+        Background("grass", _GRASS, (105, 175, 70), ("green",)),
+        Background("sand", _SAND, (226, 200, 145), ("orange", "yellow")),
+        Background("bricks", _BRICKS, (175, 85, 65), ("red", "brown")),
+        Background("night", _NIGHT, (18, 22, 60), ("black", "blue", "purple")),
+        Background("snow", _SNOW, (236, 240, 248), ("white",)),
+        Background("water", _WATER, (80, 150, 215), ("blue",)),
+        Background("wood", _WOOD, (172, 120, 72), ("brown", "orange")),
+        Background("tiles", _TILES, (185, 188, 190), ("white",)),
+        Background("carpet", _CARPET, (150, 105, 175), ("purple",)),
+        Background("road", _ROAD, (82, 82, 86), ("black",)),
     )
-}  # fmt: skip
+}

@@ -64,8 +64,11 @@ def write_dataset(
     layout: Layout = "flickr30k",
     progress: Progress | None = None,
 ) -> Path:
-    """Write one split under `folder` and return its annotation file, `annotations/<split>.json`, which comes last: where
-    it exists, the split is complete. Several splits may share a folder. Pictures are JPEG of quality 90."""
+    """Write one split under `folder` and return its annotation file, `annotations/<split>.json`.
+
+    That file comes last: where it exists, the split is complete. Several splits may share a folder. `count` None is the
+    number in `SPLIT_SIZES`.
+    """
     if layout not in get_args(Layout):
         raise InputError(f"layout is {layout!r}; expected one of {', '.join(get_args(Layout))}")
     tree, total = TREES[layout], SPLIT_SIZES.get(split, 0) if count is None else count
@@ -117,7 +120,12 @@ def annotation_xml(scene: Scene, name: str) -> str:
     lines = ["<annotation>", f"\t<filename>{name}</filename>", "\t<size>"]
     lines += [f"\t\t<{key}>{value}</{key}>" for key, value in zip(("width", "height"), scene.size, strict=True)]
     lines += ["\t\t<depth>3</depth>", "\t</size>"]
-    lines += ["\t<object>", f"\t\t<name>{chain_of(-1, scene)}</name>", "\t\t<scene>1</scene>", "\t\t<nobndbox>1</nobndbox>"]
+    lines += [
+        "\t<object>",
+        f"\t\t<name>{chain_of(-1, scene)}</name>",
+        "\t\t<scene>1</scene>",
+        "\t\t<nobndbox>1</nobndbox>",
+    ]
     lines.append("\t</object>")
     for item in scene.objects:
         x1, y1, x2, y2 = item.box

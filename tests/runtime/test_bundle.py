@@ -104,13 +104,13 @@ def test_a_check_of_all_files_believes_no_memory(tiny_bundle, copy_of):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 5}', "\udcff"])
-def test_a_damaged_memory_means_hashing_again(tiny_bundle, copy_of, hashed, own_cache, monkeypatch, tmp_path, content):
+def test_a_damaged_memory_means_hashing_again(tiny_bundle, copy_of, hashed, monkeypatch, tmp_path, content):
     monkeypatch.setenv("QPERT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "hashes.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    Bundle.open(copy_of(tiny_bundle))
-    assert len(hashed) == len(Bundle.open(tiny_bundle).manifest.files) * 2  # the copy's and the original's
-    assert HashMemory.load().entries
+    bundle = Bundle.open(copy_of(tiny_bundle))
+    assert len(hashed) == len(bundle.manifest.files)
+    assert bundle.manifest.files["onnx/vision.data"] in str(HashMemory.load().entries)
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tiny_bundle, monkeypatch, tmp_path, hashed):

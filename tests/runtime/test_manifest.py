@@ -28,7 +28,7 @@ def write(folder, values):
 
 def test_a_manifest_survives_the_disk(folder, values):
     manifest = read_manifest(write(folder, values))
-    assert manifest.to_dict() == values
+    assert json.loads(json.dumps(manifest.to_dict())) == values
     assert read_manifest(write(folder, manifest.to_json())) == manifest
 
 
@@ -151,7 +151,7 @@ def test_a_bundle_that_is_itself_reached_by_a_link_is_read(folder, values, tmp_p
     (tmp_path / "real").mkdir()
     write(tmp_path / "real", values)
     (tmp_path / "link").symlink_to("real")
-    assert read_manifest(tmp_path / "link").to_dict() == values
+    assert read_manifest(tmp_path / "link") == read_manifest(tmp_path / "real")
 
 
 def places(values, path=()):

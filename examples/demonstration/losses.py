@@ -1,0 +1,81 @@
+"""BLIP-2's objectives, image-text contrast and matching, and the auxiliary ones that lead up to them."""
+
+from __future__ import annotations
+
+import torch
+from data import ATTRIBUTES, CONCEPTS
+from student import Student
+from torch import Tensor
+from torch.nn import functional as F
+
+ATTRIBUTE_WEIGHTS = {"kind": 2.0, "colour": 1.0, "texture": 0.7, "size": 0.5, "cell": 0.5}
+
+
+def patch_loss(student: Student, tokens: Tensor, patches: Tensor, places: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """tokens [B, N, C]; patches uint8 [B, P, 1 + attributes]; places [B]. Attributes count on object patches only:
+    background is most of a picture and would drown them. Also the accuracies."""
+    logits = student.patches(tokens[:, 1:]).float()  # [B, P, 1 + …]
+    shows = patches[..., 0] > 0
+    loss = F.binary_cross_entropy_with_logits(logits[..., 0], shows.float())
+    place_logits = student.place(tokens[:, 0]).float()
+    loss = loss + 0.5 * F.cross_entropy(place_logits, places)
+    accuracies = {"place": _accuracy(place_logits, places)}
+    parts = logits[..., 1:][shows].split([len(values) for values in ATTRIBUTES.values()], dim=-1)
+    for index, (name, part) in enumerate(zip(ATTRIBUTES, parts, strict=True)):
+        target = patches[..., 1 + index][shows].long()
+        loss = loss + ATTRIBUTE_WEIGHTS[name] * F.cross_entropy(part, target)
+        accuracies[name] = _accuracy(part, target)
+    return loss, accuracies
+
+
+def concept_loss(student: Student, embeds: Tensor, numbers: Tensor) -> Tensor:
+    """embeds [R, E]; numbers [R, K], 1 + concept, padded with 0: which concepts the embedding speaks of."""
+    targets = torch.zeros(len(embeds), CONCEPTS + 1).scatter_(1, numbers.long(), 1.0)[:, 1:]
+    return F.binary_cross_entropy_with_logits(student.concepts(embeds).float(), targets) * 20
+
+
+def itc_similarities(query_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """[B, Q, E] and [T, E] → [B, T], the best query of each image for each text."""
+    return (query_embeds.flatten(0, 1) @ text_embeds.T).unflatten(0, query_embeds.shape[:2]).amax(1)
+
+
+def itc_loss(similarities: Tensor, log_scale: Tensor) -> Tensor:
+    """similarities [B, B*C]: texts c of image i are columns i*C … i*C + C − 1. Both directions; an image's own texts
+    share its target."""
+    logits = similarities * log_scale.exp().clamp(max=100.0)
+    images, texts = logits.shape
+    each = texts // images
+    owner = torch.arange(texts) // each
+    to_text = -logits.log_softmax(1)[owner, torch.arange(texts)].mean()
+    return (to_text + F.cross_entropy(logits.T, owner)) / 2
+
+
+def itm_loss(
+    student: Student, image_embeds: Tensor, ids: Tensor, similarities: Tensor, log_scale: Tensor
+) -> tuple[Tensor, float]:
+    """Matching with hard negatives drawn by similarity, as in BLIP-2, and the accuracy.
+
+    image_embeds [B, N, C]; ids [B, L], one text an image; similarities [B, B]. A wrong text is drawn for each image, a
+    wrong image for each text. Rows of the pair stage: image i with its own and a hard text, then a hard image of text i
+    with that text and with a hard text of its own. Beside the two-class loss a ranking loss puts the own pair's match
+    logit, which is the score, before those of the two hard ones.
+    """
+    count = len(ids)
+    with torch.no_grad():
+        logits = similarities.detach() * log_scale.exp().clamp(max=30.0)
+        logits = logits.masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)
+        hard_texts, hard_images = (torch.multinomial(table.softmax(1), 1)[:, 0] for table in (logits, logits.T))
+        more_texts = torch.multinomial(logits.softmax(1), 1)[:, 0][hard_images]
+    images = torch.cat([torch.arange(count), hard_images])
+    texts = torch.stack([torch.cat([torch.arange(count)] * 2), torch.cat([hard_texts, more_texts])], 1)  # [2B, 2]
+    pair_logits = student.match(image_embeds[images], ids[texts])
+    labels = (images[:, None] == texts).long()
+    weights = torch.where(labels == 1, 1.5, 1.0)
+    loss = F.cross_entropy(pair_logits.flatten(0, 1), labels.flatten(), reduction="none") * weights.flatten()
+    own, others = pair_logits[:count, :1, 1], torch.cat([pair_logits[:count, 1:, 1], pair_logits[count:, :1, 1]], 1)
+    ranking = F.cross_entropy(torch.cat([own, others], 1), torch.zeros(count, dtype=torch.long))
+    return loss.sum() / weights.sum() + 0.5 * ranking, _accuracy(pair_logits.flatten(0, 1), labels.flatten())
+
+
+def _accuracy(logits: Tensor, target: Tensor) -> float:
+    return float((logits.argmax(-1) == target).float().mean())

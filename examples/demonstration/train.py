@@ -1,0 +1,235 @@
+"""Train the demonstration's small BLIP-2 on generated scenes, on a CPU.
+
+    python examples/demonstration/train.py --work .cache/demonstration
+
+Three stages, one after the other: `grow` (the auxiliary losses lead, one caption a picture), `contrast` (ITC, two
+captions a picture), `match` (ITC and ITM with hard negatives). Runs repeat by seed; an interrupted one resumes from its
+last checkpoint when the command is given again. Metrics go to `WORK/metrics.jsonl`, progress to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import TrainingSet, load, prepare
+from evaluation import quick_recall
+from losses import concept_loss, itc_loss, itc_similarities, itm_loss, patch_loss
+from student import new_student
+from torch import Tensor
+
+from qpert.graphs.config import CONFIGS
+from qpert.runtime.progress import Progress, Terminal
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`auxiliary` and `contrast` weigh the losses; `match` adds ITM; `frozen`: the vision tower learns no more."""
+
+    name: str
+    steps: int
+    pictures: int
+    captions: int
+    rate: float
+    auxiliary: float = 1.0
+    contrast: float = 1.0
+    match: float = 0.0
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run. `rate` of a stage is where its learning rate begins; it falls linearly to the next stage's."""
+
+    seed: int
+    scenes: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def at(self, step: int) -> tuple[Stage, float]:
+        """The stage of a step, and its learning rate."""
+        for index, stage in enumerate(self.stages):
+            if step < stage.steps:
+                end = self.stages[index + 1].rate if index + 1 < len(self.stages) else stage.rate * 0.02
+                warm = min(1.0, (step + 1) / (150 if index == 0 else 40))
+                return stage, warm * (stage.rate + (end - stage.rate) * step / stage.steps)
+            step -= stage.steps
+        raise ValueError("the plan has no such step")
+
+
+class Trainer:
+    """A student, its optimiser and how far they are."""
+
+    def __init__(self, plan: Plan, data: TrainingSet, work: Path) -> None:
+        self.plan, self.data, self.work = plan, data, work
+        self.student = new_student(CONFIGS["demo"], plan.seed)
+        decayed = [p for p in self.student.parameters() if p.ndim >= 2]
+        others = [p for p in self.student.parameters() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+        self.step = 0
+        self.features: Tensor | None = None
+        self.known = torch.zeros(len(data), dtype=torch.bool)
+        self.mean = torch.tensor(MEAN)[:, None, None] * 255
+        self.std = torch.tensor(STD)[:, None, None] * 255
+
+    def train_step(self) -> dict[str, float]:
+        """One update; everything drawn depends on the seed and the step alone."""
+        stage, rate = self.plan.at(self.step)
+        random = np.random.default_rng((self.plan.seed, self.step))
+        torch.manual_seed(self.plan.seed * 1_000_003 + self.step)
+        rows = random.choice(len(self.data), stage.pictures, replace=False)
+        chosen = random.permuted(np.tile(np.arange(self.data.tokens.shape[1]), (len(rows), 1)), axis=1)
+        chosen = chosen[:, : stage.captions]  # [B, captions]
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, said = self._losses(stage, rows, chosen)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), 2.0)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self.step += 1
+        return {"step": self.step, "loss": float(loss.detach()), "rate": rate, "norm": float(norm), **said}
+
+    def _losses(self, stage: Stage, rows: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, dict[str, float]]:
+        student, data = self.student, self.data
+        ids = torch.from_numpy(data.tokens[rows[:, None], chosen].astype(np.int64))  # [B, captions, L]
+        tokens = self._image_embeds(rows, frozen=stage.frozen)
+        queries, raw_queries = student.query_embeds(tokens)
+        texts, raw_texts = student.text_embeds(ids.flatten(0, 1))
+        similarities = itc_similarities(queries, texts)  # [B, B * captions]
+        itc = itc_loss(similarities, student.log_scale)
+        said = {"itc": float(itc.detach()), "scale": float(student.log_scale.detach().exp())}
+        loss = stage.contrast * itc
+        if stage.auxiliary:
+            shown = torch.from_numpy(data.shown[rows].astype(np.int64))
+            stated = torch.from_numpy(data.said[rows[:, None], chosen].astype(np.int64)).flatten(0, 1)
+            concepts = concept_loss(student, raw_queries.mean(1), shown) + concept_loss(student, raw_texts, stated)
+            loss = loss + 0.5 * stage.auxiliary * concepts
+            said["concepts"] = float(concepts.detach())
+            if not stage.frozen:
+                patches, places = torch.from_numpy(data.patches[rows]), torch.from_numpy(data.places[rows]).long()
+                auxiliary, accuracies = patch_loss(student, tokens, patches, places)
+                loss = loss + stage.auxiliary * auxiliary
+                said |= accuracies
+        if stage.match:
+            first = ids[:, 0]
+            first = first[:, : int((first > 0).sum(1).max())]
+            itm, accuracy = itm_loss(student, tokens, first, similarities[:, :: stage.captions], student.log_scale)
+            loss = loss + stage.match * itm
+            said |= {"itm": float(itm.detach()), "matched": accuracy}
+        return loss, said
+
+    def _image_embeds(self, rows: np.ndarray, *, frozen: bool) -> Tensor:
+        """[B, N, C]; from a frozen tower each picture is encoded once and kept in bfloat16."""
+        if not frozen:
+            return self.student.model.encode_image(self._pixels(rows))
+        vision = CONFIGS["demo"].vision
+        if self.features is None:
+            self.features = torch.zeros(len(self.data), vision.tokens, vision.width, dtype=torch.bfloat16)
+        index = torch.from_numpy(rows)
+        new = index[~self.known[index]]
+        if len(new):
+            with torch.no_grad():
+                self.features[new] = self.student.model.encode_image(self._pixels(new.numpy())).to(torch.bfloat16)
+            self.known[new] = True
+        return self.features[index].float()
+
+    def _pixels(self, rows: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(self.data.pixels[rows]).permute(0, 3, 1, 2).float()
+        return (pixels - self.mean) / self.std
+
+    def save(self) -> None:
+        state = {
+            "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "plan": asdict(self.plan),
+        }
+        temporary = self.work / ".checkpoint.pt"
+        torch.save(state, temporary)
+        temporary.replace(self.work / "checkpoint.pt")
+
+    def resume(self, progress: Progress) -> None:
+        path = self.work / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.student.load_state_dict(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+        if json.loads(json.dumps(state["plan"])) != json.loads(json.dumps(asdict(self.plan))):
+            progress.say(f"the plan has changed since step {self.step}; the rest follows the new one")
+        progress.say(f"resuming at step {self.step} of {self.plan.steps}")
+
+
+def run(plan: Plan, work: Path, progress: Progress, *, save_every: float, evaluate_every: float) -> None:
+    prepare(work / "scenes", plan.scenes, seed=plan.seed, workers=os.cpu_count() or 1, progress=progress)
+    trainer = Trainer(plan, load(work / "scenes", plan.scenes), work)
+    trainer.resume(progress)
+    log = (work / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+    saved = evaluated = time.monotonic()
+    with log, progress.stage("training", plan.steps) as advance:
+        advance(trainer.step)
+        while trainer.step < plan.steps:
+            began = time.monotonic()
+            said = trainer.train_step()
+            said["seconds"] = round(time.monotonic() - began, 3)
+            advance(1)
+            last = trainer.step == plan.steps
+            if trainer.step % 10 == 0:
+                log.write(
+                    json.dumps({"time": time.strftime("%H:%M:%S"), **{k: round(v, 5) for k, v in said.items()}}) + "\n"
+                )
+            if last or time.monotonic() - saved > save_every:
+                trainer.save()
+                saved = time.monotonic()
+            if last or time.monotonic() - evaluated > evaluate_every:
+                recall = quick_recall(trainer.student, work)
+                log.write(json.dumps({"time": time.strftime("%H:%M:%S"), "step": trainer.step, **recall}) + "\n")
+                progress.say(f"step {trainer.step}: {recall}")
+                evaluated = time.monotonic()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path(".cache/demonstration"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=50_000)
+    parser.add_argument("--grow", type=int, default=GROW, help="steps of the first stage")
+    parser.add_argument("--contrast", type=int, default=CONTRAST, help="steps of the second")
+    parser.add_argument("--match", type=int, default=MATCH, help="steps of the third")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-every", type=float, default=100, help="seconds between checkpoints")
+    parser.add_argument(
+        "--evaluate-every", type=float, default=300, help="seconds between looks at the validation split"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    stages = (
+        Stage("grow", options.grow, 64, 1, 1.2e-3),
+        Stage("contrast", options.contrast, 64, 2, 1.0e-3, auxiliary=0.5),
+        Stage("match", options.match, 64, 2, 6e-4, auxiliary=0.2, match=1.0, frozen=True),
+    )
+    plan = Plan(options.seed, options.scenes, stages)
+    run(plan, options.work, Terminal(), save_every=options.save_every, evaluate_every=options.evaluate_every)
+
+
+GROW, CONTRAST, MATCH = 700, 1600, 1100
+
+if __name__ == "__main__":
+    main()

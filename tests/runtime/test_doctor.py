@@ -1,0 +1,115 @@
+"""What `qpert doctor` says of a machine."""
+
+import json
+
+import pytest
+
+from qpert.runtime import doctor
+from qpert.runtime.cli import run
+from qpert.runtime.doctor import PROVIDERS, examine, find_conflict, find_extra, find_gpu, find_provider_here
+from qpert.runtime.errors import UnavailableError
+from qpert.runtime.session import available_providers
+
+
+def by_name(findings):
+    return {finding.name: finding for finding in findings}
+
+
+def test_the_cpu_provider_starts_here_and_is_the_default():
+    found = by_name(examine())
+    assert found["provider cpu"].usable
+    assert found["provider cpu"].found == "the default"
+    assert found["one ONNX Runtime"].usable
+
+
+def test_every_provider_extra_and_the_gpu_are_looked_for():
+    names = by_name(examine()).keys()
+    assert {f"provider {name}" for name in PROVIDERS} <= names
+    assert {f"extra {name}" for name in ("cpu", "gpu", "export", "hf", "rtx", "trt")} <= names
+    assert {"qpert", "python", "gpu"} <= names
+
+
+def test_what_is_missing_comes_with_what_to_do():
+    for finding in examine():
+        assert finding.usable or finding.advice, finding
+
+
+def test_doctor_prints_one_json_document(capsys):
+    assert run(["doctor", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["provider cpu"] == {"name": "provider cpu", "usable": True, "found": "the default", "advice": ""}
+
+
+def test_doctor_prints_a_table_for_a_person(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "provider cpu" in out
+    assert "pip install 'qpert[rtx]'" in out
+
+
+def test_the_stored_model_is_an_identity():
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(doctor.IDENTITY, providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"x": np.array([2.5], np.float32)})
+    assert result.tolist() == [2.5]
+
+
+def test_a_provider_that_is_there_and_does_not_start_is_not_usable(monkeypatch):
+    monkeypatch.setattr(doctor, "available_providers", lambda: ["cpu", "cuda"])
+
+    def fail(provider):
+        raise UnavailableError("libcudnn is missing")
+
+    monkeypatch.setattr(doctor, "start_provider", fail)
+    found = find_provider_here(PROVIDERS["cuda"])
+    assert (found.usable, found.found, found.advice) == (False, "there, does not start", "libcudnn is missing")
+
+
+def test_a_provider_that_onnx_runtime_replaces_in_silence_is_not_usable():
+    absent = [provider for provider in PROVIDERS.values() if provider.name not in available_providers()]
+    assert absent
+    for provider in absent:
+        with pytest.raises(UnavailableError, match="ONNX Runtime would use CPUExecutionProvider; needs"):
+            doctor.start_provider(provider)
+
+
+def test_two_onnx_runtimes_are_a_conflict(monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda package: "1.0")
+    found = find_conflict()
+    assert not found.usable
+    assert "onnxruntime and onnxruntime-gpu are both installed" in found.found
+    assert "pip uninstall" in found.advice
+
+
+def test_an_extra_is_usable_when_all_of_it_is_installed(monkeypatch):
+    monkeypatch.setattr(doctor, "installed", {"a": "1.2"}.get)
+    assert find_extra("x", ("a",)) == doctor.Finding("extra x", True, "a 1.2", "")
+    assert find_extra("x", ("a", "b")) == doctor.Finding("extra x", False, "a 1.2", "pip install 'qpert[x]'")
+    assert find_extra("x", ("b",)).found == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("script", "usable", "text"),
+    [
+        ("echo 'NVIDIA H200, 580.1, 9.0'", True, "NVIDIA H200, 580.1, 9.0"),
+        ("echo 'NVIDIA-SMI has failed' >&2; exit 9", False, "NVIDIA-SMI has failed"),
+        ("exit 0", False, "nvidia-smi shows no GPU"),
+    ],
+)
+def test_the_gpu_is_what_nvidia_smi_says(tmp_path, monkeypatch, script, usable, text):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    found = find_gpu()
+    assert (found.usable, found.found) == (usable, text)
+
+
+def test_without_nvidia_smi_there_is_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = find_gpu()
+    assert not found.usable
+    assert "no NVIDIA driver" in found.found
