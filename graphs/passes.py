@@ -20,7 +20,14 @@ def strip_traces(graph: gs.Graph) -> gs.Graph:
     return graph
 
 
-PASSES: tuple[Pass, ...] = (strip_traces, lower_query_map)
+def drop_unused_domains(graph: gs.Graph) -> gs.Graph:
+    """Import no operator set of which no operator is left: runtimes may refuse a domain that they do not know."""
+    used = {node.domain or "" for node in graph.nodes}
+    graph.import_domains = [imported for imported in graph.import_domains or [] if imported.domain in used | {""}]
+    return graph
+
+
+PASSES: tuple[Pass, ...] = (strip_traces, lower_query_map, drop_unused_domains)
 
 
 def run_passes(graph: gs.Graph) -> gs.Graph:

@@ -1,4 +1,4 @@
-"""What the whole suite shares. Tracing takes seconds, so bundles are exported once; tests that damage one take a copy."""
+"""What the whole suite shares. Tracing takes long, so bundles are exported once; tests that damage one take a copy."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def traced(own_cache: Path) -> Iterator[dict]:
+def traced(own_cache: Path, tiny_weights: Path) -> Iterator[dict]:
     """The graphs of every export of the tiny model, by stages and precision."""
     import qpert.exporter.export as module
 
@@ -76,7 +76,8 @@ def traced(own_cache: Path) -> Iterator[dict]:
 
     def recorder(request, *arguments):
         graphs = trace_graphs(request, *arguments)
-        found[request.perturbation.stages, request.precision] = graphs
+        if request.checkpoint == str(tiny_weights):
+            found[request.perturbation.stages, request.precision] = graphs
         return graphs
 
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +109,7 @@ def tiny_bundle(export_tiny: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def export_again(tiny_bundle: Path, tiny_weights: Path, traced: dict) -> Callable[..., Path]:
-    """Exports what `tiny_bundle` is once more to a given folder, without tracing once more: what follows it is quick."""
+    """Exports what `tiny_bundle` is once more to a given folder, without tracing once more: the rest is quick."""
     import qpert.exporter.export as module
     from qpert.exporter.signatures import Limits
     from qpert.runtime.perturbation import Perturbation

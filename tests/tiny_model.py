@@ -36,7 +36,7 @@ def tiny_state(config: Blip2Config = TINY, seed: int = 5) -> dict[str, Tensor]:
         noise = torch.randn(shape, generator=generator)
         if len(shape) < 2:
             return 0.2 * noise + float("norm" in name.lower() and name.endswith("weight"))
-        if "embed" in name and "proj" not in name or "token" in name:
+        if ("embed" in name and "proj" not in name) or "token" in name:
             return 1.5 * noise  # so that image tokens differ, and key subspaces have several dimensions
         return noise / math.sqrt(math.prod(shape[1:]))
 

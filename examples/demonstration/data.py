@@ -42,7 +42,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 """What the auxiliary head says of a patch that shows an object."""
 PLACES = tuple(BACKGROUNDS)
-CONCEPTS = len(COLOURS) * (len(KINDS) + len(TEXTURES) + len(SIZES) + len(CELLS)) + len(PLACES)
+COLOUR_BLOCK = len(KINDS) + len(TEXTURES) + len(SIZES) + len(CELLS)
+CONCEPTS = len(COLOURS) * COLOUR_BLOCK + len(PLACES)
 """Things that a caption may say and a picture may show: a colour with a kind, texture, size or cell, and a place."""
 MOST_CONCEPTS = 40
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from data import ATTRIBUTES, CONCEPTS
+from data import ATTRIBUTES, COLOUR_BLOCK, CONCEPTS
 from student import Student
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,10 +28,22 @@ def patch_loss(student: Student, tokens: Tensor, patches: Tensor, places: Tensor
     return loss, accuracies
 
 
-def concept_loss(student: Student, embeds: Tensor, numbers: Tensor) -> Tensor:
-    """embeds [R, E]; numbers [R, K], 1 + concept, padded with 0: which concepts the embedding speaks of."""
-    targets = torch.zeros(len(embeds), CONCEPTS + 1).scatter_(1, numbers.long(), 1.0)[:, 1:]
-    return F.binary_cross_entropy_with_logits(student.concepts(embeds).float(), targets) * 20
+def concept_loss(student: Student, embeds: Tensor, targets: Tensor) -> Tensor:
+    """embeds [R, E]; targets [R, CONCEPTS], 0 or 1: which concepts each embedding speaks of. Nats for each row."""
+    logits = student.concepts(embeds).float()
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(targets)
+
+
+def slot_loss(student: Student, hidden: Tensor, targets: Tensor) -> Tensor:
+    """hidden [B, Q, C]; targets [B, CONCEPTS]: query c tells the kind, texture, size and cell of what has colour c."""
+    blocks = targets[:, : CONCEPTS // COLOUR_BLOCK * COLOUR_BLOCK].unflatten(1, (-1, COLOUR_BLOCK))  # [B, colours, …]
+    logits = student.slots(hidden[:, : blocks.shape[1]]).float()
+    return F.binary_cross_entropy_with_logits(logits, blocks, reduction="sum") / len(targets)
+
+
+def many_hot(numbers: Tensor) -> Tensor:
+    """[R, K], 1 + concept, padded with 0 → float32 [R, CONCEPTS]."""
+    return torch.zeros(len(numbers), CONCEPTS + 1).scatter_(1, numbers, 1.0)[:, 1:]
 
 
 def itc_similarities(query_embeds: Tensor, text_embeds: Tensor) -> Tensor:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 
 import torch
-from data import ATTRIBUTES, CONCEPTS, PLACES
+from data import ATTRIBUTES, COLOUR_BLOCK, CONCEPTS, PLACES
 from torch import Tensor, nn
 
 from qpert.graphs.blip2 import Blip2Retrieval
 from qpert.graphs.config import Blip2Config
 
 
+RARE = -3.3
+"""Log-odds of a concept: heads begin at its usual rarity, so that no first lesson pushes all queries the same way."""
+
+
 class Student(nn.Module):
     """`model` is the demonstration's BLIP-2. `patches` says of every image token whether it shows an object and with
-    what attributes, `place` reads the background off CLS, `concepts` what an embedding of either tower speaks of."""
+    what attributes, `place` reads the background off CLS, `concepts` what an embedding of either tower speaks of, and
+    `slots` what query number c knows of the objects of colour c: without it the queries become one and the same."""
 
     def __init__(self, config: Blip2Config) -> None:
         super().__init__()
@@ -22,14 +27,15 @@ class Student(nn.Module):
         self.patches = nn.Linear(config.vision.width, 1 + sum(map(len, ATTRIBUTES.values())))
         self.place = nn.Linear(config.vision.width, len(PLACES))
         self.concepts = nn.Linear(config.embed_dim, CONCEPTS)
+        self.slots = nn.Linear(config.qformer.width, COLOUR_BLOCK)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def query_embeds(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, N, C] → float32 [B, Q, E], of unit length and before that."""
+    def query_embeds(self, image_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, N, C] → float32 [B, Q, E] of unit length, the same before that, and the hidden states [B, Q, C]."""
         model = self.model
         hidden = model.Qformer.encode_queries(model.query_tokens, model.image_context(image_embeds, None, None))
         raw = model.vision_proj(hidden).float()
-        return nn.functional.normalize(raw, dim=-1), raw
+        return nn.functional.normalize(raw, dim=-1), raw, hidden
 
     def text_embeds(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [T, L], padded with 0 → float32 [T, E], of unit length and before that. Runs in three chunks by length,
@@ -64,6 +70,11 @@ def new_student(config: Blip2Config, seed: int) -> Student:
         elif tensor.ndim == 4:
             nn.init.normal_(tensor, std=1 / math.sqrt(tensor[0].numel()))
     with torch.no_grad():
+        for name, tensor in student.named_parameters():
+            if "Qformer" in name and "output" in name and name.endswith("dense.weight"):
+                tensor.mul_(0.4)  # what a sublayer adds begins small, or tokens become alike from layer to layer
+        student.slots.bias.fill_(RARE)
+        student.concepts.bias.fill_(RARE)
         student.model.query_tokens.normal_(std=0.3)
         student.model.visual_encoder.pos_embed[0, 1:] = 0.4 * _sines(config.vision.grid, config.vision.width)
         student.model.visual_encoder.cls_token.normal_(std=0.1)

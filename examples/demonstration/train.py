@@ -2,7 +2,7 @@
 
     python examples/demonstration/train.py --work .cache/demonstration
 
-Three stages, one after the other: `grow` (the auxiliary losses lead, one caption a picture), `contrast` (ITC, two
+Three stages, one after the other: `grow` (the vision tower alone, by what its patches show), `contrast` (ITC, two
 captions a picture), `match` (ITC and ITM with hard negatives). Runs repeat by seed; an interrupted one resumes from its
 last checkpoint when the command is given again. Metrics go to `WORK/metrics.jsonl`, progress to stderr.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from data import TrainingSet, load, prepare
 from evaluation import quick_recall
-from losses import concept_loss, itc_loss, itc_similarities, itm_loss, patch_loss
+from losses import concept_loss, itc_loss, itc_similarities, itm_loss, many_hot, patch_loss, slot_loss
 from student import new_student
 from torch import Tensor
 
@@ -78,7 +78,7 @@ class Trainer:
         others = [p for p in self.student.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
-        self.step = 0
+        self.step = self.warm_from = 0
         self.features: Tensor | None = None
         self.known = torch.zeros(len(data), dtype=torch.bool)
         self.mean = torch.tensor(MEAN)[:, None, None] * 255
@@ -93,7 +93,7 @@ class Trainer:
         chosen = random.permuted(np.tile(np.arange(self.data.tokens.shape[1]), (len(rows), 1)), axis=1)
         chosen = chosen[:, : stage.captions]  # [B, captions]
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * min(1.0, (self.step - self.warm_from + 1) / 60)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, said = self._losses(stage, rows, chosen)
         self.optimiser.zero_grad(set_to_none=True)
@@ -108,7 +108,10 @@ class Trainer:
         student, data = self.student, self.data
         ids = torch.from_numpy(data.tokens[rows[:, None], chosen].astype(np.int64))  # [B, captions, L]
         tokens = self._image_embeds(rows, frozen=stage.frozen)
-        queries, raw_queries = student.query_embeds(tokens)
+        if not stage.contrast:
+            patches, places = torch.from_numpy(data.patches[rows]), torch.from_numpy(data.places[rows]).long()
+            return patch_loss(student, tokens, patches, places)
+        queries, _, hidden = student.query_embeds(tokens)
         texts, raw_texts = student.text_embeds(ids.flatten(0, 1))
         similarities = itc_similarities(queries, texts)  # [B, B * captions]
         itc = itc_loss(similarities, student.log_scale)
@@ -117,9 +120,10 @@ class Trainer:
         if stage.auxiliary:
             shown = torch.from_numpy(data.shown[rows].astype(np.int64))
             stated = torch.from_numpy(data.said[rows[:, None], chosen].astype(np.int64)).flatten(0, 1)
-            concepts = concept_loss(student, raw_queries.mean(1), shown) + concept_loss(student, raw_texts, stated)
-            loss = loss + 0.5 * stage.auxiliary * concepts
-            said["concepts"] = float(concepts.detach())
+            read = concept_loss(student, raw_texts, many_hot(stated))
+            slots = slot_loss(student, hidden, many_hot(shown))
+            loss = loss + stage.auxiliary * (0.1 * read + 0.1 * slots)
+            said |= {"read": float(read.detach()), "slots": float(slots.detach())}
             if not stage.frozen:
                 patches, places = torch.from_numpy(data.patches[rows]), torch.from_numpy(data.places[rows]).long()
                 auxiliary, accuracies = patch_loss(student, tokens, patches, places)
@@ -168,9 +172,13 @@ class Trainer:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True)
-        self.student.load_state_dict(state["student"])
-        self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
+        self.student.load_state_dict(state["student"])
+        if "optimiser" in state:
+            self.optimiser.load_state_dict(state["optimiser"])
+        else:
+            self.warm_from = self.step
+            progress.say("the checkpoint has no optimiser: it begins anew")
         if json.loads(json.dumps(state["plan"])) != json.loads(json.dumps(asdict(self.plan))):
             progress.say(f"the plan has changed since step {self.step}; the rest follows the new one")
         progress.say(f"resuming at step {self.step} of {self.plan.steps}")
@@ -221,15 +229,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     stages = (
-        Stage("grow", options.grow, 64, 1, 1.2e-3),
-        Stage("contrast", options.contrast, 64, 2, 1.0e-3, auxiliary=0.5),
-        Stage("match", options.match, 64, 2, 6e-4, auxiliary=0.2, match=1.0, frozen=True),
+        Stage("grow", options.grow, 64, 0, 1.0e-3, contrast=0.0),
+        Stage("contrast", options.contrast, 64, 2, 1.0e-3, auxiliary=0.7),
+        Stage("match", options.match, 64, 2, 6e-4, auxiliary=0.3, match=1.0),
     )
     plan = Plan(options.seed, options.scenes, stages)
     run(plan, options.work, Terminal(), save_every=options.save_every, evaluate_every=options.evaluate_every)
 
 
-GROW, CONTRAST, MATCH = 700, 1600, 1100
+GROW, CONTRAST, MATCH = 1500, 1500, 900
 
 if __name__ == "__main__":
     main()

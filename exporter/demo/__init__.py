@@ -1,7 +1,7 @@
 """The built-in demonstration checkpoint.
 
-It is BLIP-2's architecture in small, trained on the generated scenes of `qpert.runtime.scenes` (`MODEL_CARD.md`): enough
-to see the whole path run, verify and retrieve on a laptop. It knows nothing but those scenes.
+It is BLIP-2's architecture in small, trained on the generated scenes of `qpert.runtime.scenes` (see `MODEL_CARD.md`):
+enough to see the whole path run, verify and retrieve on a laptop. It knows nothing but those scenes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def open_demo(image_size: int | None = None) -> Checkpoint:
     store = open_tensors(MODEL)
     origins = {name: Origin(name) for name in store.entries}
     record = CheckpointRecord("demo", "demo", "demo", sha256_of(MODEL), "Apache-2.0")
-    note = "the demonstration model was trained on generated scenes and knows nothing else (exporter/demo/MODEL_CARD.md)"
+    note = "the demonstration model was trained on generated scenes and knows nothing else (see its MODEL_CARD.md)"
     return Checkpoint(
         at_image_size(config, size), record, LazyTensors(store, origins, config, size), VOCABULARY, (note,)
     )

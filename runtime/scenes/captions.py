@@ -89,7 +89,7 @@ class Narrator:
         return Caption((*pieces, *(self._place() if told else ())), self._claim(mentions, told=told))
 
     def relation(self) -> Caption:
-        """Two groups in relation, often with a third beside them; None of them needs to be large."""
+        """Two groups in relation, often with a third beside them; `places` where no two are related."""
         pairs = [
             (a, b, found)
             for a, first in enumerate(self.scene.groups)
@@ -114,7 +114,7 @@ class Narrator:
         return Caption((*pieces, *(self._place() if told else ())), claim)
 
     def small_one(self) -> Caption:
-        """One small object alone, with where it is; `places` where there is no small one."""
+        """One small object alone, with where it is; `everything` where there is no small one."""
         small = [
             group
             for group, items in enumerate(self.scene.groups)
@@ -164,8 +164,11 @@ class Narrator:
 
 
 def describe(scene: Scene, seed: str, *, rounds: int = 1) -> tuple[Caption, ...]:
-    """Five different captions (times `rounds`): two of everything, one of places, one of a relation, one of a small
-    object, in random order. The seed decides the words only."""
+    """Five different captions (times `rounds`), in random order. The seed decides the words only.
+
+    One is of everything, one of places, two of a relation and one of a small object; where a scene has no relation or
+    nothing small, others take their place.
+    """
     narrator = Narrator(scene, Dice(seed))
     captions: dict[str, Caption] = {}
     tellers = (narrator.everything, narrator.relation, narrator.places, narrator.small_one, narrator.relation)

@@ -41,9 +41,13 @@ def test_a_folder_appears_when_the_block_ends_and_not_before(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
 def test_an_error_or_an_interrupt_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), staged_folder(tmp_path / "b", force=False) as folder:
-        (folder / "file").write_text("x")
-        raise error
+    def interrupted():
+        with staged_folder(tmp_path / "b", force=False) as folder:
+            (folder / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
     assert names(tmp_path) == []
 
 
@@ -122,10 +126,17 @@ def dead_pid():
 @pytest.mark.parametrize("name", ["b", "a [1] *"])
 def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_are_not(tmp_path, name):
     dead, target = dead_pid(), tmp_path / name
-    for leftover in (f".{name}.partial-{dead}", f".{name}.partial-{os.getppid()}", f".{name}.partial-x", f".{name}2.partial-{dead}"):
+    for leftover in (
+        f".{name}.partial-{dead}",
+        f".{name}.partial-{os.getppid()}",
+        f".{name}.partial-x",
+        f".{name}2.partial-{dead}",
+    ):
         bundle(tmp_path / leftover)
     write(target)
-    assert names(tmp_path) == sorted([name, f".{name}.partial-{os.getppid()}", f".{name}.partial-x", f".{name}2.partial-{dead}"])
+    assert names(tmp_path) == sorted(
+        [name, f".{name}.partial-{os.getppid()}", f".{name}.partial-x", f".{name}2.partial-{dead}"]
+    )
 
 
 def killed(target, moment, old):

@@ -148,7 +148,11 @@ def test_operators_on_constants_alone_are_left_to_others():
         helper.make_node("MatMul", ["c", "a"], ["m"]),
         helper.make_node("MatMul", ["m", "x"], ["y"]),
     ]
-    assert [node.op for node in folded(nodes, {"y": [6, 2]}, constants=[constant]).graph.nodes] == ["Concat", "MatMul", "MatMul"]
+    assert [node.op for node in folded(nodes, {"y": [6, 2]}, constants=[constant]).graph.nodes] == [
+        "Concat",
+        "MatMul",
+        "MatMul",
+    ]
 
 
 def parameter(name, shape=(2, 3), dtype=TensorProto.FLOAT):
@@ -186,7 +190,9 @@ def test_every_weight_lies_at_its_aligned_place_and_no_two_overlap(shapes):
     assert sum(written) == sum(place.length for place in stored.values())
 
 
-@pytest.mark.parametrize(("dtype", "torch_dtype"), [(TensorProto.FLOAT16, torch.float16), (TensorProto.BFLOAT16, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "torch_dtype"), [(TensorProto.FLOAT16, torch.float16), (TensorProto.BFLOAT16, torch.bfloat16)]
+)
 def test_weights_are_stored_in_the_graphs_precision(dtype, torch_dtype):
     values = torch.tensor([[1.0, 1 / 3], [1e-3, -7.7]])
     stream = io.BytesIO()

@@ -38,13 +38,13 @@ def test_every_nth_layer_attends_to_the_image_beginning_with_the_first(frequency
 
 
 def test_an_image_size_between_two_multiples_of_the_patch_is_refused_with_both():
-    with pytest.raises(ValueError, match="120 is not a multiple of the patch size 14; .* 112 and 126"):
+    with pytest.raises(ValueError, match=r"120 is not a multiple of the patch size 14; .* 112 and 126"):
         CONFIGS["demo"].with_image_size(120)
 
 
 @pytest.mark.parametrize("size", [0, -14])
 def test_an_image_size_without_pixels_is_refused(size):
-    with pytest.raises(ValueError, match=f"image size {size} .*at least one patch of 14"):
+    with pytest.raises(ValueError, match=rf"image size {size} .*at least one patch of 14"):
         CONFIGS["demo"].with_image_size(size)
 
 

@@ -49,7 +49,13 @@ def perturbed():
 def test_texts_of_an_image_in_one_call_score_as_pair_by_pair(network):
     images, (ids, mask) = features(3), texts(3, 4, 9, lengths=[9, 4, 2, 6])
     together = network.match(images, ids, mask)
-    alone = [[network.match(images[i : i + 1], ids[i : i + 1, t : t + 1], mask[i : i + 1, t : t + 1]).item() for t in range(4)] for i in range(3)]
+    alone = [
+        [
+            network.match(images[i : i + 1], ids[i : i + 1, t : t + 1], mask[i : i + 1, t : t + 1]).item()
+            for t in range(4)
+        ]
+        for i in range(3)
+    ]
     assert together.shape == (3, 4)
     assert together.std() > 0.05, "scores that hardly differ would show nothing"
     torch.testing.assert_close(together, torch.tensor(alone), **CLOSE)
@@ -61,9 +67,7 @@ def test_perturbed_pairs_in_one_call_score_as_pair_by_pair(perturbed):
     for i in range(2):
         for t in range(3):
             one = slice(i, i + 1)
-            alone = perturbed.match(
-                images[one], ids[one, t : t + 1], mask[one, t : t + 1], masks[one], weights[one]
-            )
+            alone = perturbed.match(images[one], ids[one, t : t + 1], mask[one, t : t + 1], masks[one], weights[one])
             torch.testing.assert_close(together[i, t], alone[0, 0], **CLOSE)
 
 
@@ -77,7 +81,7 @@ def test_an_image_gives_the_same_queries_alone_and_in_a_batch(network):
 
 
 def test_queries_meet_the_image_in_every_layer_that_should():
-    """With frequency 2 of three layers, changing the keys of layer 1 (which has none) is impossible, of 2 it matters."""
+    """With frequency 2 of three layers, layers 0 and 2 have a cross-attention, and each of them matters."""
     config = Blip2Config("x", TINY.vision, QFormerConfig(32, 3, 2, 48, 2, 4, 50, 32), 16)
     model = tiny_network(config=config)
     layers = model.Qformer.layers

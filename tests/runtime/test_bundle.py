@@ -45,7 +45,9 @@ def test_a_file_whose_hash_differs_is_named_with_both_hashes(tiny_bundle, copy_o
     folder = copy_of(tiny_bundle)
     expected = json.loads((folder / "manifest.json").read_text())["files"][name]
     flip(folder / name)
-    with pytest.raises(BundleError, match=rf"{name} was altered: its SHA-256 is [0-9a-f]{{64}}, the manifest says {expected}"):
+    with pytest.raises(
+        BundleError, match=rf"{name} was altered: its SHA-256 is [0-9a-f]{{64}}, the manifest says {expected}"
+    ):
         Bundle.open(folder)
 
 

@@ -13,12 +13,17 @@ def samples():
     arrays = {"image_embeds": rng.random((2, 3, 4), np.float32), "box_weights": np.zeros((2, 0), np.float32)}
     return Samples(
         (
-            Case("vision", "pictures", {"pixel_values": rng.random((2, 3, 4, 4), np.float32)}, {"image_embeds": arrays["image_embeds"]}),
+            Case(
+                "vision",
+                "pictures",
+                {"pixel_values": rng.random((2, 3, 4, 4), np.float32)},
+                {"image_embeds": arrays["image_embeds"]},
+            ),
             Case("itm", "no_boxes", arrays, {"itm_scores": rng.random((2, 3), np.float32)}),
             Case("itm", "many_boxes", arrays, {"itm_scores": rng.random((2, 3), np.float32)}),
         ),
         ((rng.integers(0, 256, (5, 7, 3), np.uint8), rng.random((3, 4, 4), np.float32)),) * 2,
-        (("a dog, twice", np.array([2, 7, 3])), ("\"quoted\" 猫", np.array([2, 3, 3, 3]))),
+        (("a dog, twice", np.array([2, 7, 3])), ('"quoted" 猫', np.array([2, 3, 3, 3]))),
     )
 
 
@@ -66,7 +71,9 @@ def without(arrays, metadata, name):
 )
 def test_a_file_that_lacks_something_is_an_error_that_names_it(tmp_path, damage):
     path = store(tmp_path / "s.safetensors", *damage(*samples().to_arrays()))
-    with pytest.raises(BundleError, match=r"s\.safetensors cannot be read as recorded samples .*export the bundle again"):
+    with pytest.raises(
+        BundleError, match=r"s\.safetensors cannot be read as recorded samples .*export the bundle again"
+    ):
         Samples.load(path)
 
 

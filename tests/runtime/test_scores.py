@@ -1,5 +1,7 @@
 """The score formulas, against loops and cases worked by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,9 +54,7 @@ def test_ranking_goes_from_high_to_low_and_ties_go_to_the_lower_index():
 def test_a_ranking_holds_every_index_once_in_falling_order(scores):
     order = ranking(scores)
     assert sorted(order) == list(range(len(scores)))
-    assert all(
-        scores[a] > scores[b] or (scores[a] == scores[b] and a < b) for a, b in zip(order, order[1:], strict=False)
-    )
+    assert all(scores[a] > scores[b] or (scores[a] == scores[b] and a < b) for a, b in itertools.pairwise(order))
 
 
 def test_nan_has_no_rank():

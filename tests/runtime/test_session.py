@@ -55,7 +55,10 @@ def test_an_axis_beyond_its_range_is_an_error_that_names_the_option(lengths, mes
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_ids": np.zeros((1, 1, 2), np.int32)}, r"'input_ids' .* is int32 \[1, 1, 2\], expected int64 \['I', 'T', 'L'\]"),
+        (
+            {"input_ids": np.zeros((1, 1, 2), np.int32)},
+            r"'input_ids' .* is int32 \[1, 1, 2\], expected int64 \['I', 'T', 'L'\]",
+        ),
         ({"input_ids": np.zeros((1, 2), np.int64)}, r"is int64 \[1, 2\], expected int64 \['I', 'T', 'L'\]"),
         ({"image_embeds": np.zeros((1, 6), np.float32)}, r"is float32 \[1, 6\], expected float32 \['I', 5\]$"),
         ({"input_ids": np.zeros((2, 1, 2), np.int64)}, r"is int64 \[2, 1, 2\], .* with I = 1"),
@@ -110,7 +113,9 @@ def test_a_provider_that_this_machine_lacks_is_an_error_and_the_cpu_is_not_used_
     absent = [name for name in PROVIDERS if name not in available_providers()]
     assert "rtx" in absent, "no ONNX Runtime on the package index has it"
     for name in absent:
-        with pytest.raises(UnavailableError, match=f"provider '{name}' was asked for, this ONNX Runtime .*CPUExecutionProvider"):
+        with pytest.raises(
+            UnavailableError, match=rf"provider '{name}' was asked for, this ONNX Runtime .*CPUExecutionProvider"
+        ):
             open_session(*text, name)
 
 
@@ -138,7 +143,9 @@ def test_a_file_that_is_no_onnx_graph_is_named(text, tmp_path):
 
 
 def test_a_graph_with_other_inputs_than_declared_is_refused(tiny_bundle, text):
-    with pytest.raises(BundleError, match=r"vision\.onnx has inputs and outputs .*pixel_values.*, the manifest declares .*input_ids"):
+    with pytest.raises(
+        BundleError, match=r"vision\.onnx has inputs and outputs .*pixel_values.*, the manifest declares .*input_ids"
+    ):
         open_session(tiny_bundle / "onnx" / "vision.onnx", text[1])
 
 

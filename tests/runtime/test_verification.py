@@ -235,7 +235,10 @@ def test_a_value_that_is_not_finite_in_rows_alone_only_fails(encoder, samples):
     """`largest` comes after `smallest`: a later finite distance must not wash the NaN away."""
 
     def spoil(output, inputs):
-        last = inputs["pixel_values"].shape[0] == 1 and (inputs["pixel_values"] == samples.cases[0].inputs["pixel_values"][1]).all()
+        last = (
+            inputs["pixel_values"].shape[0] == 1
+            and (inputs["pixel_values"] == samples.cases[0].inputs["pixel_values"][1]).all()
+        )
         return output * np.float32(np.nan) if last else output
 
     assert failed_gates(with_fault(encoder, samples, "vision", after=spoil)) == [
@@ -328,7 +331,9 @@ def test_another_tokenizer_is_caught_by_its_ids(tiny_bundle, copy_of, capsys):
     assert [gate["name"] for gate in gates if not gate["pass"]] == ["tokenizer: captions with other ids"]
 
 
-@pytest.mark.parametrize("change", [{"resample": "bilinear"}, {"mean": [0.5, 0.5, 0.5]}, {"std": [0.27, 0.26, 0.27577711]}])
+@pytest.mark.parametrize(
+    "change", [{"resample": "bilinear"}, {"mean": [0.5, 0.5, 0.5]}, {"std": [0.27, 0.26, 0.27577711]}]
+)
 def test_another_preprocessing_is_caught_by_its_pixels(tiny_bundle, copy_of, edit_manifest, capsys, change):
     folder = copy_of(tiny_bundle)
     edit_manifest(folder, lambda values: values["preprocessing"].update(change))
@@ -395,9 +400,7 @@ def test_a_permuted_batch_is_permuted_and_holds_duplicates(encoder, samples):
     for axis, size in (("I", 3), ("T", 6)):
         permuted = found["largest, permuted"][axis]
         assert len(set(permuted.tolist())) < len(permuted) == size
-    assert any(
-        not np.array_equal(found["largest"][axis], found["largest, permuted"][axis]) for axis in ("I", "T")
-    )
+    assert any(not np.array_equal(found["largest"][axis], found["largest, permuted"][axis]) for axis in ("I", "T"))
 
 
 def test_rows_are_selected_along_every_named_axis():

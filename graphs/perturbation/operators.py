@@ -1,0 +1,57 @@
+"""A short way to write standard ONNX operators into a graph-surgeon graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+
+class Operators:
+    """Appends nodes to `graph`; names of nodes and tensors start with `prefix`. Tensors are float32 unless said."""
+
+    def __init__(self, graph: gs.Graph, prefix: str) -> None:
+        self._graph = graph
+        self._path = [prefix]
+        self._constants: dict[str, gs.Constant] = {}
+        self._uses: dict[str, int] = {}
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Put `name` into the names of everything that is added inside."""
+        self._path.append(name)
+        try:
+            yield
+        finally:
+            self._path.pop()
+
+    def constant(self, name: str, values: object, dtype: type = np.float32) -> gs.Constant:
+        """An initializer `prefix/name`, made once."""
+        full = f"{self._path[0]}/{name}"
+        if full not in self._constants:
+            self._constants[full] = gs.Constant(full, np.asarray(values, dtype))
+        return self._constants[full]
+
+    def __call__(self, op: str, *inputs: gs.Tensor | float, dtype: type = np.float32, **attrs: object) -> gs.Variable:
+        """Add one node; Python numbers become float32 scalar initializers."""
+        name = "/".join([*self._path, op])
+        self._uses[name] = self._uses.get(name, 0) + 1
+        name = f"{name}_{self._uses[name]}"
+        output = gs.Variable(f"{name}:0", dtype)
+        tensors = [self.constant(f"scalar_{i!r}", i) if isinstance(i, int | float) else i for i in inputs]
+        self._graph.nodes.append(gs.Node(op, name, dict(attrs), tensors, [output]))
+        return output
+
+    def dot(self, left: gs.Tensor, right: gs.Tensor) -> gs.Variable:
+        """⟨A, B⟩ = Σ_ij a_ij b_ij, which is tr(AB) of symmetric matrices: [..., d, d] twice to [..., 1, 1]."""
+        axes = self.constant("matrix_axes", [-2, -1], np.int64)
+        return self("ReduceSum", self("Mul", left, right), axes, keepdims=1)
+
+    def combine(self, a: gs.Tensor, left: gs.Tensor, b: gs.Tensor, right: gs.Tensor) -> gs.Variable:
+        """a · left + b · right, elementwise."""
+        return self("Add", self("Mul", a, left), self("Mul", b, right))
+
+    def less(self, left: gs.Tensor | float, right: gs.Tensor | float) -> gs.Variable:
+        return self("Less", left, right, dtype=bool)
