@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from qpert.graphs.blip2 import Blip2Retrieval
 from qpert.graphs.config import Blip2Config
 
-
 RARE = -3.3
 """Log-odds of a concept: heads begin at its usual rarity, so that no first lesson pushes all queries the same way."""
 

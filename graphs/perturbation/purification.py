@@ -124,11 +124,12 @@ def _steered(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _Itera
     energy_squared = ops.dot(C, Y)
     energy_grown = ops("Sub", ops("Mul", energy, 2.0), energy_squared)
     undecided = ops("Sub", trace, squared)
-    square = ops.less(undecided, ops("Mul", ops("Sub", squared, cubed), 2.0))  # their mean exceeds a half
+    weighted = ops("Sub", squared, cubed)  # Σ x (x − x²)
+    square = ops.less(undecided, ops("Mul", weighted, 2.0))  # the mean of the undecided exceeds a half
     if by_energy:
         square = ops("GreaterOrEqual", ops("Where", square, energy_grown, energy), threshold, dtype=bool)
-    # Rounding can leave decided values above 1, where each X² doubles the excess: tr(X − X²) < 0 shows it.
-    square = ops("And", square, ops.less(0.0, undecided), dtype=bool)
+    # Rounding can leave decided values above 1, where each X² doubles the excess; where all is decided this shows it.
+    square = ops("And", square, ops.less(0.0, weighted), dtype=bool)
     a = ops("Where", square, 1.0, -1.0)
     b = ops("Where", square, 0.0, 2.0)
     return _Iterate(
