@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qpert.exporter.architecture import ArchitectureOptions
 from qpert.exporter.checkpoint import Checkpoint, open_checkpoint
+from qpert.exporter.literal_boxes import box_samples
 from qpert.exporter.onnx_files import check_graph, write_graphs
 from qpert.exporter.recording import CAPTIONS, InputMaker, record
 from qpert.exporter.reference_torch import TorchReference
@@ -179,7 +180,10 @@ def _write_samples(
     with progress.stage("recording reference outputs from PyTorch"):
         reference = TorchReference.open(checkpoint, perturbation)
         maker = InputMaker(checkpoint.config, graphs, preprocessing)
-        samples = record(reference, maker, images=request.samples, token_ids=token_ids)
+        boxes = box_samples(
+            request.perturbation, grid=checkpoint.config.vision.grid, image_size=checkpoint.config.vision.image_size
+        )
+        samples = record(reference, maker, images=request.samples, token_ids=token_ids, boxes=boxes)
     arrays, metadata = samples.to_arrays()
     path = folder / "samples.safetensors"
     save_file(arrays, str(path), metadata=metadata)

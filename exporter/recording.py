@@ -15,13 +15,15 @@ import torch
 from qpert.graphs.config import Blip2Config
 from qpert.runtime.images import ImagePreprocessing
 from qpert.runtime.manifest import GraphSpec
-from qpert.runtime.samples import Case, Samples
+from qpert.runtime.samples import BoxSample, Case, Samples
 
 SEED = 20240712
 TIE_WIDTH = 1e-4
 """Boxes whose cut margin or relative eigenvalue gap is smaller get weight 0 in samples. The Gram matrix that a graph
 computes in float32 differs from the reference's by about 1e-7 of its largest eigenvalue, and a projector by that
 difference divided by the gap: below 1e-4 it is not decided to the 1e-3 that a lowering must reach."""
+CANDIDATES = 4
+"""Boxes drawn for each box that is used: those whose cut is decided most clearly are taken."""
 
 CAPTIONS = (
     "a small red box on a table",
@@ -60,16 +62,20 @@ class InputMaker:
         pictures = [smooth_picture(self.rng(10 + number), size, size) for number in range(count)]
         return np.stack([lavis_pixels(picture, self.preprocessing) for picture in pictures])
 
-    def boxes(self, count: int, boxes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Masks float32 [count, boxes, N] and weights float32 [count, boxes]; every row has a different box count."""
+    def masks(self, count: int, boxes: int) -> np.ndarray:
+        """Object masks float32 [count, boxes, N] of boxes from tiny to whole."""
         rng, grid = self.rng(20), self.config.vision.grid
         masks = np.zeros((count, boxes, grid * grid + 1), dtype=np.float32)
-        weights = np.zeros((count, boxes), dtype=np.float32)
         for image in range(count):
-            for box in range(max(1, boxes - image)):
+            for box in range(boxes):
                 masks[image, box, 1:] = np.outer(_random_cover(rng, grid), _random_cover(rng, grid)).ravel()
-                weights[image, box] = rng.uniform(-2, 8)
-        return masks, weights
+        return masks
+
+    def weights(self, count: int, boxes: int) -> np.ndarray:
+        """Box weights float32 [count, boxes]: of either sign, and one box fewer with each image (0: padding)."""
+        weights = self.rng(21).uniform(-2, 8, (count, boxes))
+        counts = np.maximum(1, boxes - np.arange(count))
+        return np.where(np.arange(boxes) < counts[:, None], weights, 0).astype(np.float32)
 
     def tokens(self, *shape: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask int64 [*shape, length] of texts of different lengths, right-padded with 0."""
@@ -87,6 +93,7 @@ def record(
     *,
     images: int,
     token_ids: tuple[tuple[str, np.ndarray], ...],
+    boxes: tuple[BoxSample, ...],
 ) -> Samples:
     """Run the reference on inputs for every graph.
 
@@ -95,13 +102,14 @@ def record(
         maker: where inputs come from.
         images: distinct pictures; 2 at least, so that a row's neighbour can differ from it.
         token_ids: captions with the ids that the tokenizer gives, recorded as they are.
+        boxes: boxes with their masks and weights, recorded as they are.
     """
     cases = list(make_cases(reference, maker, images=images))
     pictures = tuple(
         (picture, lavis_pixels(picture, maker.preprocessing))
         for picture in (smooth_picture(maker.rng(40), 211, 160), smooth_picture(maker.rng(41), 97, 640))
     )
-    return Samples(tuple(cases), pictures, token_ids)
+    return Samples(tuple(cases), pictures, token_ids, boxes)
 
 
 def make_cases(reference: Reference, maker: InputMaker, *, images: int) -> list[Case]:
@@ -136,20 +144,21 @@ def box_inputs(
         return {"stock": {}}
     count = len(features)
     many = min(6, graph.ranges["O"].max)
-    named = {}
-    for name, boxes in (("no_boxes", 0), ("one_box", 1), ("many_boxes", many)):
-        masks, weights = (
-            maker.boxes(count, boxes)
-            if boxes
-            else (
-                np.zeros((count, 0, features.shape[1]), np.float32),
-                np.zeros((count, 0), np.float32),
-            )
-        )
-        decided = reference.cut_margins(features, masks) > TIE_WIDTH
-        named[name] = {"object_masks": masks, "box_weights": np.where(decided, weights, 0).astype(np.float32)}
-    zero = {"object_masks": named["many_boxes"]["object_masks"], "box_weights": np.zeros((count, many), np.float32)}
-    return named | {"zero_weights": zero}
+    masks, decided = decided_masks(reference, features, maker.masks(count, CANDIDATES * many), many)
+    weights = np.where(decided, maker.weights(count, many), 0).astype(np.float32)
+    named = {f"{name}_boxes": (masks[:, :boxes], weights[:, :boxes]) for name, boxes in (("no", 0), ("many", many))}
+    named |= {"one_box": (masks[:, :1], weights[:, :1]), "zero_weights": (masks, np.zeros_like(weights))}
+    return {name: {"object_masks": given, "box_weights": weight} for name, (given, weight) in named.items()}
+
+
+def decided_masks(
+    reference: Reference, features: np.ndarray, candidates: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image's candidate masks [B, M, N] the `count` whose cut is clearest, and which of those are decided."""
+    margins = reference.cut_margins(features, candidates)
+    best = np.argsort(-margins, axis=1, kind="stable")[:, :count]
+    masks = np.take_along_axis(candidates, best[..., None], axis=1)
+    return masks, np.take_along_axis(margins, best, axis=1) > TIE_WIDTH
 
 
 def smooth_picture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:

@@ -17,6 +17,10 @@ from qpert.graphs.blip2 import STAGES, Blip2Retrieval, GraphPerturbation
 from qpert.graphs.perturbation.oracle import key_subspaces
 
 
+BOXES_AT_ONCE = 4
+"""The float64 keys of one box take 25 MB an image in the full-size model."""
+
+
 class TorchReference:
     """Runs the four stages in eager PyTorch. `run` has the form of a session's."""
 
@@ -46,10 +50,13 @@ class TorchReference:
         """
         if self.model.perturbation is None or not object_masks.shape[1]:
             return np.full(object_masks.shape[:2], np.inf)
+        clear = []
         with torch.inference_mode():
             keys, _ = self.model.Qformer.keys_and_values(torch.from_numpy(image_embeds).float())
-            cut = key_subspaces(keys, torch.from_numpy(object_masks), threshold=self.model.perturbation.threshold)
-        return torch.minimum(cut.margins, cut.gaps).flatten(2).amin(-1).numpy()
+            for masks in torch.from_numpy(object_masks).split(BOXES_AT_ONCE, dim=1):
+                cut = key_subspaces(keys, masks, threshold=self.model.perturbation.threshold)
+                clear.append(torch.minimum(cut.margins, cut.gaps).flatten(2).amin(-1))
+        return torch.cat(clear, dim=1).numpy()
 
 
 OUTPUTS = {"vision": "image_embeds", "image_query": "query_embeds", "text": "text_embeds", "itm": "itm_scores"}

@@ -34,8 +34,8 @@ def check_target(target: Path, *, force: bool) -> None:
 def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
     """A new folder beside `target`, which becomes `target` when the block ends well and is deleted when it does not.
 
-    A process that is killed leaves a folder named `.NAME.partial-PID` without a manifest; the next export to the same
-    target removes it.
+    A process that is killed leaves a folder named `.NAME.partial-PID`, which the next export to the same target removes.
+    The manifest is written last, so that only a complete bundle has one.
     """
     check_target(target, force=force)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ preprocessed pixels and captions with their token ids, so that preprocessing and
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,26 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
+class BoxSample:
+    """Boxes of one picture and what the bundle's perturbation makes of them.
+
+    xyxy float64 [O, 4] and size int64 [2] (width, height) in pixels; masks float32 [O, N]; weights float32 [O].
+    """
+
+    xyxy: np.ndarray
+    size: np.ndarray
+    masks: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
-    """All that was recorded: pictures uint8 [H, W, 3] with float32 [3, S, S], captions with int64 ids [L]."""
+    """All that was recorded: pictures uint8 [H, W, 3] with float32 [3, S, S], captions with int64 ids [L], boxes."""
 
     cases: tuple[Case, ...]
     pictures: tuple[tuple[np.ndarray, np.ndarray], ...]
     captions: tuple[tuple[str, np.ndarray], ...]
+    boxes: tuple[BoxSample, ...]
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Tensors and metadata in the form that safetensors stores."""
@@ -44,6 +58,8 @@ class Samples:
             arrays |= {f"picture/{number}/image": picture, f"picture/{number}/pixel_values": pixels}
         for number, (_, ids) in enumerate(self.captions):
             arrays[f"caption/{number}/input_ids"] = ids
+        for number, sample in enumerate(self.boxes):
+            arrays |= {f"boxes/{number}/{field.name}": getattr(sample, field.name) for field in fields(BoxSample)}
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         return contiguous, {"captions": json.dumps([caption for caption, _ in self.captions])}
 
@@ -56,7 +72,7 @@ class Samples:
             with safe_open(str(path), framework="numpy") as stored:
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, not a mapping
                 captions = json.loads((stored.metadata() or {})["captions"])
-            return cls(_cases(arrays), _pictures(arrays), _captions(arrays, captions))
+            return cls(_cases(arrays), _pictures(arrays), _captions(arrays, captions), _boxes(arrays))
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{path} cannot be read as recorded samples ({error}); export the bundle again"
@@ -80,3 +96,10 @@ def _pictures(arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarr
 
 def _captions(arrays: dict[str, np.ndarray], captions: list[str]) -> tuple[tuple[str, np.ndarray], ...]:
     return tuple((caption, arrays[f"caption/{number}/input_ids"]) for number, caption in enumerate(captions))
+
+
+def _boxes(arrays: dict[str, np.ndarray]) -> tuple[BoxSample, ...]:
+    names = sorted(key.removesuffix("/xyxy") for key in arrays if key.endswith("/xyxy"))
+    return tuple(
+        BoxSample(**{field.name: arrays[f"{name}/{field.name}"] for field in fields(BoxSample)}) for name in names
+    )

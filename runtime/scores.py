@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from qpert.runtime.errors import InputError
+
 SCORE_FORMULAS = {
     "itc": "max over the Q queries of query_embeds · text_embeds",
     "itm": "match logit (class 1), mean over the Q queries, no softmax",
     "final": "itm + itc",
 }
 """What the manifest says of them."""
+
+
+BLOCK = 1 << 24
+"""Similarities held at once: 64 MB in float32, whatever the number of images and texts."""
 
 
 def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -22,9 +28,21 @@ def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[n
 
     Returns:
         float32 [B, T], cosines in [−1, 1]. Source: LAVIS `blip2_qformer.py`, `sim_q2t.max(-1)`.
+
+    Raises:
+        InputError: the shapes are not these.
     """
-    similarities = query_embeds @ text_embeds.T  # [B, Q, T]
-    return np.asarray(similarities.max(axis=1), dtype=np.float32)
+    if query_embeds.ndim != 3 or text_embeds.ndim != 2 or query_embeds.shape[-1] != text_embeds.shape[-1]:
+        raise InputError(
+            f"got query_embeds {list(query_embeds.shape)} and text_embeds {list(text_embeds.shape)}, "
+            "expected [B, Q, E] and [T, E]"
+        )
+    scores = np.empty((len(query_embeds), len(text_embeds)), dtype=np.float32)
+    step = max(1, BLOCK // max(1, query_embeds.shape[1] * len(text_embeds)))
+    for start in range(0, len(query_embeds), step):
+        similarities = query_embeds[start : start + step] @ text_embeds.T  # [step, Q, T]
+        scores[start : start + step] = similarities.max(axis=1)
+    return scores
 
 
 def final_scores(itm: npt.NDArray[np.float32], itc: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

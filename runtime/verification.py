@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qpert.runtime.boxes import Boxes
 from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import BundleError, QpertWarning
 from qpert.runtime.images import preprocess_images
 from qpert.runtime.manifest import GraphSpec, TensorSpec
+from qpert.runtime.perturbation import box_weights, object_masks
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.samples import Case, Samples
 from qpert.runtime.session import Session
@@ -156,8 +158,8 @@ def verify_tensors(
             session = encoder.sessions[case.graph]
             alone = run_rows_alone(session, case)
             own[case.graph, case.name] = alone
-            for label, selection in selections(session.spec, case):
-                outputs = run_selected(session, case, selection)
+            for label, shaped, selection in shapes(session.spec, case):
+                outputs = run_selected(session, shaped, selection)
                 comparisons += compare(case, session.spec, label, outputs, selection)
                 distance = neighbour_distance(session.spec, outputs, alone, selection)
                 spread[case.graph] = float(np.maximum(spread.get(case.graph, 0.0), distance))  # NaN stays
@@ -171,6 +173,7 @@ def verify_tensors(
         *zero_weight_gates(own, precision),
         preprocessing_gate(encoder, samples),
         tokenizer_gate(encoder, samples),
+        *box_gates(encoder, samples),
     ]
     return Verification("tensor", reference, provider, precision, tuple(gates), tuple(comparisons), {})
 
@@ -186,6 +189,25 @@ def require_cases(encoder: Encoder, cases: Sequence[Case]) -> None:
                 f"no case of graph {name!r} has a box of weight, so its perturbation would not be verified; "
                 "export the bundle again, or pass another --seed with a live reference"
             )
+
+
+def shapes(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Case, Selection]]:
+    """Every selection of rows, and the middle one with boxes of weight 0 up to the most that the profile allows."""
+    named = dict(selections(spec, case))
+    for label, selection in named.items():
+        yield label, case, selection
+    if spec.takes_boxes:
+        yield "most boxes, padded", with_padding_boxes(spec, case), named["middle"]
+
+
+def with_padding_boxes(spec: GraphSpec, case: Case) -> Case:
+    """The case with empty boxes of weight 0 appended: its outputs must not change."""
+    missing = spec.ranges["O"].max - case.inputs["box_weights"].shape[1]
+    padded = {
+        name: np.pad(case.inputs[name], [(0, missing if axis == 1 else 0) for axis in range(case.inputs[name].ndim)])
+        for name in ("object_masks", "box_weights")
+    }
+    return replace(case, inputs=case.inputs | padded)
 
 
 def selections(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Selection]]:
@@ -330,3 +352,23 @@ def tokenizer_gate(encoder: Encoder, samples: Samples) -> Gate:
             ids = encoder.tokenizer.encode([caption]).input_ids[0]
             different += int(not np.array_equal(ids, expected))
     return Gate("tokenizer: captions with other ids", float(different), 0.0)
+
+
+def box_gates(encoder: Encoder, samples: Samples) -> Iterator[Gate]:
+    """Masks and weights made here of the recorded boxes; 1e-5 is float32 rounding of shares and of weights up to 10."""
+    manifest = encoder.manifest
+    if not manifest.graphs["image_query"].takes_boxes:
+        return
+    masks, weights = 0.0, 0.0
+    for sample in samples.boxes:
+        boxes = [Boxes(sample.xyxy, (int(sample.size[0]), int(sample.size[1])))]
+        made = object_masks(
+            boxes,
+            grid=manifest.grid,
+            image_size=manifest.preprocessing.size,
+            coverage=manifest.perturbation.coverage,
+        )
+        masks = max(masks, float(np.abs(made[0] - sample.masks).max()))
+        weights = max(weights, float(np.abs(box_weights(boxes, manifest.perturbation)[0] - sample.weights).max()))
+    yield Gate("boxes: masks, max abs difference", masks, 1e-5)
+    yield Gate("boxes: weights, max abs difference", weights, 1e-5)

@@ -82,8 +82,11 @@ def evaluate(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     for name, setting in (("stock", stock), ("perturbed", best)):
         if setting is None:
             continue
-        perturber = Perturber(model, test, threshold=setting.threshold)
-        scores = itc(perturber.query_embeds(setting), test.text_embeds)
+        if setting.stages == "none":
+            queries = model.encode_queries(test.image_embeds)
+        else:
+            queries = Perturber(model, test, threshold=setting.threshold).query_embeds(setting)
+        scores = itc(queries, test.text_embeds)
         report["test"][name] = {"setting": asdict(setting), "itc": summary(test.metrics(scores, scores))}
         if options.rerank:
             final = matcher.final(scores, options.rerank)

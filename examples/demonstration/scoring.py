@@ -85,10 +85,17 @@ class Perturber:
     def __init__(self, model: Blip2Retrieval, split: EncodedSplit, *, threshold: float) -> None:
         vision = CONFIGS["demo"].vision
         self.model, self.split = model, split
-        masks = object_masks(split.boxes, grid=vision.grid, image_size=vision.image_size, coverage="exact")
+        masks = torch.from_numpy(
+            object_masks(split.boxes, grid=vision.grid, image_size=vision.image_size, coverage="exact")
+        )  # [B, O, N]
         self.keys, self.values = model.Qformer.keys_and_values(split.image_embeds)
-        parts = zip(self.keys.split(50), torch.from_numpy(masks).split(50), strict=True)
-        self.projectors = torch.cat([key_subspaces(*part, threshold=threshold).projectors.float() for part in parts])
+        _, layers, heads, _, size = self.keys.shape
+        self.projectors = torch.zeros(*masks.shape[:2], layers, heads, size, size)
+        counts = torch.tensor([len(boxes) for boxes in split.boxes])
+        for part in counts.argsort().split(50):  # alike in number of boxes, so that little padding is decomposed
+            most = int(counts[part].max())
+            found = key_subspaces(self.keys[part], masks[part, :most], threshold=threshold)
+            self.projectors[part, :most] = found.projectors.float()
 
     def query_embeds(self, setting: Perturbation) -> Tensor:
         """float32 [B, Q, E], of unit length."""

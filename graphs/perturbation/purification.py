@@ -43,6 +43,10 @@ PRODUCTS = ACCELERATED_STEPS + STEERED_STEPS + CENTRED_STEPS + 2 + 2 * POLISHING
 SLACK = 0.01
 """The bounds are widened by this share, so that rounding leaves no eigenvalue outside [0, 1], where steps diverge."""
 
+OUTSIDE = -5e-5
+"""Rounding can leave values above 1, which X² doubles, or below 0, which 2X − X² doubles. Where all is decided this may
+go on for many steps: Σ x (x − x²) or Σ (1 − x)(x − x²) below this, beyond what rounding makes of them, shows it."""
+
 
 class _Iterate(NamedTuple):
     X: gs.Tensor  # [..., d, d]
@@ -101,14 +105,15 @@ def _accelerated(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _I
     """X² where the energy has reached τ, else 2αX − α²X²; the bound moves as the eigenvalues do."""
     X, energy, bound = iterate
     Y = ops("MatMul", X, X)
-    below = ops.less(energy, threshold)
+    energy_squared = ops.dot(C, Y)
+    below = ops.less(ops("Sub", ops("Mul", energy, 2.0), energy_squared), threshold)
     bound = ops("Min", bound, ops("Div", energy, threshold))
     alpha = ops("Div", 2.0, ops("Add", bound, 1.0))
     a = ops("Where", below, ops("Neg", ops("Mul", alpha, alpha)), 1.0)
     b = ops("Where", below, ops("Mul", alpha, 2.0), 0.0)
     return _Iterate(
         ops.combine(a, Y, b, X),
-        ops.combine(a, ops.dot(C, Y), b, energy),
+        ops.combine(a, energy_squared, b, energy),
         ops.combine(a, ops("Mul", bound, bound), b, bound),
     )
 
@@ -128,8 +133,9 @@ def _steered(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _Itera
     square = ops.less(undecided, ops("Mul", weighted, 2.0))  # the mean of the undecided exceeds a half
     if by_energy:
         square = ops("GreaterOrEqual", ops("Where", square, energy_grown, energy), threshold, dtype=bool)
-    # Rounding can leave decided values above 1, where each X² doubles the excess; where all is decided this shows it.
-    square = ops("And", square, ops.less(0.0, weighted), dtype=bool)
+    outside = ops.constant("outside", OUTSIDE)
+    square = ops("Or", square, ops.less(ops("Sub", undecided, weighted), outside), dtype=bool)
+    square = ops("And", square, ops.less(outside, weighted), dtype=bool)
     a = ops("Where", square, 1.0, -1.0)
     b = ops("Where", square, 0.0, 2.0)
     return _Iterate(

@@ -31,11 +31,13 @@ LEAST_LOGIT_SPREAD = 1e-2
 """s / (f (1 − f)) below this is one value: relative gaps of 1e-5 arrive here as 0.04 or more, rounding as less."""
 LEAST_SQUARED_SPREAD = 2e-11
 """⟨Z, Z⟩ of rounding alone is about 1e-12."""
-LEAST_PARTICIPATION = 1.1
+LEAST_PARTICIPATION = 1.01
 """(tr W)² / ⟨W, W⟩ is 1 for a single undecided eigenvalue, 2 for two alike: below this, the second hardly counts."""
 ALIKE_PARTICIPATION = 1.7
 """Values without a measurable β are close together, so they weigh alike; less says that a lone value has company far off
 that is decided well enough."""
+LEAST_KEPT_WEIGHT = 2e-8
+"""⟨W, W⟩ of values below a half that may be kept: about 1.4e-4 for a single one."""
 
 
 class _Undecided(NamedTuple):
@@ -66,10 +68,13 @@ def settle(ops: Operators, C: gs.Tensor, X: gs.Tensor, *, threshold: gs.Tensor, 
     energies = [ops.dot(C, matrix) for matrix in (X, W, Z)]
     traces = [ops.dot(X, identity), trace_W, trace_Z]
     empty = ops.less(_moved(ops, traces, neither), 0.75)  # the rank is at least one
+    # What is this near to 0 may be rounding alone, spread over all dropped directions; to keep it would magnify that.
+    real = ops.less(ops.constant("least_kept_weight", LEAST_KEPT_WEIGHT), ops("Max", WW, ops("Sub", mean, 0.5)))
     greater_fits = ops("Or", empty, ops.less(_moved(ops, energies, greater), threshold), dtype=bool)
-    keep_greater = ops("And", values.are_two, greater_fits, dtype=bool)
+    keep_greater = ops("And", ops("And", values.are_two, greater_fits, dtype=bool), real, dtype=bool)
     lone = ops("And", empty, ops("Not", keep_greater, dtype=bool), dtype=bool)
-    keep_both = ops("Or", lone, ops.less(_moved(ops, energies, both), threshold), dtype=bool)
+    both_fit = ops("Or", lone, ops.less(_moved(ops, energies, both), threshold), dtype=bool)
+    keep_both = ops("And", both_fit, real, dtype=bool)
     move = _Move(
         *(ops("Where", keep_both, both[i], ops("Where", keep_greater, greater[i], neither[i])) for i in (0, 1))
     )
@@ -114,15 +119,17 @@ def _skew(
     trace_V: gs.Tensor,
 ) -> tuple[gs.Tensor, gs.Tensor]:
     """β, the sum of the two values' distances from the mean, and whether it was measured (else derived)."""
-    near_one = ops.less(0.5, mean)
-    h = ops("Min", mean, rest)
-    M = ops("Where", near_one, trace_V, ops("Sub", trace_W, trace_V))
-    m = ops("Sub", ops("Mul", h, M), WW)
-    noise = ops("Mul", ops("Mul", h, h), ops.constant("skew_noise", SKEW_NOISE))
-    measurable = ops.less(noise, ops("Mul", m, spread))
+    from_zero, from_one = (
+        (h, M, ops("Sub", ops("Mul", h, M), WW)) for h, M in ((mean, ops("Sub", trace_W, trace_V)), (rest, trace_V))
+    )
+    clarity = [ops("Div", m, ops("Mul", h, h)) for h, _, m in (from_zero, from_one)]
+    use_one = ops.less(*clarity)
+    h, M, m = (ops("Where", use_one, one, zero) for zero, one in zip(from_zero, from_one, strict=True))
+    noise = ops.constant("skew_noise", SKEW_NOISE)
+    measurable = ops.less(noise, ops("Mul", ops("Max", *clarity), spread))
     ratio = ops("Div", ops("Mul", ZZ, M), ops("Mul", ops("Where", measurable, m, 1.0), WW))
     measured = ops("Sub", ratio, h)
-    measured = ops("Where", near_one, ops("Neg", measured), measured)
+    measured = ops("Where", use_one, ops("Neg", measured), measured)
     # For nearby values the weights w² are as exp(2 · 2s · d ln w / dx) : 1, with d ln w / dx = (1 − 2f) / (f (1 − f)).
     slope = ops("Div", ops("Sub", rest, mean), ops("Mul", mean, rest))
     log_ratio = _clipped(ops, ops("Mul", ops("Mul", spread, 2.0), slope), -3.0, 3.0)

@@ -71,9 +71,11 @@ def verify(
     samples = Samples.load(bundle.path(bundle.manifest.samples))
     if reference == "recorded" and checkpoint is not None:
         raise InputError("--checkpoint is for a live reference; add --reference torch, hf or lavis")
-    cases = list(samples.cases) if reference == "recorded" else live_cases(bundle, reference, checkpoint, samples, seed)
-    encoder = Encoder(bundle, provider)
+    encoder = Encoder(bundle, provider)  # first: a missing provider should be said before the reference has run
     try:
+        cases = samples.cases
+        if reference != "recorded":
+            cases = tuple(live_cases(bundle, reference, checkpoint, samples, seed))
         verification = verify_tensors(
             encoder, cases, samples, reference=reference, provider=provider, progress=progress
         )
