@@ -19,8 +19,8 @@ PREFIX = "query_map"
 def lower_query_map(graph: gs.Graph) -> gs.Graph:
     """Replace each `qpert::QueryMap` node by standard operators.
 
-    Inputs of the node: float32 keys [B, A, H, N, d], object_masks [B, O, N], box_weights [B, O]; output [B, A, H, d, d].
-    All but d may be symbolic, and O may be 0: M is then exactly I, as it is with zero weights.
+    Inputs of the node are float32: keys [B, A, H, N, d], object_masks [B, O, N], box_weights [B, O]; its output is
+    [B, A, H, d, d]. All but d may be symbolic, and O may be 0: M is then exactly I, as it is with zero weights.
 
     Raises:
         ValueError: the head dimension d of a node's keys is not a number.
@@ -39,6 +39,8 @@ def _lower(ops: Operators, node: gs.Node) -> None:
     weights = ops("Unsqueeze", box_weights, ops.constant("box_axes", [2, 3, 4, 5], np.int64))
     weighted = ops("Mul", projectors, weights)  # [B, O, A, H, d, d]
     total = ops("ReduceSum", weighted, ops.constant("object_axis", [1], np.int64), keepdims=0)
+    # Exactly symmetric, whatever order a backend adds in.
+    total = ops("Mul", ops("Add", total, ops("Transpose", total, perm=[0, 1, 2, 4, 3])), 0.5)
     result = ops("Add", total, ops.constant("identity", np.eye(size)))
     (output,) = node.outputs
     node.outputs.clear()

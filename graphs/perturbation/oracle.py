@@ -1,8 +1,8 @@
-"""The query perturbation read literally from its definition, with an eigendecomposition: what every lowering must match.
+"""The query perturbation read literally from its definition, by eigendecomposition: what every lowering must match.
 
 Source: object-aware query perturbation, ECCV 2024, sections 4.2 to 4.4 and supplement A.2. For the keys K [N, d] of one
 head and the token mask m of one box, K_b = diag(m) K and C = K_bᵀ K_b = Φ Λ Φᵀ with descending eigenvalues; the
-contribution ratio is c_p = (λ_1 + … + λ_p) / (λ_1 + … + λ_d), the rank p = max(1, #{p : c_p < τ}) and P = Φ_1..p Φ_1..pᵀ.
+contribution ratio is c_p = (λ_1 + … + λ_p) / (λ_1 + … + λ_d), the rank p = max(1, #{p : c_p < τ}), P = Φ_1..p Φ_1..pᵀ.
 
 Symbols in shapes: B images, O boxes an image, A cross-attention layers, H heads, N image tokens, d head dimension,
 Q queries.
@@ -25,8 +25,8 @@ class KeySubspaces:
     ranks: Tensor
     """[B, O, A, H] int64: p, zero where nothing is covered."""
     margins: Tensor
-    """[B, O, A, H] float64: min(|c_p − τ|, |c_{p+1} − τ|), the two ratios that decide the cut; c_1 never does, as p is at
-    least one; +inf where nothing is decided."""
+    """[B, O, A, H] float64: min(|c_p − τ|, |c_{p+1} − τ|), the two ratios that decide the cut; c_1 never does, as p is
+    at least one; +inf where nothing is decided."""
     gaps: Tensor
     """[B, O, A, H] float64: (λ_p − λ_{p+1}) / λ_1, with λ_{d+1} = 0; +inf where nothing is covered."""
 
@@ -113,7 +113,8 @@ def _check(keys: Tensor, object_masks: Tensor, threshold: float) -> None:
         raise ValueError(f"threshold is {threshold}, expected a contribution ratio in (0, 1]")
     if keys.ndim != 5 or object_masks.ndim != 3:
         raise ValueError(
-            f"keys {tuple(keys.shape)} and object_masks {tuple(object_masks.shape)}: expected [B, A, H, N, d] and [B, O, N]"
+            f"keys {tuple(keys.shape)} and object_masks {tuple(object_masks.shape)}: "
+            "expected [B, A, H, N, d] and [B, O, N]"
         )
     if (keys.shape[0], keys.shape[3]) != (object_masks.shape[0], object_masks.shape[2]):
         raise ValueError(

@@ -1,18 +1,18 @@
 """The end of a purification: the last one or two undecided eigenvalues, found from traces and removed exactly.
 
 After the steered steps all eigenvalues of X are 0 or 1 to within about 1e-7, but for those at the cut. Those live in
-W = X − X². Let V = X W and take every trace as Σ_ij of a product of two of W, V: both factors are zero off the undecided
+W = X − X². Let V = X W, and take traces as Σ_ij of products of two of W, V: both factors are zero off the undecided
 subspace, so rounding elsewhere does not add up. With weights w_i² = (x_i − x_i²)² the mean of the undecided x is
-f = ⟨V, W⟩ / ⟨W, W⟩ and, with Z = V − f W, their squared spread is s² = ⟨Z, Z⟩ / ⟨W, W⟩. If there are two values (each of
-any multiplicity), they are x = f + t with t² − βt − s² = 0 (Gauss quadrature with two nodes).
+f = ⟨V, W⟩ / ⟨W, W⟩ and, with Z = V − f W, their squared spread is s² = ⟨Z, Z⟩ / ⟨W, W⟩. If there are two values, each
+of any multiplicity, they are x = f + t with t² − βt − s² = 0 (Gauss quadrature with two nodes).
 
-β comes from one more trace, of weight x(1 − x)² for values below a half and x²(1 − x) above. In distances y from 0 (or
-1), with h the distance of f and M the trace of that weight, m = h M − ⟨W, W⟩ and β = ±(⟨Z, Z⟩ M / (m ⟨W, W⟩) − h).
-Where m drowns in rounding the two are close together, and of equal multiplicity unless they are equal; then the ratio of
-their weights follows from the slope of ln w.
+β comes from one more trace: M = tr(W − V), of weight x(1 − x)², or M = tr(V), of weight x²(1 − x), whichever is clearer.
+With h the distance of f from 0 (or from 1), m = h M − ⟨W, W⟩ and β = ±(⟨Z, Z⟩ M / (m ⟨W, W⟩) − h). Where m drowns in
+rounding the two are close together; taken to be of equal multiplicity, the ratio of their weights follows from the slope
+of ln w.
 
-P = X + a W + b Z moves the two values where we want them. Of "neither", "the greater" and "both", the one that keeps most
-while its energy stays below τ is the definition of the rank, computed once more and exactly.
+P = X + a W + b Z moves the two values where we want them. Of "neither", "the greater" and "both", the one that keeps
+most while its energy stays below τ is the definition of the rank, computed once more and exactly.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from qpert.runtime.errors import BundleError
-from qpert.runtime.samples import Case, Samples
+from qpert.runtime.samples import BoxSample, Case, Samples
 
 
 def samples():
@@ -24,6 +24,7 @@ def samples():
         ),
         ((rng.integers(0, 256, (5, 7, 3), np.uint8), rng.random((3, 4, 4), np.float32)),) * 2,
         (("a dog, twice", np.array([2, 7, 3])), ('"quoted" 猫', np.array([2, 3, 3, 3]))),
+        (BoxSample(rng.random((2, 4)), np.array([7, 5]), rng.random((2, 5), np.float32), np.ones(2, np.float32)),),
     )
 
 
