@@ -2,9 +2,9 @@
 
     python benchmarks/full_size.py --work /tmp/full --precision fp32 --out benchmarks/results/full_size_fp32.json
 
-Makes a LAVIS `.pth` with exactly the names, shapes and dtypes of `blip2_finetune_coco.pth` (ViT-g/14 at 364 px, from the
-fixture that stock LAVIS gave), exports it with the command that a user types, and reports wall time, peak memory of the
-exporting process, disk against the weights, and how far ONNX Runtime is from PyTorch on a recorded image and pair.
+Makes a LAVIS `.pth` with exactly the names, shapes and dtypes of `blip2_finetune_coco.pth` (ViT-g/14 at 364 px, from
+the fixture that stock LAVIS gave), exports it with the command that a user types, and reports wall time, peak memory
+of the exporting process, disk against the weights, and how far ONNX Runtime is from PyTorch on a recorded image and pair.
 """
 
 from __future__ import annotations
@@ -107,52 +107,55 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder with 12 GB free")
     parser.add_argument("--precision", default="fp32", choices=list(ITEM_SIZE))
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
+    parser.add_argument("--make-checkpoint", type=Path, help="only make the checkpoint, in a process of its own")
     parser.add_argument("--keep", action="store_true", help="keep the bundle")
     options = parser.parse_args()
+    if options.make_checkpoint:
+        return make_checkpoint(options.make_checkpoint)
     options.work.mkdir(parents=True, exist_ok=True)
-    checkpoint, vocabulary = options.work / "random_coco.pth", options.work / "vocab.txt"
     bundle = options.work / f"bundle-{options.precision}"
-    if not checkpoint.exists():
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import full_size; from pathlib import Path"
-        subprocess.run(
-            [sys.executable, "-c", f"{code}; full_size.make_checkpoint(Path({str(checkpoint)!r}))"], check=True
-        )
-    make_vocabulary(vocabulary, 30522)
-    command = ["export", "blip2", "--checkpoint", str(checkpoint), "--tokenizer", str(vocabulary), "--force"]
-    command += ["--precision", options.precision, "--out", str(bundle)]
-    figures = {"export": measured([sys.executable, "-m", "qpert.runtime.cli", *command])}
-    figures["inspect"] = measured([sys.executable, "-m", "qpert.runtime.cli", "inspect", str(bundle), "--json"])
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    weights = sum(parameter_counts().values()) * ITEM_SIZE[options.precision]
-    disk = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    figures["disk"] = {"bundle_bytes": disk, "weight_bytes": weights, "ratio": round(disk / weights, 4)}
-    figures["against_pytorch"] = compare_one(bundle)
-    figures["precision"] = options.precision
-    figures["machine"] = machine()
-    figures["tools"] = manifest["tools"]
-    text = json.dumps(figures, indent=1)
+    text = json.dumps(measure(options.work, options.precision, bundle), indent=1)
     print(text)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n")
     if not options.keep:
         shutil.rmtree(bundle)
+    return None
+
+
+def measure(work: Path, precision: str, bundle: Path) -> dict[str, Any]:
+    """Export, inspect and compare; every figure of the result file."""
+    checkpoint, vocabulary = work / "random_coco.pth", work / "vocab.txt"
+    if not checkpoint.exists():
+        subprocess.run([sys.executable, __file__, "--make-checkpoint", str(checkpoint), "--work", "."], check=True)
+    make_vocabulary(vocabulary, 30522)
+    qpert = [sys.executable, "-m", "qpert.runtime.cli"]
+    command = ["export", "blip2", "--checkpoint", str(checkpoint), "--tokenizer", str(vocabulary), "--force"]
+    figures = {"export": measured([*qpert, *command, "--precision", precision, "--out", str(bundle)])}
+    figures["inspect"] = measured([*qpert, "inspect", str(bundle), "--json"])
+    weights = sum(parameter_counts().values()) * ITEM_SIZE[precision]
+    disk = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    figures["disk"] = {"bundle_bytes": disk, "weight_bytes": weights, "ratio": round(disk / weights, 4)}
+    figures["against_pytorch"] = compare_one(bundle)
+    tools = json.loads((bundle / "manifest.json").read_text())["tools"]
+    return figures | {"precision": precision, "machine": machine(), "tools": tools}
 
 
 def parameter_counts() -> dict[str, int]:
     """Numbers in each parameter that retrieval uses."""
-    from qpert.graphs.config import CONFIGS
-
     import torch
 
     from qpert.graphs.blip2 import Blip2Retrieval
+    from qpert.graphs.config import CONFIGS
 
     with torch.device("meta"):
         return {name: tensor.numel() for name, tensor in Blip2Retrieval(CONFIGS["coco"]).state_dict().items()}
 
 
 def machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

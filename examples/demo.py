@@ -71,9 +71,7 @@ def read_captions() -> list[str]:
     return [json.loads(line)["captions"][0] for line in lines]
 
 
-def render(
-    pictures: list[Path], boxes: dict[str, Boxes], searches: list[Search], bundle: Path, seconds: float
-) -> str:
+def render(pictures: list[Path], boxes: dict[str, Boxes], searches: list[Search], bundle: Path, seconds: float) -> str:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     verdict = manifest["verification"]["verdict"]
     figures = {path.name: figure(path, boxes[path.name]) for path in pictures}
@@ -111,15 +109,16 @@ def section(search: Search, figures: dict[str, str]) -> str:
     """One caption: its pictures in order, with the place that each had without boxes."""
     stock_place = {hit.image: place for place, hit in enumerate(search.stock, start=1)}
     cards = "".join(
-        f'<div class="card">{figures[hit.image]}<p><b>#{place}</b> score {hit.score:.3f} '
-        f"(ITC {hit.itc:.3f}, rank {hit.rank_itc}; ITM {hit.itm:.3f}) · without boxes #{stock_place[hit.image]}</p></div>"
+        f'<div class="card">{figures[hit.image]}<p><b>#{place}</b> score {hit.score:.3f} (ITC {hit.itc:.3f}, '
+        f"rank {hit.rank_itc}; ITM {hit.itm:.3f}) · without boxes #{stock_place[hit.image]}</p></div>"
         for place, hit in enumerate(search.perturbed, start=1)
     )
     return f'<h2>“{html.escape(search.caption)}”</h2><div class="row">{cards}</div>'
 
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>qpert demonstration</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>qpert demonstration</title>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }}

@@ -1,7 +1,7 @@
 """Masks and weights of boxes, written the long way: cell by cell, box by box, as the definition reads.
 
-What `qpert.runtime.perturbation` computes separably and for whole batches is compared with this by `qpert verify`, so it
-shares nothing with it.
+What `qpert.runtime.perturbation` computes separably and for whole batches is compared with this by `qpert verify`, so
+it shares nothing with it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,13 @@ does, as the cut is defined by it. What is added to SP2:
 Products of d × d matrices: 42 (12 + 23 + 1 steps, 2 to settle, 4 to polish), whatever d and the rank. Nothing is
 transposed or symmetrised on the way: rounding that is not symmetric grows and shrinks as symmetric rounding does.
 
-MEASURED
+Measured in ONNX Runtime on a CPU against `torch.linalg.eigh` in float64, 26,000 matrices (d = 64, 32 and 16; τ in
+{0.85, 0.9, 0.95, 0.99}; the spectra of tests/spectra.py, among them pairs of eigenvalues 1e-5 to 1e-2 apart), of which
+24,643 have |c − τ| > 1e-5 and a gap above 1e-5 λ_1 at the cut: error ‖P − P_oracle‖_F 7e-7 in the median, 5e-5 at the
+90th percentile, 4e-4 at the 99th. One rank was wrong, with c_p within 2.6e-5 of τ (two in an earlier 24,639: a gap of
+1.1e-5, and a gap of 5.7e-5 with a margin of 1.2e-5). Above a gap of 1e-4 one other error in 23,749 exceeded 1e-3 (0.03:
+three eigenvalues within 4e-4 λ_1 of each other). Below, float32 sets the limit: the float64 eigendecomposition of the
+same float32 C has errors above 1e-3 in 44 of the 129 matrices with gaps from 1e-5 to 2e-5, purification in 58.
 
 Everything is float32, whatever surrounds it; on a GPU the products must not be rounded to TF32.
 """
@@ -34,12 +40,12 @@ from qpert.graphs.perturbation.settlement import settle
 ACCELERATED_STEPS = 12
 """From then on E is close to τ, and the accelerated step is no better than the plain one."""
 STEERED_STEPS = 23
-"""Fewer leave close eigenvalues together: of 5,000 matrices of the battery 23 had a wrong rank with 15, 7 with 17, 2 with
-19 and with 21, none with 23 and with 25."""
+"""Fewer leave close eigenvalues together: of 5,000 matrices of the battery 23 had a wrong rank with 15, 7 with 17,
+2 with 19 and with 21, none with 23 and with 25."""
 CENTRED_STEPS = 1
 """Steered by the mean alone: brings what is undecided towards the middle, where settling is best conditioned."""
 POLISHING_STEPS = 2
-"""Each squares the remaining error; with one, 38 instead of 28 of 5,000 errors exceeded 1e-3."""
+"""Each squares what is left: the error of the settled values. With one, 10 more of 5,000 errors exceeded 1e-3."""
 PRODUCTS = ACCELERATED_STEPS + STEERED_STEPS + CENTRED_STEPS + 2 + 2 * POLISHING_STEPS
 
 SLACK = 0.01

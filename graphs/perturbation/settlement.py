@@ -6,10 +6,10 @@ subspace, so rounding elsewhere does not add up. With weights w_i² = (x_i − x
 f = ⟨V, W⟩ / ⟨W, W⟩ and, with Z = V − f W, their squared spread is s² = ⟨Z, Z⟩ / ⟨W, W⟩. If there are two values, each
 of any multiplicity, they are x = f + t with t² − βt − s² = 0 (Gauss quadrature with two nodes).
 
-β comes from one more trace: M = tr(W − V), of weight x(1 − x)², or M = tr(V), of weight x²(1 − x), whichever is clearer.
-With h the distance of f from 0 (or from 1), m = h M − ⟨W, W⟩ and β = ±(⟨Z, Z⟩ M / (m ⟨W, W⟩) − h). Where m drowns in
-rounding the two are close together; taken to be of equal multiplicity, the ratio of their weights follows from the slope
-of ln w.
+β comes from one more trace: M = tr(W − V), of weight x(1 − x)², or M = tr(V), of weight x²(1 − x), whichever is
+clearer. With h the distance of f from 0 (or from 1), m = h M − ⟨W, W⟩ and β = ±(⟨Z, Z⟩ M / (m ⟨W, W⟩) − h). Where m
+drowns in rounding the two are close together; taken to be of equal multiplicity, the ratio of their weights follows from
+the slope of ln w.
 
 P = X + a W + b Z moves the two values where we want them. Of "neither", "the greater" and "both", the one that keeps
 most while its energy stays below τ is the definition of the rank, computed once more and exactly.
@@ -34,8 +34,8 @@ LEAST_SQUARED_SPREAD = 2e-11
 LEAST_PARTICIPATION = 1.01
 """(tr W)² / ⟨W, W⟩ is 1 for a single undecided eigenvalue, 2 for two alike: below this, the second hardly counts."""
 ALIKE_PARTICIPATION = 1.7
-"""Values without a measurable β are close together, so they weigh alike; less says that a lone value has company far off
-that is decided well enough."""
+"""Values without a measurable β are close together, so they weigh alike; less says that a lone value has company far
+off that is decided well enough."""
 LEAST_KEPT_WEIGHT = 2e-8
 """⟨W, W⟩ of values below a half that may be kept: about 1.4e-4 for a single one."""
 

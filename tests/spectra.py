@@ -78,6 +78,11 @@ def close_pairs(rng: np.random.Generator, count: int, d: int) -> np.ndarray:
     return with_spectrum(rng, np.stack([level, level - apart], axis=-1).reshape(count, d), 2 * d)
 
 
+def identical_eigenvalues(rng: np.random.Generator, count: int, d: int) -> np.ndarray:
+    """C is a multiple of I: every cut is a tie, only sanity can be asked."""
+    return with_spectrum(rng, np.ones((count, d)), 2 * d)
+
+
 def single_token(rng: np.random.Generator, count: int, d: int) -> np.ndarray:
     return rng.standard_normal((count, 1, d)).astype(np.float32)
 
@@ -90,6 +95,13 @@ def huge(rng: np.random.Generator, count: int, d: int) -> np.ndarray:
     return (power_law(rng, count, d) * 1e4).astype(np.float32)
 
 
+def patch_tokens(rng: np.random.Generator, count: int, d: int) -> np.ndarray:
+    """As many tokens as ViT-g has at 364 pixels, the first (CLS) unlike the others."""
+    keys = power_law(rng, count, d, 677, 1.0)
+    keys[:, 0] *= 4
+    return keys
+
+
 SPECTRA: dict[str, Generator] = {
     "one key": one_key,
     "all keys equal": all_keys_equal,
@@ -100,8 +112,9 @@ SPECTRA: dict[str, Generator] = {
     "steep, falling by a million": steep,
     "dominant mean direction": dominant_mean,
     "duplicated eigenvalues": duplicates_away_from_the_cut,
-    "close pairs": close_pairs,
+    "identical eigenvalues": identical_eigenvalues,
     "single token": single_token,
+    "677 tokens": patch_tokens,
     "scale 1e-4": tiny,
     "scale 1e4": huge,
 }

@@ -1,0 +1,67 @@
+"""What the README says to type works as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qpert.runtime.cli import run
+from qpert.runtime.cli.export import command as export_command
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def command_lines() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture
+def reader(tmp_path: Path, demo_bundle: Path, copy_of, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the README's reader has it: the repository's examples, and the exported demonstration."""
+    copy_of(demo_bundle).rename(tmp_path / "qpert-blip2-demo-fp32")
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_ten_lines_run_and_give_what_their_comments_say(reader: Path) -> None:
+    (code,) = blocks("python")
+    names: dict = {}
+    exec(code, names)
+    assert names["itc"].shape == (2, 2)
+    assert names["itm"].shape == (2, 1)
+    assert [hit.rank_itc for hit in sorted(names["hits"], key=lambda hit: hit.rank_itc)] == [1, 2]
+    assert {hit.image for hit in names["hits"]} == set(names["photos"])
+
+
+@pytest.mark.parametrize("line", [line for line in command_lines() if line[0] == "qpert"], ids=" ".join)
+def test_commands_on_the_demonstration_bundle_succeed(reader: Path, line: list[str]) -> None:
+    assert run(line[1:]) == 0
+
+
+@pytest.mark.parametrize("line", [line for line in command_lines() if line[0] == "qpert-export"], ids=" ".join)
+def test_export_commands_name_options_that_exist(line: list[str]) -> None:
+    context = export_command.make_context("export", line[1:])
+    assert context.params["architecture"] == "blip2"
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z][\w-]+)", README))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_every_file_and_folder_that_is_linked_exists() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
