@@ -4,7 +4,8 @@
 
 Makes a LAVIS `.pth` with exactly the names, shapes and dtypes of `blip2_finetune_coco.pth` (ViT-g/14 at 364 px, from
 the fixture that stock LAVIS gave), exports it with the command that a user types, and reports wall time, peak memory
-of the exporting process, disk against the weights, and how far ONNX Runtime is from PyTorch on a recorded image and pair.
+of the exporting process, disk against the weights, and how far ONNX Runtime is from PyTorch on a recorded image and
+pair.
 """
 
 from __future__ import annotations

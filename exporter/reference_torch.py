@@ -16,7 +16,6 @@ from qpert.exporter.checkpoint import Checkpoint, load_state
 from qpert.graphs.blip2 import STAGES, Blip2Retrieval, GraphPerturbation
 from qpert.graphs.perturbation.oracle import key_subspaces
 
-
 BOXES_AT_ONCE = 4
 """The float64 keys of one box take 25 MB an image in the full-size model."""
 

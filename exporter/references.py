@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from qpert.exporter.checkpoint import Checkpoint, open_checkpoint
+from qpert.exporter.architecture import ArchitectureOptions
+from qpert.exporter.checkpoint import DEMO, NAMED, Checkpoint, open_checkpoint
 from qpert.exporter.recording import InputMaker, Reference, make_cases
 from qpert.exporter.reference_hf import HuggingFaceReference
 from qpert.exporter.reference_lavis import LavisReference
 from qpert.exporter.reference_torch import TorchReference
 from qpert.exporter.stock import StockReference
 from qpert.graphs.blip2 import GraphPerturbation
+from qpert.graphs.config import Blip2Config
 from qpert.runtime.errors import InputError
 from qpert.runtime.manifest import Manifest
 from qpert.runtime.perturbation import Perturbation
 from qpert.runtime.samples import Case, Samples
+
+HUB_URL = "https://huggingface.co/"
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ def live_cases(manifest: Manifest, kind: str, checkpoint: str | None, samples: S
         InputError: the checkpoint is not the one that was exported.
         UnavailableError: the reference's library is not installed here.
     """
-    source = checkpoint or manifest.checkpoint.source
-    with open_checkpoint(source, image_size=manifest.preprocessing.size) as opened:
+    source, options = reopening(manifest, checkpoint)
+    with open_checkpoint(source, image_size=manifest.preprocessing.size, options=options) as opened:
         check_same(opened, manifest)
         with open_reference(kind, opened, manifest) as reference:
             recorded = [
@@ -67,6 +72,25 @@ def live_cases(manifest: Manifest, kind: str, checkpoint: str | None, samples: S
             maker = InputMaker(opened.config, manifest.graphs, manifest.preprocessing, seed)
             images = len(samples.cases[0].inputs["pixel_values"])
             return recorded + make_cases(reference, maker, images=images)
+
+
+def reopening(manifest: Manifest, checkpoint: str | None) -> tuple[str, ArchitectureOptions]:
+    """What `open_checkpoint` needs to find the exported weights again, and what their tensors do not tell."""
+    architecture = Blip2Config.from_dict(manifest.architecture)
+    recorded = manifest.checkpoint
+    if checkpoint is None and recorded.name in (DEMO, *NAMED):
+        return recorded.name, ArchitectureOptions()
+    source, _, vision = (checkpoint or recorded.source.removeprefix(HUB_URL)).partition(" and ")
+    options = ArchitectureOptions(
+        vision_heads=architecture.vision.heads,
+        qformer_heads=architecture.qformer.heads,
+        vision_eps=architecture.vision.layer_norm_eps,
+        ln_vision_eps=architecture.ln_vision_eps,
+        qformer_eps=architecture.qformer.layer_norm_eps,
+    )
+    if vision:
+        return source, replace(options, vision_checkpoint=Path(vision), vision_layers=architecture.vision.layers)
+    return source, options
 
 
 @contextmanager
@@ -83,14 +107,15 @@ def open_reference(kind: str, checkpoint: Checkpoint, manifest: Manifest) -> Ite
 
 def open_stock(kind: str, checkpoint: Checkpoint, settings: Perturbation) -> StockReference | LavisReference:
     """Stock Hugging Face (`hf`) or stock LAVIS (`lavis`)."""
-    source = checkpoint.record.source
+    first, *others = checkpoint.tensors.store.files or (Path(checkpoint.record.source),)
     if kind == "hf":
         return HuggingFaceReference.open(
-            source, threshold=settings.threshold, preserve_norm=settings.preserve_norm, stages=settings.stages
+            first.parent, threshold=settings.threshold, preserve_norm=settings.preserve_norm, stages=settings.stages
         )
     return LavisReference.open(
-        source,
+        first,
         config=checkpoint.config,
+        vision_checkpoint=others[0] if others else None,
         threshold=settings.threshold,
         preserve_norm=settings.preserve_norm,
         stages=settings.stages,

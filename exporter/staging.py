@@ -34,7 +34,7 @@ def check_target(target: Path, *, force: bool) -> None:
 def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
     """A new folder beside `target`, which becomes `target` when the block ends well and is deleted when it does not.
 
-    A process that is killed leaves a folder named `.NAME.partial-PID`, which the next export to the same target removes.
+    A process that is killed leaves a folder named `.NAME.partial-PID`; the next export to the same target removes it.
     The manifest is written last, so that only a complete bundle has one.
     """
     check_target(target, force=force)

@@ -2,7 +2,8 @@
 
 Layouts (below the data set's root): `annotations/{train,val,test}.json` with `flickr30k-images/` and
 `flickr30k_entities/{Annotations,Sentences}/`, or with `val2014/` and `coco_entities/{Annotations,Sentences}/`, the COCO
-Entities that the query-perturbation release converts. The generated demonstration is written in both.
+Entities that the query-perturbation release converts; COCO Entities' own JSON is read too, as `coco_entities*.json`
+beside or inside that folder. The generated demonstration is written in both layouts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from qpert.runtime.box_files import XmlCoordinates, read_box_file
 from qpert.runtime.box_table import BoxRow, BoxTable
-from qpert.runtime.boxes import Boxes
+from qpert.runtime.boxes import Boxes, check_box
 from qpert.runtime.errors import BoxError, InputError, QpertWarning
 
 SPLITS = ("train", "val", "test")
@@ -29,6 +30,8 @@ ANNOTATION_NAMES = ("{split}.json", "flickr30k_{split}.json", "coco_karpathy_{sp
 ENTITY_FOLDERS = ("flickr30k_entities", "coco_entities")
 
 _CHAIN = re.compile(r"\[/EN#(\d+)/")
+_NUMBER = re.compile(r"[0-9]+$")
+"""The number at the end of a COCO image's name, its id."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ def read_dataset(
     annotation = _annotation_file(root, split)
     names, captions, owners = _read_annotation(annotation)
     _check_files(root, names, annotation)
-    boxes = _read_entities(_entities_folder(root), names, xml_coordinates) if entities else None
+    boxes = _read_boxes(root, names, xml_coordinates) if entities else None
     return RetrievalDataset(root, split, names, captions, np.array(owners, np.int64), boxes)
 
 
@@ -153,10 +156,12 @@ def _check_files(root: Path, names: Sequence[str], annotation: Path) -> None:
 # Entities
 
 
-def _entities_folder(root: Path) -> Path:
+def _read_boxes(root: Path, names: Sequence[str], coordinates: XmlCoordinates) -> BoxTable:
     for name in ENTITY_FOLDERS:
         if (root / name / "Annotations").is_dir():
-            return root / name
+            return _read_entities(root / name, names, coordinates)
+    for file in sorted([*root.glob("coco_entities*.json"), *root.glob("coco_entities/*.json")]):
+        return _read_coco_entities(file, names)
     raise BoxError(
         f"{root} has neither {' nor '.join(f'{name}/Annotations' for name in ENTITY_FOLDERS)}; "
         "add the Entities annotations, or choose other boxes or none"
@@ -191,6 +196,55 @@ def _named_rows(file: Path, sentences: Path, name: str, coordinates: XmlCoordina
     for row in read_box_file(file, xml_coordinates=coordinates).rows:
         if chains is None or chains & set(row.names):
             yield replace(row, image=name)
+
+
+def _read_coco_entities(path: Path, names: Sequence[str]) -> BoxTable:
+    """COCO Entities JSON: `{image id: {caption: {"detections": {class: [[detection id, [x1, y1, x2, y2]]]}}}}`, pixels
+    counted from 0. The boxes of an image are those of all its captions, each detection once."""
+    try:
+        document = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BoxError(f"cannot read {path}: {error}") from error
+    if not isinstance(document, dict):
+        raise BoxError(f"{path} is a {type(document).__name__}; expected COCO Entities: an object by image id")
+    by_number = {str(int(number[0])): captions for key, captions in document.items() if (number := _NUMBER.search(key))}
+    rows: list[BoxRow] = []
+    missing: list[str] = []
+    for name in names:
+        number = _NUMBER.search(PurePosixPath(name).stem)
+        captions = by_number.get(str(int(number[0]))) if number else None
+        if captions is None:
+            missing.append(name)
+        else:
+            rows += _coco_rows(captions, name, f"{path}: {name}")
+    if missing:
+        message = f"{len(missing)} of {len(names)} images are not in {path}, so no boxes: "
+        warnings.warn(message + ", ".join(missing[:3]), QpertWarning, stacklevel=4)
+    return BoxTable(tuple(rows), str(path), exact=True)
+
+
+def _coco_rows(captions: Any, name: str, source: str) -> Iterator[BoxRow]:
+    seen = set()
+    try:
+        found = [
+            (str(label), str(number), tuple(map(float, box)))
+            for said in captions.values()
+            for label, detections in said["detections"].items()
+            for number, box in detections
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BoxError(
+            f"{source} is not as COCO Entities has it ({error!r}); "
+            'expected {caption: {"detections": {class: [[id, [x1, y1, x2, y2]]]}}}'
+        ) from None
+    for label, number, box in found:
+        if (label, number) in seen:
+            continue
+        seen.add((label, number))
+        if len(box) != 4:
+            raise BoxError(f"{source}: the box of {label!r} has {len(box)} numbers; expected x1, y1, x2, y2")
+        check_box(box, f"{source}: {label!r}")
+        yield BoxRow(name, (box[0], box[1], box[2], box[3]), source, None, (label,))
 
 
 def _unique_stems(names: Sequence[str]) -> list[str]:

@@ -148,8 +148,8 @@ def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
     except Exception as error:
         if "NOT_IMPLEMENTED" in str(error):
             raise UnavailableError(
-                f"provider {provider.name!r} lacks an operator that {path} needs ({error}); bfloat16 runs on GPUs only: "
-                "use another provider, or export with --precision fp32 or fp16"
+                f"provider {provider.name!r} lacks an operator that {path} needs ({error}); bfloat16 runs on GPUs only:"
+                " use another provider, or export with --precision fp32 or fp16"
             ) from error
         raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
     if provider.onnxruntime not in session.get_providers():

@@ -112,7 +112,6 @@ SPECTRA: dict[str, Generator] = {
     "steep, falling by a million": steep,
     "dominant mean direction": dominant_mean,
     "duplicated eigenvalues": duplicates_away_from_the_cut,
-    "identical eigenvalues": identical_eigenvalues,
     "single token": single_token,
     "677 tokens": patch_tokens,
     "scale 1e-4": tiny,

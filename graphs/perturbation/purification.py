@@ -55,6 +55,11 @@ OUTSIDE = -5e-5
 """Rounding can leave values above 1, which X² doubles, or below 0, which 2X − X² doubles. Where all is decided this may
 go on for many steps: Σ x (x − x²) or Σ (1 − x)(x − x²) below this, beyond what rounding makes of them, shows it."""
 
+GREATEST_DEFECT = 0.05
+"""‖P − P²‖² before the last polish; one eigenvalue of 0.5 makes 0.06, one of −0.2 or 1.2 as much."""
+
+LOW = 0.01
+
 
 class _Iterate(NamedTuple):
     X: gs.Tensor  # [..., d, d]
@@ -72,7 +77,8 @@ def leading_projectors(ops: Operators, gram: gs.Tensor, threshold: gs.Tensor, si
         size: d.
 
     Returns:
-        float32 [..., d, d]; zero where `gram` is zero, and where it holds anything that is not finite.
+        float32 [..., d, d]; zero where `gram` is zero, and where it holds anything that is not finite; fractional where
+        too many eigenvalues coincide at the cut for float32 to choose.
     """
     identity = ops.constant("identity", np.eye(size))
     trace = ops.dot(gram, identity)
@@ -89,12 +95,7 @@ def leading_projectors(ops: Operators, gram: gs.Tensor, threshold: gs.Tensor, si
             iterate = _steered(ops, C, threshold, iterate, by_energy=step < STEERED_STEPS)
     with ops.scope("settle"):
         P = settle(ops, C, iterate.X, threshold=threshold, identity=identity)
-    for step in range(POLISHING_STEPS):
-        with ops.scope(f"polish_{step}"):
-            P = _polished(ops, P)
-    # tr(P²) is the rank; anything above d, or NaN, is no projector, and must not reach a query, not even times zero.
-    sound = ops.less(ops.dot(P, P), ops.constant("greatest_squared_norm", size + 1))
-    return ops("Where", ops("And", covered, sound, dtype=bool), P, 0.0)
+    return _polished_or_soft(ops, P, iterate.X, covered, size)
 
 
 def _scaled(ops: Operators, C: gs.Tensor, identity: gs.Tensor, size: int) -> gs.Tensor:
@@ -140,7 +141,9 @@ def _steered(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _Itera
     weighted = ops("Sub", squared, cubed)  # Σ x (x − x²)
     square = ops.less(undecided, ops("Mul", weighted, 2.0))  # the mean of the undecided exceeds a half
     if by_energy:
-        square = ops("GreaterOrEqual", ops("Where", square, energy_grown, energy), threshold, dtype=bool)
+        low = ops.less(weighted, ops("Mul", undecided, LOW))
+        deciding = ops("Where", square, energy_grown, ops("Where", low, energy_squared, energy))
+        square = ops("GreaterOrEqual", deciding, threshold, dtype=bool)
     outside = ops.constant("outside", OUTSIDE)
     square = ops("Or", square, ops.less(ops("Sub", undecided, weighted), outside), dtype=bool)
     square = ops("And", square, ops.less(outside, weighted), dtype=bool)
@@ -153,7 +156,18 @@ def _steered(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _Itera
     )
 
 
-def _polished(ops: Operators, P: gs.Tensor) -> gs.Tensor:
-    """3P² − 2P³ (R. McWeeny, Rev. Mod. Phys. 32, 335, 1960): eigenvalues within ±0.36 of 0 or 1 converge, squaring."""
-    squared = ops("MatMul", P, P)
-    return ops("Sub", ops("Mul", squared, 3.0), ops("Mul", ops("MatMul", squared, P), 2.0))
+def _polished_or_soft(ops: Operators, P: gs.Tensor, X: gs.Tensor, covered: gs.Tensor, size: int) -> gs.Tensor:
+    """3P² − 2P³ (R. McWeeny, Rev. Mod. Phys. 32, 335, 1960): eigenvalues within ±0.36 of 0 or 1 converge, squaring.
+
+    Where three or more eigenvalues coincide at the cut, nothing computed in float32 can say which of them to keep, and
+    the settled P is no projector. X keeps a fraction of each there, whatever the basis: that is the answer then.
+    """
+    for step in range(POLISHING_STEPS):
+        with ops.scope(f"polish_{step}"):
+            squared = ops("MatMul", P, P)
+            defect = ops("Sub", P, squared)
+            P = ops("Sub", ops("Mul", squared, 3.0), ops("Mul", ops("MatMul", squared, P), 2.0))
+    settled = ops.less(ops.dot(defect, defect), ops.constant("greatest_defect", GREATEST_DEFECT))
+    # What is not finite must not reach a query, not even times zero.
+    bounded = ops("And", covered, ops.less(ops.dot(X, X), ops.constant("greatest_norm", size + 1)), dtype=bool)
+    return ops("Where", settled, ops("Where", covered, P, 0.0), ops("Where", bounded, X, 0.0))

@@ -8,8 +8,8 @@ of any multiplicity, they are x = f + t with t² − βt − s² = 0 (Gauss quad
 
 β comes from one more trace: M = tr(W − V), of weight x(1 − x)², or M = tr(V), of weight x²(1 − x), whichever is
 clearer. With h the distance of f from 0 (or from 1), m = h M − ⟨W, W⟩ and β = ±(⟨Z, Z⟩ M / (m ⟨W, W⟩) − h). Where m
-drowns in rounding the two are close together; taken to be of equal multiplicity, the ratio of their weights follows from
-the slope of ln w.
+drowns in rounding the two are close together; taken to be of equal multiplicity, the ratio of their weights follows
+from the slope of ln w.
 
 P = X + a W + b Z moves the two values where we want them. Of "neither", "the greater" and "both", the one that keeps
 most while its energy stays below τ is the definition of the rank, computed once more and exactly.

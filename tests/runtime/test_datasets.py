@@ -144,3 +144,48 @@ def test_the_generators_output_is_read_back_with_the_boxes_of_the_scenes(tmp_pat
         named = {piece.group for caption in captions for piece in caption.pieces if not isinstance(piece, str)}
         expected = [list(item.box) for item in scene.objects if item.group in named]
         assert boxes.xyxy.tolist() == expected
+
+
+def coco_tree(root, document):
+    """Two COCO pictures and COCO Entities' own JSON."""
+    for part in ("annotations", "val2014"):
+        (root / part).mkdir()
+    names = [f"val2014/COCO_val2014_{number:012d}.jpg" for number in (42, 7)]
+    for name in names:
+        Image.new("RGB", (40, 30)).save(root / name)
+    write(root, [{"image": name, "caption": ["a"]} for name in names])
+    (root / "coco_entities_release.json").write_text(json.dumps(document))
+    return names
+
+
+def test_coco_entities_json_is_read_directly_zero_based_and_each_detection_once(tmp_path):
+    dog, cat = [3, [1.5, 2, 10, 12]], [5, [0, 0, 4, 4]]
+    said = {"det_sequences": [], "noun_chunks": [["a dog", "dog"]], "split": "test"}
+    document = {
+        "42": {
+            "a dog": {**said, "detections": {"dog": [dog]}},
+            "a dog and a cat": {**said, "detections": {"dog": [dog], "cat": [cat]}},
+        }
+    }
+    coco_tree(tmp_path, document)
+    with pytest.warns(QpertWarning, match="1 of 2 images are not in"):
+        dataset = read_dataset(tmp_path)
+    boxes = dataset.boxes_of(0, (40, 30))
+    assert boxes.xyxy.tolist() == [[1.5, 2, 10, 12], [0, 0, 4, 4]]
+    assert boxes.labels == ("dog", "cat")
+    assert len(dataset.boxes_of(1, (40, 30))) == 0
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        ({"a": {"detections": {"dog": [[1, [5, 5, 2, 9]]]}}}, "inverted"),
+        ({"a": {"detections": {"dog": [[1, [5, 5, 9]]]}}}, "has 3 numbers"),
+        ({"a": {"noun_chunks": []}}, "not as COCO Entities has it"),
+        (["a"], "not as COCO Entities has it"),
+    ],
+)
+def test_malformed_coco_entities_are_errors_that_name_the_image(tmp_path, captions, message):
+    coco_tree(tmp_path, {"42": captions, "7": {}})
+    with pytest.raises(BoxError, match=rf"000000000042\.jpg.*{message}"):
+        read_dataset(tmp_path)
