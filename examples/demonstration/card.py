@@ -144,6 +144,7 @@ def main() -> None:
         "sha256": report["sha256"],
         "recall": recall_table(report),
         "counts": counts(report),
+        "pairs": report["pairs_dtype"],
         "goals": goals(report),
         "perturbation": perturbation(report),
     }

@@ -67,26 +67,28 @@ def itm_loss(
 ) -> tuple[Tensor, float]:
     """Matching with hard negatives drawn by similarity, as in BLIP-2, and the accuracy.
 
-    image_embeds [B, N, C]; ids [B, L], one text an image; similarities [B, B]. A wrong text is drawn for each image, a
-    wrong image for each text. Rows of the pair stage: image i with its own and a hard text, then a hard image of text i
-    with that text and with a hard text of its own. Beside the two-class loss a ranking loss puts the own pair's match
-    logit, which is the score, before those of the two hard ones.
+    image_embeds [B, N, C]; ids [B, L], one text an image; similarities [B, B]. Each image meets its own text and a wrong
+    one, each text two wrong images: finding the picture of a text is the harder direction. Beside the two-class loss a
+    ranking loss puts the own pair's match logit, which is the score, before those of the wrong ones.
     """
     count = len(ids)
+    own = torch.arange(count)
     with torch.no_grad():
         logits = similarities.detach() * log_scale.exp().clamp(max=30.0)
         logits = logits.masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)
-        hard_texts, hard_images = (torch.multinomial(table.softmax(1), 1)[:, 0] for table in (logits, logits.T))
-        more_texts = torch.multinomial(logits.softmax(1), 1)[:, 0][hard_images]
-    images = torch.cat([torch.arange(count), hard_images])
-    texts = torch.stack([torch.cat([torch.arange(count)] * 2), torch.cat([hard_texts, more_texts])], 1)  # [2B, 2]
-    pair_logits = student.match(image_embeds[images], ids[texts])
-    labels = (images[:, None] == texts).long()
+        hard_texts = torch.multinomial(logits.softmax(1), 1)[:, 0]
+        hard_images = torch.multinomial(logits.T.softmax(1), 2)  # [B, 2]
+    images = torch.cat([own, own, hard_images[:, 0], hard_images[:, 1]])
+    texts = torch.cat([own, hard_texts, own, own])
+    pair_logits = student.match(image_embeds[images], ids[texts][:, None])[:, 0]  # [4B, 2]
+    labels = (images == texts).long()
     weights = torch.where(labels == 1, 1.5, 1.0)
-    loss = F.cross_entropy(pair_logits.flatten(0, 1), labels.flatten(), reduction="none") * weights.flatten()
-    own, others = pair_logits[:count, :1, 1], torch.cat([pair_logits[:count, 1:, 1], pair_logits[count:, :1, 1]], 1)
-    ranking = F.cross_entropy(torch.cat([own, others], 1), torch.zeros(count, dtype=torch.long))
-    return loss.sum() / weights.sum() + 0.5 * ranking, _accuracy(pair_logits.flatten(0, 1), labels.flatten())
+    loss = F.cross_entropy(pair_logits, labels, reduction="none") * weights
+    right, wrong_text, wrong_images = pair_logits[:, 1].split([count, count, 2 * count])
+    by_image = F.cross_entropy(torch.stack([right, wrong_text], 1), torch.zeros_like(own))
+    for_text = torch.cat([right[:, None], wrong_images.unflatten(0, (2, -1)).T], 1)  # [B, 3]
+    by_text = F.cross_entropy(for_text, torch.zeros_like(own))
+    return loss.sum() / weights.sum() + 0.3 * by_image + 0.7 * by_text, _accuracy(pair_logits, labels)
 
 
 def _accuracy(logits: Tensor, target: Tensor) -> float:

@@ -110,10 +110,10 @@ class Perturber:
 
 
 class Matcher:
-    """ITM logits of a split's pairs, each computed once, image by image."""
+    """ITM logits of a split's pairs, each computed once, image by image; `bf16`: under bfloat16 autocast."""
 
-    def __init__(self, model: Blip2Retrieval, split: EncodedSplit, progress: Progress) -> None:
-        self.model, self.split, self.progress = model, split, progress
+    def __init__(self, model: Blip2Retrieval, split: EncodedSplit, progress: Progress, *, bf16: bool = False) -> None:
+        self.model, self.split, self.progress, self.bf16 = model, split, progress, bf16
         self.scores = np.full((len(split.dataset), len(split.ids)), np.nan, np.float32)
         self.lengths = split.mask.sum(1).numpy()
 
@@ -132,7 +132,8 @@ class Matcher:
                 for part in _chunks(texts[np.argsort(self.lengths[texts], kind="stable")], 256):
                     length = int(self.lengths[part].max())
                     ids, mask = self.split.ids[part, :length][None], self.split.mask[part, :length][None]
-                    scores = self.model.match(self.split.image_embeds[image : image + 1], ids, mask)
+                    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+                        scores = self.model.match(self.split.image_embeds[image : image + 1], ids, mask)
                     self.scores[image, part] = scores[0].numpy()
                 advance(1)
 

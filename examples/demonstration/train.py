@@ -237,7 +237,7 @@ def main() -> None:
     run(plan, options.work, Terminal(), save_every=options.save_every, evaluate_every=options.evaluate_every)
 
 
-GROW, CONTRAST, MATCH = 1500, 660, 1300
+GROW, CONTRAST, MATCH = 1500, 660, 960
 
 if __name__ == "__main__":
     main()
