@@ -20,6 +20,15 @@ TEMPLATE = Path(__file__).with_name("card.md")
 GOALS = {"ITC, T2I R@1": 40, "ITC, T2I R@10": 75, "ITC, I2T R@1": 60}
 
 
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both reports; where both have a value the first one's stays."""
+    result = {**second, **first}
+    for key in first.keys() & second.keys():
+        if isinstance(first[key], dict):
+            result[key] = merged(first[key], second[key])
+    return result
+
+
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
@@ -124,12 +133,16 @@ def _setting_row(name: str, found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--report", type=Path, default=Path(".cache/demonstration/evaluation.json"))
+    default = [Path(".cache/demonstration/evaluation.json")]
+    parser.add_argument("--report", type=Path, nargs="+", default=default, help="one, or parts measured apart")
     options = parser.parse_args()
-    report = json.loads(options.report.read_text())
     model = DEMO / "model.safetensors"
-    if report["sha256"] != sha256_of(model):
-        raise SystemExit(f"{options.report} is of another checkpoint than {model}; run evaluate.py first")
+    report: dict[str, Any] = {}
+    for file in options.report:
+        part = json.loads(file.read_text())
+        if part["sha256"] != sha256_of(model):
+            raise SystemExit(f"{file} is of another checkpoint than {model}; run evaluate.py first")
+        report = merged(report, part)
     with safe_open(model, "pt") as file:
         metadata, parameters = file.metadata(), sum(file.get_tensor(name).numel() for name in list(file.keys()))
     plan, config = json.loads(metadata["plan"]), CONFIGS["demo"]

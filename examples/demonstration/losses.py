@@ -67,9 +67,9 @@ def itm_loss(
 ) -> tuple[Tensor, float]:
     """Matching with hard negatives drawn by similarity, as in BLIP-2, and the accuracy.
 
-    image_embeds [B, N, C]; ids [B, L], one text an image; similarities [B, B]. Each image meets its own text and a wrong
-    one, each text two wrong images: finding the picture of a text is the harder direction. Beside the two-class loss a
-    ranking loss puts the own pair's match logit, which is the score, before those of the wrong ones.
+    image_embeds [B, N, C]; ids [B, L], one text an image; similarities [B, B]. Each image meets its own text and a
+    wrong one, each text two wrong images: finding the picture of a text is the harder direction. Beside the two-class
+    loss a ranking loss puts the own pair's match logit, which is the score, before those of the wrong ones.
     """
     count = len(ids)
     own = torch.arange(count)
