@@ -89,11 +89,18 @@ def evaluate(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             queries = Perturber(model, test, threshold=setting.threshold).query_embeds(setting)
         scores = itc(queries, test.text_embeds)
         report["test"][name] = {"setting": asdict(setting), "itc": summary(test.metrics(scores, scores))}
-        if options.rerank:
-            final = matcher.final(scores, options.rerank)
-            report["test"][name][f"itm_{options.rerank}"] = summary(test.metrics(*final))
+        for k in sorted(options.rerank):
+            final = matcher.final(scores, k)
+            report["test"][name][f"itm_{k}"] = summary(test.metrics(*final))
+            keep(options.out, report)
     report["seconds"] = round(time.monotonic() - began)
     return report
+
+
+def keep(path: Path | None, report: dict[str, Any]) -> None:
+    """Write the report as far as it is."""
+    if path is not None:
+        write_atomically(path, json.dumps(report, indent=1))
 
 
 def main() -> None:
@@ -102,7 +109,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/demonstration"), help="where the splits are written")
     parser.add_argument("--val", type=int, default=SPLIT_SIZES["val"])
     parser.add_argument("--test", type=int, default=SPLIT_SIZES["test"])
-    parser.add_argument("--rerank", type=int, default=64, help="0 leaves ITM out")
+    parser.add_argument("--rerank", type=int, nargs="*", default=[64], help="top k for ITM; without a number, no ITM")
     parser.add_argument("--no-grid", action="store_true", help="leave the perturbation out")
     parser.add_argument("--bf16-pairs", action="store_true", help="ITM in bfloat16: faster, in three digits")
     parser.add_argument("--threads", type=int, default=2)
@@ -110,8 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report = evaluate(options, Terminal())
-    if options.out:
-        write_atomically(options.out, json.dumps(report, indent=1))
+    keep(options.out, report)
     brief = {**report, "val": {**report["val"], "grid": report["val"].get("grid", [])[:3]}}
     print(json.dumps(brief, indent=1))
 
