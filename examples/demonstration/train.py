@@ -32,7 +32,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 @dataclass(frozen=True)
 class Stage:
-    """`auxiliary` and `contrast` weigh the losses; `match` adds ITM; `frozen`: the vision tower learns no more."""
+    """`auxiliary`, `contrast` (ITC) and `match` (ITM) weigh the losses; without ITC only the vision tower learns."""
 
     name: str
     steps: int
@@ -42,7 +42,6 @@ class Stage:
     auxiliary: float = 1.0
     contrast: float = 1.0
     match: float = 0.0
-    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,6 @@ class Trainer:
         groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
         self.step = self.warm_from = 0
-        self.features: Tensor | None = None
-        self.known = torch.zeros(len(data), dtype=torch.bool)
         self.mean = torch.tensor(MEAN)[:, None, None] * 255
         self.std = torch.tensor(STD)[:, None, None] * 255
 
@@ -102,55 +99,33 @@ class Trainer:
         if torch.isfinite(norm):
             self.optimiser.step()
         self.step += 1
-        return {"step": self.step, "loss": float(loss.detach()), "rate": rate, "norm": float(norm), **said}
+        return {"step": self.step, "loss": loss.item(), "rate": rate, "norm": float(norm), **said}
 
     def _losses(self, stage: Stage, rows: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, dict[str, float]]:
         student, data = self.student, self.data
         ids = torch.from_numpy(data.tokens[rows[:, None], chosen].astype(np.int64))  # [B, captions, L]
-        tokens = self._image_embeds(rows, frozen=stage.frozen)
+        tokens = student.model.encode_image(self._pixels(rows))
+        patches, places = torch.from_numpy(data.patches[rows]), torch.from_numpy(data.places[rows]).long()
+        on_patches, accuracies = patch_loss(student, tokens, patches, places)
         if not stage.contrast:
-            patches, places = torch.from_numpy(data.patches[rows]), torch.from_numpy(data.places[rows]).long()
-            return patch_loss(student, tokens, patches, places)
+            return on_patches, accuracies
         queries, _, hidden = student.query_embeds(tokens)
         texts, raw_texts = student.text_embeds(ids.flatten(0, 1))
         similarities = itc_similarities(queries, texts)  # [B, B * captions]
         itc = itc_loss(similarities, student.log_scale)
-        said = {"itc": float(itc.detach()), "scale": float(student.log_scale.detach().exp())}
-        loss = stage.contrast * itc
-        if stage.auxiliary:
-            shown = torch.from_numpy(data.shown[rows].astype(np.int64))
-            stated = torch.from_numpy(data.said[rows[:, None], chosen].astype(np.int64)).flatten(0, 1)
-            read = concept_loss(student, raw_texts, many_hot(stated))
-            slots = slot_loss(student, hidden, many_hot(shown))
-            loss = loss + stage.auxiliary * (0.1 * read + 0.1 * slots)
-            said |= {"read": float(read.detach()), "slots": float(slots.detach())}
-            if not stage.frozen:
-                patches, places = torch.from_numpy(data.patches[rows]), torch.from_numpy(data.places[rows]).long()
-                auxiliary, accuracies = patch_loss(student, tokens, patches, places)
-                loss = loss + stage.auxiliary * auxiliary
-                said |= accuracies
+        shown = many_hot(torch.from_numpy(data.shown[rows].astype(np.int64)))
+        stated = many_hot(torch.from_numpy(data.said[rows[:, None], chosen].astype(np.int64)).flatten(0, 1))
+        read, slots = concept_loss(student, raw_texts, stated), slot_loss(student, hidden, shown)
+        loss = stage.contrast * itc + stage.auxiliary * (0.1 * read + 0.1 * slots + on_patches)
+        said = {"itc": itc.item(), "scale": student.log_scale.exp().item(), "read": read.item(), "slots": slots.item()}
+        said |= accuracies
         if stage.match:
             first = ids[:, 0]
             first = first[:, : int((first > 0).sum(1).max())]
             itm, accuracy = itm_loss(student, tokens, first, similarities[:, :: stage.captions], student.log_scale)
             loss = loss + stage.match * itm
-            said |= {"itm": float(itm.detach()), "matched": accuracy}
+            said |= {"itm": itm.item(), "matched": accuracy}
         return loss, said
-
-    def _image_embeds(self, rows: np.ndarray, *, frozen: bool) -> Tensor:
-        """[B, N, C]; from a frozen tower each picture is encoded once and kept in bfloat16."""
-        if not frozen:
-            return self.student.model.encode_image(self._pixels(rows))
-        vision = CONFIGS["demo"].vision
-        if self.features is None:
-            self.features = torch.zeros(len(self.data), vision.tokens, vision.width, dtype=torch.bfloat16)
-        index = torch.from_numpy(rows)
-        new = index[~self.known[index]]
-        if len(new):
-            with torch.no_grad():
-                self.features[new] = self.student.model.encode_image(self._pixels(new.numpy())).to(torch.bfloat16)
-            self.known[new] = True
-        return self.features[index].float()
 
     def _pixels(self, rows: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(self.data.pixels[rows]).permute(0, 3, 1, 2).float()
@@ -206,7 +181,7 @@ def run(plan: Plan, work: Path, progress: Progress, *, save_every: float, evalua
                 trainer.save()
                 saved = time.monotonic()
             if last or time.monotonic() - evaluated > evaluate_every:
-                recall = quick_recall(trainer.student, work)
+                recall = quick_recall(trainer.student)
                 log.write(json.dumps({"time": time.strftime("%H:%M:%S"), "step": trainer.step, **recall}) + "\n")
                 progress.say(f"step {trainer.step}: {recall}")
                 evaluated = time.monotonic()
