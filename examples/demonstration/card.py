@@ -87,7 +87,9 @@ def goals(report: dict[str, Any]) -> str:
     for key in (key for key in found if key.startswith("itm_")):
         for way in ("t2i", "i2t"):
             gain = found[key][way]["r1"] - itc[way]["r1"]
-            lines.append(f"- ITM's gain in {way.upper()} R@1: {gain:+.1f} points (goal +2): {_met(gain >= 2)}")
+            lines.append(
+                f"- ITM's gain in {way.upper()} R@1, top {key[4:]}: {gain:+.1f} points (goal +2): {_met(gain >= 2)}"
+            )
     return "\n".join(lines)
 
 
