@@ -204,7 +204,11 @@ def test_boxes_of_weight_zero_that_still_act_are_caught_even_within_the_toleranc
         return output + np.float32(5e-5 if inputs["object_masks"].shape[1] else 0)
 
     found = failed_gates(with_fault(encoder, samples, "image_query", after=leak))
-    assert found == ["image_query: zero weights against no boxes"]
+    # The second by the same leak: padded with boxes of weight 0, rows differ from the rows computed without them.
+    assert set(found) == {
+        "image_query: zero weights against no boxes",
+        "image_query: rows independent of neighbours",
+    }
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
