@@ -137,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = [Path(".cache/demonstration/evaluation.json")]
     parser.add_argument("--report", type=Path, nargs="+", default=default, help="one, or parts measured apart")
+    parser.add_argument("--out", type=Path, default=DEMO / "MODEL_CARD.md")
     options = parser.parse_args()
     model = DEMO / "model.safetensors"
     report: dict[str, Any] = {}
@@ -166,8 +167,8 @@ def main() -> None:
     text = TEMPLATE.read_text(encoding="utf-8")
     for name, value in fields.items():
         text = text.replace(f"{{{{{name}}}}}", value)
-    write_atomically(DEMO / "MODEL_CARD.md", text)
-    print(DEMO / "MODEL_CARD.md")
+    write_atomically(options.out, text)
+    print(options.out)
 
 
 if __name__ == "__main__":
