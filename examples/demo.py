@@ -1,8 +1,8 @@
 """`make demo`: export the demonstration checkpoint, verify it, index generated scenes, search them.
 
-Writes `demo/` in the working folder: the scenes, the bundle, and `index.html` with the pictures and their boxes, where
-each search finds its picture before and after the perturbation and after re-ranking, the parity verdict and the
-timings. Needs no network and no GPU.
+Writes `demo/` in the working folder: the scenes, the bundle, two galleries (without and with boxes), and `index.html`
+with the pictures and their boxes, where each search finds its picture before and after the perturbation and after
+re-ranking, the parity verdict and the timings. Needs no network and no GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from demo_page import Search, render
 from PIL import Image
 
-from qpert.runtime import Boxes, Gallery, Retriever
+from qpert.runtime import Boxes, Retriever
 from qpert.runtime.cli import run
 from qpert.runtime.datasets import RetrievalDataset, read_dataset
 from qpert.runtime.metrics import recall, text_to_image_ranks
@@ -53,43 +53,66 @@ def main() -> int:
     with timings.measure(f"drawing {SCENES} scenes"):
         write_dataset(OUT / "scenes", "test", SCENES, progress=Terminal())
     dataset = read_dataset(OUT / "scenes", "test")
-    for stage, command in (("export", ["export", "blip2", "--out", str(bundle)]), ("verify", ["verify", str(bundle)])):
+    boxes = [dataset.boxes_of(i, Image.open(path).size) for i, path in enumerate(dataset.images)]
+    write_boxes(OUT / "boxes.jsonl", dataset, boxes)
+    index = ["index", str(bundle), str(OUT / "scenes" / "annotations" / "test.json"), "--out"]
+    commands = {
+        "export": ["export", "blip2", "--out", str(bundle)],
+        "verify": ["verify", str(bundle)],
+        "index without boxes": [*index, str(OUT / "gallery-without-boxes")],
+        "index with boxes": [*index, str(OUT / "gallery"), "--boxes", str(OUT / "boxes.jsonl")],
+    }
+    for stage, command in commands.items():
+        print("$ qpert", " ".join(command), flush=True)
         with timings.measure(stage):
             code = run(command)
         if code:
             return code
-    boxes = [dataset.boxes_of(i, Image.open(path).size) for i, path in enumerate(dataset.images)]
-    with Retriever.open(bundle) as retriever:
-        page = explore(retriever, dataset, boxes, timings)
     path = OUT / "index.html"
-    path.write_text(page, encoding="utf-8")
+    with Retriever.open(bundle) as retriever:
+        path.write_text(explore(retriever, dataset, boxes, timings), encoding="utf-8")
+    print(f'search it yourself: qpert search {OUT / "gallery"} "a tiny red heart" --html {OUT / "search.html"}')
     print(f"the page to look at: {path.resolve()}")
     return 0
 
 
+def write_boxes(path: Path, dataset: RetrievalDataset, boxes: list[Boxes]) -> None:
+    """A box file as a detector would leave one."""
+    lines = [
+        json.dumps({"image": name, **dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True)), "label": label})
+        for name, given in zip(dataset.names, boxes, strict=True)
+        for corners, label in zip(given.xyxy.tolist(), given.labels or ("",) * len(given), strict=True)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def explore(retriever: Retriever, dataset: RetrievalDataset, boxes: list[Boxes], timings: Timings) -> str:
-    """Index without and with boxes, search for the smallest objects, and make the page."""
-    with timings.measure(f"indexing {len(dataset)} pictures, without and with boxes"):
-        stock = Gallery(dataset.names, retriever.encode_images(dataset.images))
-        perturbed = Gallery(dataset.names, retriever.encode_images(dataset.images, boxes))
-        texts = retriever.encode_texts(dataset.captions)
-    scores = {
-        "without boxes": itc_scores(stock.features.query_embeds, texts),
-        "with boxes": itc_scores(perturbed.features.query_embeds, texts),
-    }
-    ranks = {name: text_to_image_ranks(score, dataset.image_of_caption) for name, score in scores.items()}
-    with timings.measure(f"{2 * SEARCHES} searches, {SHORTLIST} pictures re-ranked each"):
-        searches = [
-            Search(
-                caption=dataset.captions[number],
-                target=dataset.names[dataset.image_of_caption[number]],
-                rank_stock=int(ranks["without boxes"][number]) + 1,
-                rank_perturbed=int(ranks["with boxes"][number]) + 1,
-                hits_stock=retriever.search(dataset.captions[number], stock, k=SHORTLIST, rerank=SHORTLIST),
-                hits=retriever.search(dataset.captions[number], perturbed, k=SHORTLIST, rerank=SHORTLIST),
-            )
-            for number in chosen_captions(dataset, boxes)
-        ]
+    """Search both galleries for the smallest objects, and make the page."""
+    with (
+        retriever.open_gallery(OUT / "gallery-without-boxes") as stock,
+        retriever.open_gallery(OUT / "gallery") as perturbed,
+    ):
+        scores = {
+            "without boxes": itc_scores(stock.query_embeds, stock.text_embeds),
+            "with boxes": itc_scores(perturbed.query_embeds, perturbed.text_embeds),
+        }
+        ranks = {name: text_to_image_ranks(score, dataset.image_of_caption) for name, score in scores.items()}
+        numbers = chosen_captions(dataset, boxes)
+        captions = [dataset.captions[number] for number in numbers]
+        with timings.measure(f"{2 * SEARCHES} searches, {SHORTLIST} pictures re-ranked each"):
+            hits_stock = retriever.search_batch(captions, stock, k=SHORTLIST, rerank=SHORTLIST)
+            hits = retriever.search_batch(captions, perturbed, k=SHORTLIST, rerank=SHORTLIST)
+    searches = [
+        Search(
+            caption=dataset.captions[number],
+            target=dataset.names[dataset.image_of_caption[number]],
+            rank_stock=int(ranks["without boxes"][number]) + 1,
+            rank_perturbed=int(ranks["with boxes"][number]) + 1,
+            hits_stock=hits_stock[turn],
+            hits=hits[turn],
+        )
+        for turn, number in enumerate(numbers)
+    ]
     manifest = json.loads((retriever.encoder.bundle.folder / "manifest.json").read_text(encoding="utf-8"))
     return render(
         dataset,

@@ -17,19 +17,24 @@ if TYPE_CHECKING:
     from qpert.runtime.bundle import Bundle
     from qpert.runtime.encoder import ImageFeatures
     from qpert.runtime.errors import QpertError, QpertWarning
+    from qpert.runtime.gallery.reader import StoredGallery
+    from qpert.runtime.gallery.search import Gallery, Hit, TextGallery, TextHit
     from qpert.runtime.perturbation import Perturbation
-    from qpert.runtime.retriever import Gallery, Hit, Retriever
+    from qpert.runtime.retriever import Retriever
 
 _HOME = {
     "Boxes": "boxes",
     "Bundle": "bundle",
-    "Gallery": "retriever",
-    "Hit": "retriever",
+    "Gallery": "gallery.search",
+    "Hit": "gallery.search",
     "ImageFeatures": "encoder",
     "Perturbation": "perturbation",
     "QpertError": "errors",
     "QpertWarning": "errors",
     "Retriever": "retriever",
+    "StoredGallery": "gallery.reader",
+    "TextGallery": "gallery.search",
+    "TextHit": "gallery.search",
 }
 
 __all__ = [
@@ -42,6 +47,9 @@ __all__ = [
     "QpertError",
     "QpertWarning",
     "Retriever",
+    "StoredGallery",
+    "TextGallery",
+    "TextHit",
 ]
 
 

@@ -84,10 +84,17 @@ def read_dataset(
     """
     root = Path(root)
     annotation = _annotation_file(root, split)
-    names, captions, owners = _read_annotation(annotation)
+    names, captions, owners = read_annotation(annotation)
     _check_files(root, names, annotation)
     boxes = _read_boxes(root, names, xml_coordinates) if entities else None
     return RetrievalDataset(root, split, names, captions, np.array(owners, np.int64), boxes)
+
+
+def has_entities(root: str | Path) -> bool:
+    """Whether `read_dataset` would find Entities boxes under `root`."""
+    root = Path(root)
+    folders = any((root / name / "Annotations").is_dir() for name in ENTITY_FOLDERS)
+    return folders or bool(_coco_entities_files(root))
 
 
 # Annotation
@@ -104,7 +111,7 @@ def _annotation_file(root: Path, split: str) -> Path:
     raise InputError(f"the data set {root} {what}; expected LAVIS's layout: annotations/{split}.json beside the images")
 
 
-def _read_annotation(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], list[int]]:
+def read_annotation(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], list[int]]:
     """Names, captions, and the image number of each caption."""
     try:
         entries = json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -160,12 +167,16 @@ def _read_boxes(root: Path, names: Sequence[str], coordinates: XmlCoordinates) -
     for name in ENTITY_FOLDERS:
         if (root / name / "Annotations").is_dir():
             return _read_entities(root / name, names, coordinates)
-    for file in sorted([*root.glob("coco_entities*.json"), *root.glob("coco_entities/*.json")]):
+    for file in _coco_entities_files(root):
         return _read_coco_entities(file, names)
     raise BoxError(
         f"{root} has neither {' nor '.join(f'{name}/Annotations' for name in ENTITY_FOLDERS)}; "
         "add the Entities annotations, or choose other boxes or none"
     )
+
+
+def _coco_entities_files(root: Path) -> list[Path]:
+    return sorted([*root.glob("coco_entities*.json"), *root.glob("coco_entities/*.json")])
 
 
 def _read_entities(folder: Path, names: Sequence[str], coordinates: XmlCoordinates) -> BoxTable:

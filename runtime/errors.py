@@ -37,6 +37,10 @@ class BundleError(InputError):
     """A bundle that is incomplete, altered, unsafe, or of a schema that this version does not know."""
 
 
+class GalleryError(InputError):
+    """A gallery that is damaged, locked, made by another bundle, or does not hold what was asked of it."""
+
+
 class LimitError(InputError):
     """More boxes, images or texts in one call than the bundle was exported for."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,35 +13,24 @@ import numpy.typing as npt
 from qpert.runtime.boxes import Boxes
 from qpert.runtime.bundle import Bundle
 from qpert.runtime.encoder import Encoder, ImageFeatures
-from qpert.runtime.errors import InputError
+from qpert.runtime.gallery.search import (
+    Gallery,
+    Hit,
+    Searchable,
+    TextGallery,
+    TextHit,
+    check_counts,
+    search_images,
+    search_texts,
+)
 from qpert.runtime.images import ImageInput
 from qpert.runtime.perturbation import Perturbation
-from qpert.runtime.scores import final_scores, itc_scores, ranking
+from qpert.runtime.scores import itc_scores
 
+if TYPE_CHECKING:
+    from qpert.runtime.gallery.reader import StoredGallery
 
-@dataclass(frozen=True)
-class Hit:
-    """One result. `rank_itc` counts from 1; `itm` is None below the re-ranked shortlist, where `score` is `itc`."""
-
-    image: str
-    score: float
-    itc: float
-    itm: float | None
-    rank_itc: int
-
-
-@dataclass(frozen=True, eq=False)
-class Gallery:
-    """Images in memory that can be searched: a name for each row of `features`."""
-
-    images: tuple[str, ...]
-    features: ImageFeatures
-
-    def __post_init__(self) -> None:
-        if len(self.images) != len(self.features):
-            raise InputError(
-                f"got {len(self.images)} names for {len(self.features)} images' features; give each image one name"
-            )
+__all__ = ["Gallery", "Hit", "Retriever", "TextGallery", "TextHit"]
 
 
 class Retriever:
@@ -110,29 +99,59 @@ class Retriever:
         """Match logits [B, T] of every image with every text."""
         return self.encoder.itm_scores(features, texts)
 
-    def search(self, text: str, gallery: Gallery, *, k: int = 10, rerank: int = 64) -> list[Hit]:
+    def search(
+        self, text: str, gallery: Searchable, *, k: int = 10, rerank: int = 64, exact: bool = False
+    ) -> list[Hit]:
         """The best `k` images for a text: ITC over the whole gallery, ITM over the best `rerank` of it.
 
         Re-ranked images come first, by ITM + ITC; the others follow by ITC alone. `k` larger than the gallery returns
-        the whole gallery. `rerank=0` leaves ITM out.
+        the whole gallery. `rerank=0` leaves ITM out. A large gallery on disk is scanned in 8 bits and then exactly,
+        with the same result as the exact scan alone, which `exact` asks for.
 
         Raises:
-            InputError: `k` below 1 or `rerank` below 0.
+            InputError: `k` below 1 or `rerank` below 0; scores that are NaN.
             TextError: an empty text.
+            GalleryError: the gallery was made with another bundle or other settings, or is damaged.
         """
-        if k < 1 or rerank < 0:
-            raise InputError(f"got k={k} and rerank={rerank}, expected k of at least 1 and rerank of at least 0")
-        itc = itc_scores(gallery.features.query_embeds, self.encode_texts([text]))[:, 0]
-        order = ranking(itc)
-        shortlist = order[:rerank]
-        matched: dict[int, float] = {}
-        if len(shortlist):
-            itm = self.itm_scores(gallery.features.rows(shortlist), [text])[:, 0]
-            matched = dict(zip(shortlist.tolist(), itm.tolist(), strict=True))
-            final = final_scores(itm, itc[shortlist])
-            order = np.concatenate([shortlist[ranking(final)], order[len(shortlist) :]])
-        place = {int(image): rank for rank, image in enumerate(ranking(itc), start=1)}
-        return [_hit(gallery.images[i], float(itc[i]), matched.get(int(i)), place[int(i)]) for i in order[:k]]
+        return self.search_batch([text], gallery, k=k, rerank=rerank, exact=exact)[0]
+
+    def search_batch(
+        self, texts: Sequence[str], gallery: Searchable, *, k: int = 10, rerank: int = 64, exact: bool = False
+    ) -> list[list[Hit]]:
+        """`search` for several texts: one scan of the gallery, and images that their shortlists share are matched with
+        all of these texts at once."""
+        return search_images(self.encoder, texts, gallery, k=k, rerank=rerank, exact=exact)
+
+    def search_texts(
+        self,
+        image: ImageInput,
+        texts: Sequence[str] | TextGallery,
+        *,
+        boxes: Boxes | None = None,
+        k: int = 10,
+        rerank: int = 64,
+    ) -> list[TextHit]:
+        """The best `k` texts for an image: ITC over all texts, ITM over the best `rerank`; ranked as in `search`.
+
+        `texts`: strings, or a `TextGallery` (see `text_gallery`) where the same texts are searched more than once.
+
+        Raises:
+            InputError: `k` below 1 or `rerank` below 0; scores that are NaN.
+            ImageError, BoxError, TextError: what cannot be encoded.
+        """
+        check_counts(k, rerank)
+        gallery = texts if isinstance(texts, TextGallery) else self.text_gallery(texts)
+        return search_texts(self.encoder, self.encode_images([image], [boxes]), gallery, k=k, rerank=rerank)
+
+    def text_gallery(self, texts: Sequence[str]) -> TextGallery:
+        """Encode texts once, to search them with many images."""
+        return TextGallery(tuple(texts), self.encode_texts(texts))
+
+    def open_gallery(self, folder: str | Path) -> StoredGallery:
+        """Open a gallery that `qpert index` made with this bundle. A context manager; raises GalleryError."""
+        from qpert.runtime.gallery.reader import StoredGallery
+
+        return StoredGallery.open(folder, self.encoder)
 
     def close(self) -> None:
         """Release the sessions; the retriever cannot be used afterwards."""
@@ -145,8 +164,3 @@ class Retriever:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _hit(image: str, itc: float, itm: float | None, rank_itc: int) -> Hit:
-    score = itc if itm is None else float(final_scores(np.array(itm, np.float32), np.array(itc, np.float32)))
-    return Hit(image, score, itc, itm, rank_itc)

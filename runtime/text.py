@@ -56,6 +56,13 @@ class TokenizedTexts:
     input_ids: npt.NDArray[np.int64]
     attention_mask: npt.NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def rows(self, index: npt.NDArray[np.int64]) -> TokenizedTexts:
+        """Some of the texts, in that order, padded as before."""
+        return TokenizedTexts(self.input_ids[index], self.attention_mask[index])
+
 
 class Tokenizer:
     """Cleans and tokenises texts. Open one with `Tokenizer.open`."""

@@ -18,6 +18,13 @@ from qpert.runtime.errors import QpertError, QpertWarning
 COMMANDS: dict[str, str] = {
     "export": "checkpoint to bundle",
     "verify": "does a bundle compute what PyTorch computes?",
+    "eval": "recall on a data set, by object size too",
+    "calibrate": "perturbation settings by search on a validation split",
+    "quantize": "INT8 or FP8, with a gate on recall",
+    "build": "TensorRT engines for a bundle",
+    "index": "images to a gallery on disk",
+    "search": "a gallery, by text or by image",
+    "bench": "how fast a bundle is here, beside PyTorch",
     "inspect": "what is in a bundle, hashes checked",
     "doctor": "what this machine can run, and why",
 }

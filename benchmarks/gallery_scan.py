@@ -1,0 +1,158 @@
+"""How long the scan of a gallery takes, against NumPy in float32, and whether it finds the same 64 images.
+
+    python benchmarks/gallery_scan.py --out benchmarks/results/gallery_scan.json
+
+Synthetic galleries of the full size, 32 vectors of 256 numbers an image, in clusters that share a direction as a
+model's embeddings do. Each time is a median; the ratio is to NumPy (one matrix product in float32, maximum over the
+queries, best 64) in the same run. Embeddings lie in memory-mapped files, as in a gallery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.runtime.gallery.scan import Codes, Nearest, encode_codes, nearest
+
+QUERIES, WIDTH, TOP = 32, 256, 64
+CLUSTERS, SPREAD, SHARED = 500, 0.05, 0.7
+"""Cosines inside a cluster are near 0.8, across clusters near 0.3."""
+BLOCK = 2000
+TIE = 2e-6
+"""Scores nearer than this are one score to float32."""
+
+Floats = npt.NDArray[np.float32]
+
+
+def unit(array: npt.NDArray[Any]) -> Floats:
+    return np.asarray(array / np.linalg.norm(array, axis=-1, keepdims=True), np.float32)
+
+
+def make_gallery(folder: Path, images: int, rng: np.random.Generator) -> tuple[Floats, Codes]:
+    """float32 [n, Q, E] and its codes, in files."""
+    shape = (images, QUERIES, WIDTH)
+    vectors = np.memmap(folder / "vectors", np.float32, "w+", shape=shape)
+    codes = np.memmap(folder / "codes", np.uint8, "w+", shape=shape)
+    stats = np.empty((images, 3), np.float32)
+    centres = unit(rng.standard_normal((CLUSTERS, QUERIES, WIDTH))) + SHARED * unit(rng.standard_normal(WIDTH))
+    for start in range(0, images, BLOCK):
+        count = min(BLOCK, images - start)
+        noise = rng.standard_normal((count, QUERIES, WIDTH), np.float32)
+        part = unit(centres[rng.integers(0, CLUSTERS, count)] + SPREAD * noise)
+        found = encode_codes(part)
+        vectors[start : start + count], codes[start : start + count] = part, found.codes
+        stats[start : start + count] = found.stats
+    return vectors, Codes(codes, stats)
+
+
+def make_texts(vectors: Floats, count: int, rng: np.random.Generator) -> Floats:
+    """Each near one vector of some image."""
+    rows = np.sort(rng.integers(0, len(vectors), count))
+    picked = vectors[rows, rng.integers(0, QUERIES, count)]
+    return unit(picked + SPREAD * rng.standard_normal(picked.shape))
+
+
+def numpy_scan(vectors: Floats, texts: Floats) -> list[npt.NDArray[np.int64]]:
+    """The baseline: what one writes in NumPy, in blocks, so that memory does not decide."""
+    scores = np.empty((len(texts), len(vectors)), np.float32)
+    for start in range(0, len(vectors), BLOCK):
+        block = vectors[start : start + BLOCK]
+        products = block.reshape(-1, WIDTH) @ texts.T  # [block·Q, T]
+        scores[:, start : start + BLOCK] = products.reshape(len(block), QUERIES, -1).max(axis=1).T
+    best = [np.argpartition(-row, TOP)[:TOP] for row in scores]
+    return [rows[np.argsort(-row[rows], kind="stable")] for rows, row in zip(best, scores, strict=True)]
+
+
+def medians_ms(works: Sequence[Callable[[], object]], repeats: int) -> list[tuple[float, float]]:
+    """(wall, processor) milliseconds of each work. They take turns, so that a machine that is busy for a while is busy
+    for all of them; processor time is over all threads, and does not count what others keep the machine from doing."""
+    times: list[list[tuple[float, float]]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, own in zip(works, times, strict=True):
+            wall, processor = time.perf_counter(), time.process_time()
+            work()
+            if turn:  # the first run brings files and kernels in
+                own.append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - processor)))
+    return [(statistics.median(wall for wall, _ in own), statistics.median(cpu for _, cpu in own)) for own in times]
+
+
+def same_top(vectors: Floats, texts: Floats, fast: Nearest, exact: list[npt.NDArray[np.int64]]) -> int:
+    """For how many texts the fast scan's images are the exact scan's, up to scores that float32 cannot tell apart."""
+    same = 0
+    for text, rows, expected in zip(texts, fast.rows, exact, strict=True):
+        floor = float((vectors[expected[-1]].astype(np.float64) @ text).max())
+        strangers = set(rows.tolist()) - set(expected.tolist())
+        same += all((vectors[row].astype(np.float64) @ text).max() >= floor - TIE for row in strangers)
+    return same
+
+
+def measure(vectors: Floats, codes: Codes, texts: Floats, repeats: int) -> dict[str, Any]:
+    works = (
+        lambda: nearest(vectors, texts, TOP, codes=codes),
+        lambda: nearest(vectors, texts, TOP, exact=True),
+        lambda: numpy_scan(vectors, texts),
+    )
+    fast, exact, numpy = medians_ms(works, repeats)
+    same = same_top(vectors, texts, nearest(vectors, texts, TOP, codes=codes), numpy_scan(vectors, texts))
+    return {
+        "images": len(vectors),
+        "queries": len(texts),
+        **{
+            f"{name}_{unit}": round(value, 1)
+            for name, pair in (("fast", fast), ("exact", exact), ("numpy_float32", numpy))
+            for unit, value in zip(("ms", "cpu_ms"), pair, strict=True)
+        },
+        "ratio": round(numpy[0] / fast[0], 2),
+        "ratio_cpu": round(numpy[1] / fast[1], 2),
+        "queries_with_the_exact_top_64": same,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--images", type=int, nargs="+", default=[20_000, 100_000])
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 256])
+    parser.add_argument("--repeats", type=int, nargs="+", default=[7, 3], help="for each of --queries")
+    parser.add_argument("--note", default="", help="said in the result, of a busy machine for instance")
+    options = parser.parse_args()
+    rows = []
+    for images in options.images:
+        rng = np.random.default_rng(0)
+        with tempfile.TemporaryDirectory() as folder:
+            vectors, codes = make_gallery(Path(folder), images, rng)
+            texts = make_texts(vectors, max(options.queries), rng)
+            for count, repeats in zip(options.queries, options.repeats, strict=True):
+                rows.append(measure(vectors, codes, texts[:count], repeats))
+                print(json.dumps(rows[-1]), flush=True)
+            del vectors, codes
+    result = {
+        "what": f"the best {TOP} images of a text; {QUERIES} vectors of {WIDTH} an image, {CLUSTERS} clusters",
+        "rows": rows,
+        "bytes_an_image": {
+            "float32 embeddings, mapped from disk": 4 * QUERIES * WIDTH,
+            "8-bit codes, mapped from disk, read whole by a scan": QUERIES * WIDTH + 12,
+        },
+        "machine": f"two shared CPU cores ({platform.machine()})",
+        "note": options.note,
+        "versions": {name: version(name) for name in ("onnxruntime", "numpy")} | {"python": platform.python_version()},
+        "when": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""`qpert search`: the best images of a gallery for a text, or the best texts for an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from qpert.runtime.box_files import read_box_file
+from qpert.runtime.boxes import Boxes
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.cli.options import json_option, provider_option
+from qpert.runtime.encoder import Encoder
+from qpert.runtime.errors import GalleryError, InputError
+from qpert.runtime.files import write_atomically
+from qpert.runtime.gallery.catalogue import open_catalogue
+from qpert.runtime.gallery.entries import image_size
+from qpert.runtime.gallery.reader import StoredGallery
+from qpert.runtime.gallery.search import Hit, TextGallery, TextHit
+from qpert.runtime.perturbation import Perturbation
+from qpert.runtime.retriever import Retriever
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command("search", context_settings={"show_default": True})
+@click.argument("gallery", type=PATH)
+@click.argument("texts", nargs=-1, metavar='["TEXT"]…')
+@click.option("--image", type=PATH, help="find the texts for this image, instead of images for a text")
+@click.option("--boxes", type=PATH, help="with --image: a box file that has its boxes")
+@click.option("--texts", "texts_file", type=PATH, help="with --image: search these, one a line, not the captions")
+@click.option("-k", "k", type=int, default=10, help="results")
+@click.option("--rerank", type=int, default=64, help="candidates that are matched by ITM; 0: ITC alone")
+@click.option("--exact", is_flag=True, help="scan in float32 alone, without the 8-bit codes; the results are the same")
+@click.option("--bundle", type=PATH, help="the bundle that made the gallery [default: where it was then]")
+@click.option("--html", type=PATH, help="also write a page with the pictures here")
+@provider_option
+@json_option
+def command(
+    gallery: Path,
+    texts: tuple[str, ...],
+    image: Path | None,
+    boxes: Path | None,
+    texts_file: Path | None,
+    k: int,
+    rerank: int,
+    exact: bool,
+    bundle: Path | None,
+    html: Path | None,
+    provider: str,
+    as_json: bool,
+) -> None:
+    """Search GALLERY, a folder that `qpert index` made: images for each TEXT, or texts for an --image.
+
+    The texts are the captions that the gallery was indexed with, or those of --texts. Every candidate is scored by ITC,
+    the best --rerank again by ITM; the final score is ITM + ITC, and rank_itc says where ITC alone had put it.
+    """
+    check_usage(texts, image, boxes, texts_file)
+    with open_retriever(gallery, bundle, provider) as retriever, retriever.open_gallery(gallery) as opened:
+        if image is None:
+            found = retriever.search_batch(texts, opened, k=k, rerank=rerank, exact=exact)
+            document = told(list(texts), found)
+            page = image_page(opened, list(texts), found) if html is not None else ""
+        else:
+            given = None if boxes is None else image_boxes(image, boxes)
+            candidates = retriever.text_gallery(lines(texts_file)) if texts_file else captions(opened)
+            hits = retriever.search_texts(image, candidates, boxes=given, k=k, rerank=rerank)
+            document = told([str(image)], [hits])
+            page = text_page(image, given, hits) if html is not None else ""
+    if html is not None:
+        write_page(html, page)
+    if as_json:
+        click.echo(json.dumps(document))
+    else:
+        show(document)
+
+
+def check_usage(texts: Sequence[str], image: Path | None, boxes: Path | None, texts_file: Path | None) -> None:
+    if bool(texts) == (image is not None):
+        raise InputError('give either a text ("a red bus") or --image FILE')
+    if image is None and (boxes is not None or texts_file is not None):
+        raise InputError(
+            "--boxes and --texts go with --image; boxes of the gallery's images are given to `qpert index`"
+        )
+
+
+def open_retriever(gallery: Path, bundle: Path | None, provider: str) -> Retriever:
+    """The gallery's own bundle (or the same one elsewhere) with the gallery's perturbation settings."""
+    with closing(open_catalogue(gallery)) as catalogue:
+        spec = catalogue.spec
+    folder = bundle or Path(spec.bundle)
+    if bundle is None and not folder.is_dir():
+        raise GalleryError(
+            f"the bundle that made the gallery {gallery} is no longer at {folder}; pass --bundle with where it is now"
+        )
+    opened = Bundle.open(folder)
+    spec.require_identity(opened, gallery)  # before the sessions: others may not even follow the gallery's settings
+    return Retriever(Encoder(opened, provider, Perturbation.from_dict(spec.perturbation)))
+
+
+def captions(gallery: StoredGallery) -> TextGallery:
+    if not gallery.texts:
+        raise GalleryError(
+            f"the gallery {gallery.folder} holds no texts to find for an image; index annotation JSON with captions, "
+            "or pass --texts FILE with one text a line"
+        )
+    return TextGallery(gallery.texts, gallery.text_embeds, tuple(gallery.images[row] for row in gallery.image_of_text))
+
+
+def lines(path: Path) -> list[str]:
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--texts {path} cannot be read as UTF-8 text: {error}") from error
+    if not found:
+        raise InputError(f"--texts {path} holds no text; expected one a line")
+    return found
+
+
+def image_boxes(image: Path, box_file: Path) -> Boxes:
+    """The boxes of one image; a file that has none for it is an error, as it would change nothing in silence."""
+    found = read_box_file(box_file).for_image(str(image), image_size(image))
+    if not len(found):
+        raise InputError(f"--boxes {box_file} has no boxes for {image}; its image names have to match")
+    return found
+
+
+def told(queries: Sequence[str], found: Sequence[Sequence[Hit] | Sequence[TextHit]]) -> dict[str, object]:
+    """One query's document, or all of them under `searches`."""
+    each: list[dict[str, object]] = [
+        {"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)
+    ]
+    return each[0] if len(each) == 1 else {"searches": each}
+
+
+def image_page(gallery: StoredGallery, texts: Sequence[str], found: Sequence[Sequence[Hit]]) -> str:
+    from qpert.runtime.search_page import Picture, render_images
+
+    rows = {name: row for row, name in enumerate(gallery.images)}
+
+    def picture(name: str) -> Picture:
+        return Picture(gallery.paths[rows[name]], gallery.boxes_of(rows[name]))
+
+    return render_images(gallery.folder.name, len(gallery), texts, found, picture)
+
+
+def text_page(image: Path, boxes: Boxes | None, hits: Sequence[TextHit]) -> str:
+    from qpert.runtime.search_page import Picture, render_texts
+
+    return render_texts(Picture(image, boxes), hits)
+
+
+def write_page(path: Path, page: str) -> None:
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        raise InputError(f"--html {path} cannot be written ({error.strerror or error}); choose another file") from error
+
+
+def show(document: dict[str, object]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    searches = document.get("searches", [document])
+    for search in searches if isinstance(searches, list) else []:
+        console.print(search["query"], markup=False)
+        hits = search["hits"]
+        what = "text" if hits and "text" in hits[0] else "image"
+        table = Table("", what, "score", "ITC", "ITM", "rank by ITC")
+        for place, hit in enumerate(hits, start=1):
+            itm = "" if hit["itm"] is None else f"{hit['itm']:.3f}"
+            table.add_row(
+                str(place), escape(hit[what]), f"{hit['score']:.3f}", f"{hit['itc']:.3f}", itm, str(hit["rank_itc"])
+            )
+        console.print(table)

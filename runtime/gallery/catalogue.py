@@ -1,0 +1,297 @@
+"""`gallery.sqlite`: which images a gallery holds, where their numbers lie, and what these must hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qpert.runtime.boxes import Boxes
+from qpert.runtime.errors import GalleryError
+from qpert.runtime.gallery.columns import Column
+from qpert.runtime.gallery.spec import GallerySpec
+
+CATALOGUE_NAME = "gallery.sqlite"
+SCHEMA_VERSION = 1
+WAIT_SECONDS = 30.0
+"""How long a reader waits for a writer's commit (milliseconds long, unless the disk is busy)."""
+
+SCHEMA = """
+CREATE TABLE meta (schema_version INTEGER NOT NULL, generation INTEGER NOT NULL, spec TEXT NOT NULL);
+CREATE TABLE image (
+    row INTEGER PRIMARY KEY, name TEXT NOT NULL, path TEXT NOT NULL, bytes INTEGER NOT NULL, mtime INTEGER NOT NULL,
+    sha256 TEXT NOT NULL, boxes TEXT, shard INTEGER, slot INTEGER, live INTEGER NOT NULL DEFAULT 1);
+CREATE UNIQUE INDEX live_name ON image (name) WHERE live;
+CREATE INDEX image_shard ON image (shard);
+CREATE TABLE text (row INTEGER PRIMARY KEY, image INTEGER NOT NULL, text TEXT NOT NULL);
+CREATE INDEX text_image ON text (image);
+CREATE TABLE shard (id INTEGER PRIMARY KEY, file TEXT NOT NULL, records INTEGER NOT NULL, sha256 TEXT NOT NULL);
+CREATE TABLE block (
+    name TEXT NOT NULL, first INTEGER NOT NULL, rows INTEGER NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (name, first));
+"""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """A row of `image`. `row` counts every image ever added since the last compaction, dead ones too."""
+
+    row: int
+    name: str
+    path: str
+    bytes: int
+    mtime: int
+    sha256: str
+    boxes: str | None
+    shard: int | None
+    slot: int | None
+    live: int = 1
+
+
+IMAGE_COLUMNS = ", ".join(ImageRecord.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Block:
+    """So many rows of a column from `first` on, and their SHA-256."""
+
+    name: str
+    first: int
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of image features, relative to the gallery."""
+
+    id: int
+    file: str
+    records: int
+    sha256: str
+
+
+def vector_columns(spec: GallerySpec) -> tuple[Column, ...]:
+    """The columns with a row an image."""
+    vectors = (spec.queries, spec.width)
+    return (
+        Column("query_embeds", "<f4", vectors),
+        Column("codes", "|u1", vectors),
+        Column("code_stats", "<f4", (3,)),
+    )
+
+
+def text_column(spec: GallerySpec) -> Column:
+    return Column("text_embeds", "<f4", (spec.width,))
+
+
+class Catalogue:
+    """One connection. Use `create_catalogue` and `open_catalogue`."""
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
+        self.folder = folder
+        self.connection = connection
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything inside is committed together, durably, or not at all."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.connection
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Everything read inside is of one moment."""
+        self.connection.execute("BEGIN")
+        try:
+            yield self.connection
+        finally:
+            self.connection.execute("ROLLBACK")
+
+    @property
+    def generation(self) -> int:
+        return int(self.connection.execute("SELECT generation FROM meta").fetchone()[0])
+
+    @property
+    def spec(self) -> GallerySpec:
+        return GallerySpec.from_json(self.connection.execute("SELECT spec FROM meta").fetchone()[0])
+
+    def count(self, table: str) -> int:
+        """One past the last row number of `image` or `text`."""
+        return int(self.connection.execute(f"SELECT coalesce(max(row) + 1, 0) FROM {table}").fetchone()[0])
+
+    def images(self, *, live: bool = True) -> list[ImageRecord]:
+        where = "WHERE live" if live else ""
+        rows = self.connection.execute(f"SELECT {IMAGE_COLUMNS} FROM image {where} ORDER BY row")
+        return [ImageRecord(*row) for row in rows]
+
+    def image(self, name: str) -> ImageRecord | None:
+        row = self.connection.execute(f"SELECT {IMAGE_COLUMNS} FROM image WHERE name = ? AND live", (name,)).fetchone()
+        return None if row is None else ImageRecord(*row)
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        found = self.connection.execute("SELECT text FROM text WHERE image = ? ORDER BY row", (row,))
+        return tuple(text for (text,) in found)
+
+    def texts(self) -> list[tuple[int, int, str]]:
+        """(row, image row, text) of the captions of live images, in order."""
+        return self.connection.execute(
+            "SELECT text.row, text.image, text.text FROM text JOIN image ON image.row = text.image "
+            "WHERE image.live ORDER BY text.row"
+        ).fetchall()
+
+    def shards(self) -> list[Shard]:
+        return [
+            Shard(*row) for row in self.connection.execute("SELECT id, file, records, sha256 FROM shard ORDER BY id")
+        ]
+
+    def blocks(self, column: str) -> list[Block]:
+        rows = self.connection.execute(
+            "SELECT name, first, rows, sha256 FROM block WHERE name = ? ORDER BY first", (column,)
+        )
+        return [Block(*row) for row in rows]
+
+
+def blocks_digest(blocks: Sequence[Block]) -> str:
+    """One hash for a column's committed state."""
+    return hashlib.sha256("\n".join(f"{b.first} {b.rows} {b.sha256}" for b in blocks).encode()).hexdigest()
+
+
+def create_catalogue(folder: Path, spec: GallerySpec) -> Catalogue:
+    catalogue = Catalogue(folder, _connect(folder / CATALOGUE_NAME, writable=True))
+    with catalogue.transaction() as connection:
+        for statement in SCHEMA.strip().rstrip(";").split(";\n"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO meta VALUES (?, 1, ?)", (SCHEMA_VERSION, spec.to_json()))
+    return catalogue
+
+
+def has_catalogue(folder: Path) -> bool:
+    """Whether a catalogue was committed here (a crash at the very start leaves an empty file)."""
+    path = folder / CATALOGUE_NAME
+    if not path.is_file():
+        return False
+    try:
+        with closing(_connect(path, writable=os.access(folder, os.W_OK))) as connection:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0])
+    except sqlite3.OperationalError:  # a full disk, a lock: not the file's fault
+        raise
+    except sqlite3.DatabaseError as error:
+        raise _damaged(folder, error) from error
+
+
+def open_catalogue(folder: Path, *, writable: bool = False) -> Catalogue:
+    """Raises GalleryError: no gallery, damaged, or of a newer schema."""
+    if not folder.is_dir() or not has_catalogue(folder):
+        raise GalleryError(f"{folder} is not a gallery; expected a folder made by `qpert index`")
+    # A reader needs write access too where it can have it: a crashed writer's journal has to be rolled back first.
+    catalogue = Catalogue(folder, _connect(folder / CATALOGUE_NAME, writable=writable or os.access(folder, os.W_OK)))
+    try:
+        (version,) = catalogue.connection.execute("SELECT schema_version FROM meta").fetchone()
+    except (sqlite3.DatabaseError, TypeError) as error:
+        catalogue.close()
+        raise _damaged(folder, error) from error
+    if version != SCHEMA_VERSION:
+        catalogue.close()
+        raise GalleryError(
+            f"the gallery {folder} has schema version {version}, this qpert reads {SCHEMA_VERSION}; "
+            "use the qpert that made it, or index the images again"
+        )
+    return catalogue
+
+
+def damaged_block(path: Path, block: Block) -> GalleryError:
+    return GalleryError(
+        f"{path} was altered: rows {block.first} to {block.first + block.rows - 1} are not what was written; "
+        f"{remedy(path.parent)}"
+    )
+
+
+def remedy(folder: Path) -> str:
+    """What an error advises."""
+    return (
+        f"restore it from a copy, or run `qpert index … --out {folder} --repair`, which encodes the images concerned "
+        "again"
+    )
+
+
+def _damaged(folder: Path, error: Exception) -> GalleryError:
+    return GalleryError(
+        f"{folder / CATALOGUE_NAME} is damaged ({error}); restore it from a copy, or index the images into a new folder"
+    )
+
+
+def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
+    """Rollback journal, forced to the disk at every commit: it needs no shared memory, and readers may be read-only."""
+    mode = "rwc" if writable else "ro"
+    connection = sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=WAIT_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        connection.execute("PRAGMA synchronous = EXTRA")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def insert_images(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> None:
+    marks = ", ".join("?" for _ in ImageRecord.__dataclass_fields__)
+    connection.executemany(
+        f"INSERT INTO image ({IMAGE_COLUMNS}) VALUES ({marks})", [tuple(vars(record).values()) for record in records]
+    )
+
+
+def insert_texts(connection: sqlite3.Connection, texts: Iterable[tuple[int, int, str]]) -> None:
+    """(row, image row, text) each."""
+    connection.executemany("INSERT INTO text VALUES (?, ?, ?)", texts)
+
+
+def insert_shards(connection: sqlite3.Connection, shards: Iterable[Shard]) -> None:
+    connection.executemany("INSERT INTO shard VALUES (?, ?, ?, ?)", [tuple(vars(shard).values()) for shard in shards])
+
+
+def insert_blocks(connection: sqlite3.Connection, blocks: Iterable[Block]) -> None:
+    connection.executemany("INSERT INTO block VALUES (?, ?, ?, ?)", [tuple(vars(block).values()) for block in blocks])
+
+
+def boxes_to_json(boxes: Boxes | None) -> str | None:
+    if boxes is None:
+        return None
+    return json.dumps(
+        {
+            "xyxy": boxes.xyxy.tolist(),
+            "size": list(boxes.size),
+            "scores": None if boxes.scores is None else boxes.scores.tolist(),
+            "labels": None if boxes.labels is None else list(boxes.labels),
+        }
+    )
+
+
+def boxes_from_json(text: str | None) -> Boxes | None:
+    if text is None:
+        return None
+    values: dict[str, Any] = json.loads(text)
+    xyxy = np.array(values["xyxy"], np.float64).reshape(-1, 4)
+    scores = None if values["scores"] is None else np.array(values["scores"], np.float64)
+    labels = None if values["labels"] is None else tuple(values["labels"])
+    return Boxes(xyxy, tuple(values["size"]), scores=scores, labels=labels)

@@ -1,0 +1,232 @@
+"""Encoding images into a gallery, resumably."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qpert.runtime.encoder import Encoder, ImageFeatures, concatenated
+from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
+from qpert.runtime.files import sha256_of
+from qpert.runtime.gallery.catalogue import Catalogue, boxes_to_json
+from qpert.runtime.gallery.entries import ImageEntry
+from qpert.runtime.gallery.spec import FeatureMode
+from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
+from qpert.runtime.images import load_image
+from qpert.runtime.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+RECORDS_A_SHARD = 64
+IMAGES_AT_ONCE = 16
+"""Decoded photographs held in memory (a batch of the vision graph may be smaller)."""
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What one call did, in images: `skipped` holds (name, reason) of those that could not be read."""
+
+    images: int
+    added: int
+    replaced: int
+    unchanged: int
+    skipped: tuple[tuple[str, str], ...] = ()
+    texts: int = 0
+
+
+def index_images(
+    folder: str | Path,
+    encoder: Encoder,
+    entries: Iterable[ImageEntry],
+    *,
+    features: FeatureMode = "stored",
+    replace: bool = False,
+    skip_unreadable: bool = False,
+    records_a_shard: int = RECORDS_A_SHARD,
+    progress: Progress | None = None,
+) -> IndexSummary:
+    """Create the gallery, or go on with it: images that it holds already (same file, same boxes) are not encoded again.
+
+    New images are appended in the order of `entries`, so a gallery that was only ever given one list has its order.
+    `progress` advances once images are durable: what it counted survives a crash of process or machine. Images that
+    are in the gallery and not among `entries` stay.
+
+    Args:
+        folder: the gallery's folder; made where it does not exist.
+        encoder: what encodes; its bundle and perturbation settings are the gallery's from then on.
+        entries: the images, each with its boxes and captions; names have to be unique.
+        features: `stored` keeps image features for re-ranking; `recomputed` keeps none (16 to 60 times less space) and
+            encodes the shortlist again at each search.
+        replace: encode again what is there under the same name with another file, other boxes or captions.
+        skip_unreadable: leave out, and count, images that cannot be read, instead of stopping at them.
+        records_a_shard: images that are committed together.
+        progress: where to say how far it is.
+
+    Raises:
+        GalleryError: another process is indexing into it; it was made with another bundle, other perturbation settings
+            or another `features` mode; it is damaged; an image of that name is there with other content or boxes and
+            `replace` is false; two entries have one name.
+        ImageError, BoxError: an image that cannot be read (unless `skip_unreadable`), boxes that do not fit it.
+        UnavailableError: the disk is full. What was committed stays, and the same call goes on from there.
+    """
+    if records_a_shard < 1:
+        raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1")
+    listed = list(entries)
+    _check_names(listed)
+    folder = Path(folder)
+    with open_writer(folder, encoder, features) as writer:
+        plan = _plan(writer.catalogue, listed, replace=replace)
+        run = _Run(writer, encoder, skip_unreadable=skip_unreadable)
+        shown = progress or Silent()
+        with shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
+            for start in range(0, len(plan.todo), records_a_shard):
+                part = plan.todo[start : start + records_a_shard]
+                run.add(part)
+                advance(len(part))
+        writer.remember()
+        replaced = len([name for name in run.added if name in plan.replaced])
+        return IndexSummary(
+            images=len(writer.catalogue.images()),
+            added=len(run.added) - replaced,
+            replaced=replaced,
+            unchanged=len(listed) - len(plan.todo),
+            skipped=tuple(run.skipped),
+            texts=len(writer.catalogue.texts()),
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What has to be encoded, in order, and which of it replaces an image of the same name."""
+
+    todo: Sequence[ImageEntry]
+    replaced: frozenset[str]
+
+
+def _check_names(entries: Sequence[ImageEntry]) -> None:
+    twice = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
+    if twice:
+        raise GalleryError(
+            f"{len(twice)} image names are given twice: {', '.join(twice[:5])}; each image needs a name of its own"
+        )
+
+
+def _plan(catalogue: Catalogue, entries: Sequence[ImageEntry], *, replace: bool) -> _Plan:
+    present = {record.name: record for record in catalogue.images()}
+    todo: list[ImageEntry] = []
+    changed: dict[str, str] = {}
+    for entry in entries:
+        record = present.get(entry.name)
+        if record is not None:
+            difference = _difference(catalogue, entry)
+            if difference is None:
+                continue
+            changed[entry.name] = difference
+        todo.append(entry)
+    if changed and not replace:
+        name, difference = next(iter(changed.items()))
+        raise GalleryError(
+            f"{len(changed)} images are in the gallery {catalogue.folder} under the same name but differ, {name} in "
+            f"its {difference} for instance; pass --replace to encode them again, or index into a new gallery"
+        )
+    return _Plan(todo, frozenset(changed))
+
+
+def _difference(catalogue: Catalogue, entry: ImageEntry) -> str | None:
+    """In what an image differs from the one of its name in the gallery, or None."""
+    record = catalogue.image(entry.name)
+    assert record is not None
+    if record.boxes != boxes_to_json(entry.boxes):
+        return "boxes"
+    if catalogue.captions(record.row) != entry.captions:
+        return "captions"
+    try:
+        state = entry.path.stat()
+    except OSError as error:
+        raise ImageError(f"{entry.path} cannot be read: {error.strerror}; check the path") from error
+    if state.st_size == record.bytes and state.st_mtime_ns == record.mtime:
+        return None
+    return None if state.st_size == record.bytes and sha256_of(entry.path) == record.sha256 else "file"
+
+
+class _Run:
+    """Encodes shards of images into a gallery; `added` and `skipped` say what became of them."""
+
+    def __init__(self, writer: GalleryWriter, encoder: Encoder, *, skip_unreadable: bool) -> None:
+        self.writer, self.encoder, self.skip_unreadable = writer, encoder, skip_unreadable
+        self.added: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+
+    def add(self, entries: Sequence[ImageEntry]) -> None:
+        """Encode one shard's images and commit them. Batches start with the shard, so that a run that goes on from
+        here makes the same batches as one that was never interrupted."""
+        step = min(self.encoder.limit("vision", "B"), IMAGES_AT_ONCE)
+        images: list[NewImage] = []
+        parts: list[ImageFeatures] = []
+        for start in range(0, len(entries), step):
+            new, part = self._encode(entries[start : start + step])
+            images += new
+            parts += [] if part is None else [part]
+        if not parts:
+            return
+        captions = [caption for image in images for caption in image.captions]
+        width = self.writer.spec.width
+        texts = self.encoder.encode_texts(captions) if captions else np.empty((0, width), np.float32)
+        self.writer.append(images, concatenated(parts), texts)
+        self.added += [image.name for image in images]
+
+    def _encode(self, entries: Sequence[ImageEntry]) -> tuple[list[NewImage], ImageFeatures | None]:
+        """One batch, without the images that cannot be read where these are to be skipped."""
+        found: list[tuple[ImageEntry, Image, NewImage]] = []
+        for entry in entries:
+            try:
+                state = _state(entry)
+                found.append((entry, _loaded(entry), state))
+            except ImageError as error:
+                if not self.skip_unreadable:
+                    raise
+                self.skipped.append((entry.name, str(error)))
+        if not found:
+            return [], None
+        features = self.encoder.encode_images([image for _, image, _ in found], [entry.boxes for entry, _, _ in found])
+        _check_finite([entry.name for entry, _, _ in found], features)
+        return [new for _, _, new in found], features
+
+
+def _state(entry: ImageEntry) -> NewImage:
+    """What the catalogue keeps of an image's file."""
+    try:
+        state = entry.path.stat()
+        digest = sha256_of(entry.path)
+    except OSError as error:
+        raise ImageError(f"{entry.path} cannot be read: {error.strerror}; check the path") from error
+    path = os.path.abspath(entry.path)  # noqa: PTH100, resolve() would follow the links of a data set
+    boxes = boxes_to_json(entry.boxes)
+    return NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, entry.captions)
+
+
+def _loaded(entry: ImageEntry) -> Image:
+    image = load_image(entry.path)
+    if entry.boxes is not None and entry.boxes.size != image.size:
+        raise BoxError(
+            f"the boxes of {entry.name} are for a picture of {entry.boxes.size[0]}×{entry.boxes.size[1]} pixels, "
+            f"it has {image.size[0]}×{image.size[1]}; give boxes in the picture's own pixels (after EXIF rotation)"
+        )
+    return image
+
+
+def _check_finite(names: Sequence[str], features: ImageFeatures) -> None:
+    """Half precision can overflow; a NaN in the gallery would spoil every search."""
+    for index, name in enumerate(names):
+        if not (np.isfinite(features.query_embeds[index]).all() and np.isfinite(features.image_embeds[index]).all()):
+            raise ImageError(
+                f"{name} was encoded to NaN or infinity; verify the bundle (`qpert verify`), and export it in fp32 if "
+                "half precision overflows"
+            )

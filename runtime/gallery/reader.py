@@ -1,0 +1,232 @@
+"""Reading a gallery: names, query embeddings and features by row."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import closing
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.runtime.boxes import Boxes
+from qpert.runtime.bundle import HashMemory
+from qpert.runtime.encoder import Encoder, Floats, ImageFeatures
+from qpert.runtime.errors import GalleryError, ImageError
+from qpert.runtime.files import sha256_of
+from qpert.runtime.gallery.catalogue import (
+    Catalogue,
+    ImageRecord,
+    blocks_digest,
+    boxes_from_json,
+    damaged_block,
+    open_catalogue,
+    text_column,
+    vector_columns,
+)
+from qpert.runtime.gallery.scan import Codes, Nearest, nearest
+from qpert.runtime.gallery.shards import ShardReader
+
+Rows = Sequence[int] | npt.NDArray[np.int64]
+
+
+class StoredGallery:
+    """A gallery on disk, as it was when it was opened. A context manager; several may be open while one is indexing.
+
+    Rows are numbered 0…n−1 in the order in which images were added (deleted ones do not count).
+    """
+
+    def __init__(self, catalogue: Catalogue, encoder: Encoder) -> None:
+        """Use `open`. Everything but vectors and features is read here; the catalogue is not kept open."""
+        self.folder = catalogue.folder
+        self.encoder = encoder
+        self.spec = catalogue.spec
+        self._generation = catalogue.generation
+        self._records = catalogue.images()
+        self._count = catalogue.count("image")
+        self._texts = catalogue.texts()
+        self._columns = {column.name: column for column in (*vector_columns(self.spec), text_column(self.spec))}
+        self._blocks = {name: catalogue.blocks(name) for name in self._columns}
+        self._shards = ShardReader(self.folder, catalogue.shards())
+        self._physical = np.array([record.row for record in self._records], np.int64)
+        self._maps: dict[str, npt.NDArray[Any]] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path, encoder: Encoder) -> StoredGallery:
+        """Open what has been committed so far, to be used with `encoder`.
+
+        Raises:
+            GalleryError: no gallery, a newer schema, altered, or made with another bundle or perturbation settings.
+        """
+        gallery = None
+        while gallery is None:
+            gallery = cls._open_once(Path(folder), encoder)
+        return gallery
+
+    @classmethod
+    def _open_once(cls, folder: Path, encoder: Encoder) -> StoredGallery | None:
+        """None where the gallery was compacted between the reading of its catalogue and of its files."""
+        with closing(open_catalogue(folder)) as catalogue:
+            with catalogue.snapshot():
+                gallery = cls(catalogue, encoder)
+            gallery.require(encoder)
+            try:
+                gallery._check_columns()
+            except GalleryError:
+                if catalogue.generation == gallery._generation:
+                    raise
+                return None
+        return gallery
+
+    @cached_property
+    def images(self) -> tuple[str, ...]:
+        """Names in row order."""
+        return tuple(record.name for record in self._records)
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """The images' files in row order, as they were when indexed."""
+        return tuple(Path(record.path) for record in self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @cached_property
+    def query_embeds(self) -> npt.NDArray[np.float32]:
+        """float32 [n, Q, E], read-only; mapped from the disk, so what is not touched costs no memory (a gallery with
+        deleted images that was not compacted is copied)."""
+        vectors = self._map("query_embeds")
+        return vectors if len(vectors) == len(self) else vectors[self._physical]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The captions that images were indexed with, in order; empty where there were none."""
+        return tuple(text for _, _, text in self._texts)
+
+    @cached_property
+    def image_of_text(self) -> npt.NDArray[np.int64]:
+        """int64 [m]: the row of each caption's image."""
+        owners = np.array([image for _, image, _ in self._texts], np.int64)
+        return np.searchsorted(self._physical, owners)
+
+    @cached_property
+    def text_embeds(self) -> npt.NDArray[np.float32]:
+        """float32 [m, E] of the captions."""
+        return self._map("text_embeds")[np.array([row for row, _, _ in self._texts], np.int64)]
+
+    def nearest(self, text_embeds: npt.NDArray[np.float32], count: int, *, exact: bool = False) -> Nearest:
+        """The best `count` images for each of T texts by ITC; see `qpert.runtime.gallery.scan.nearest`."""
+        alive = np.zeros(self._count, bool)
+        alive[self._physical] = True
+        codes = Codes(self._map("codes"), self._map("code_stats"))
+        found = nearest(self._map("query_embeds"), text_embeds, count, codes=codes, alive=alive, exact=exact)
+        return Nearest(np.searchsorted(self._physical, found.rows), found.scores)
+
+    def features_of(self, rows: Rows) -> ImageFeatures:
+        """The features of some images, in that order (a row may repeat).
+
+        Reads only those records; `image_embeds` [B, N, C] in the bundle's feature dtype, masks and weights where the
+        bundle perturbs ITM. With `recomputed` features the images are encoded again from their files.
+
+        Raises GalleryError for a damaged shard (named, with the remedy), ImageError for a file that has gone.
+        """
+        records = [self._records[int(row)] for row in rows]
+        embeds = np.asarray(self._map("query_embeds")[np.array([record.row for record in records], np.int64)])
+        if self.spec.features == "recomputed":
+            again = self._encoded_again(records)
+            return ImageFeatures(embeds, again.image_embeds, again.object_masks, again.box_weights)
+        return self._stored(records, embeds)
+
+    def boxes_of(self, row: int) -> Boxes | None:
+        """The boxes that an image was indexed with."""
+        return boxes_from_json(self._records[row].boxes)
+
+    def require(self, encoder: Encoder) -> None:
+        """Raises GalleryError unless `encoder` is of the bundle and settings that made this gallery."""
+        self.spec.require(encoder, self.folder)
+
+    def close(self) -> None:
+        """Give files back. What was read stays valid."""
+        self._shards.close()
+        self._maps.clear()
+
+    def __enter__(self) -> StoredGallery:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _path(self, name: str) -> Path:
+        return self._columns[name].file(self.folder, self._generation)
+
+    def _map(self, name: str) -> npt.NDArray[Any]:
+        """A column's committed rows, mapped from its file."""
+        if name not in self._maps:
+            rows = max((block.first + block.rows for block in self._blocks[name]), default=0)
+            self._maps[name] = self._columns[name].map(self._path(name), rows)
+        return self._maps[name]
+
+    def _check_columns(self) -> None:
+        """Hash what was not found to be right before; raises GalleryError for what was altered."""
+        memory = HashMemory.load()
+        for name, blocks in self._blocks.items():
+            self._map(name)
+            if not blocks or memory.knows(self._path(name), blocks_digest(blocks)):
+                continue
+            for block in blocks:
+                if self._columns[name].digest(self._path(name), block.first, block.rows) != block.sha256:
+                    raise damaged_block(self._path(name), block)
+            memory.remember(self._path(name), blocks_digest(blocks))
+        memory.save()
+
+    def _stored(self, records: Sequence[ImageRecord], query_embeds: Floats) -> ImageFeatures:
+        """Records of any shards, gathered; masks are padded to the largest number of boxes among them."""
+        places: dict[int, list[int]] = defaultdict(list)
+        for place, record in enumerate(records):
+            places[record.shard or 0].append(place)
+        image_embeds = np.empty((len(records), self.spec.tokens, self.spec.channels), self.spec.feature_dtype)
+        boxes: dict[int, tuple[Floats, Floats]] = {}
+        for shard, members in places.items():
+            arrays = self._shards.records(shard, [records[place].slot or 0 for place in members])
+            image_embeds[members] = arrays["image_embeds"]
+            if "box_weights" in arrays:
+                boxes |= {
+                    place: (arrays["object_masks"][index], arrays["box_weights"][index])
+                    for index, place in enumerate(members)
+                }
+        if not self.spec.has_masks:
+            return ImageFeatures(query_embeds, image_embeds)
+        most = max((len(weights) for _, weights in boxes.values()), default=0)
+        masks = np.zeros((len(records), most, self.spec.tokens), np.float32)
+        weights = np.zeros((len(records), most), np.float32)
+        for place, (mask, weight) in boxes.items():
+            masks[place, : len(mask)], weights[place, : len(weight)] = mask, weight
+        return ImageFeatures(query_embeds, image_embeds, masks, weights)
+
+    def _encoded_again(self, records: Sequence[ImageRecord]) -> ImageFeatures:
+        for record in records:
+            check_unchanged(record)
+        return self.encoder.encode_images(
+            [record.path for record in records], [boxes_from_json(record.boxes) for record in records]
+        )
+
+
+def check_unchanged(record: ImageRecord) -> None:
+    """Raises ImageError where an image's file is not the one that was indexed."""
+    path = Path(record.path)
+    if not path.is_file():
+        raise ImageError(
+            f"{path}, from which the features of {record.name} are recomputed, is gone; put it back, delete it from "
+            "the gallery, or index with --features stored"
+        )
+    state = path.stat()
+    if (state.st_size, state.st_mtime_ns) == (record.bytes, record.mtime):
+        return
+    if state.st_size != record.bytes or sha256_of(path) != record.sha256:
+        raise ImageError(f"{path} has changed since it was indexed as {record.name}; index it again with --replace")

@@ -1,0 +1,202 @@
+"""The nearest images of a text among many, by the exact ITC score.
+
+Two ways to the same answer. The exact scan multiplies everything in float32. The fast scan multiplies 8-bit codes,
+whose score is off by no more than a bound that is known for each image, and then computes the exact score of every
+image that the bound leaves possible: what it returns is what the exact scan returns, not an approximation of it (scores
+may differ by float32 rounding, about 1e-7, as they do between two matrix products of different shapes).
+
+The bound: with v = v̂ + e and t = t̂ + d (codes and what rounding lost), v·t − v̂·t̂ = e·t + v̂·d, so by Cauchy-Schwarz
+|v·t − v̂·t̂| ≤ ‖e‖‖t‖ + ‖v̂‖‖d‖. ‖e‖ and ‖v̂‖ are kept for each image, as the largest over its queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.runtime.errors import InputError
+from qpert.runtime.scores import itc_scores, ranking
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+IMAGE_LEVELS = 127
+TEXT_LEVELS = 64
+"""Codes are in ±127 (stored +128) and ±64: two products, 255·64 each, then fit into the 16 bits in which processors
+without VNNI add them; with ±127 for texts they would saturate there, and the bound would not hold."""
+ROUNDING = 5e-5
+"""What float32 sums of some hundred products may be off by, in either scan."""
+FAST_FROM = 4096
+"""Images from which the fast scan is used: below, the exact one takes a few milliseconds."""
+TEXTS_AT_ONCE = 256
+DOTS_AT_ONCE = 1 << 23
+"""int32 products held at once: 32 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """n images in 8 bits. `codes` uint8 [n, Q, E]; `stats` float32 [n, 3]: scale, largest ‖e‖, largest ‖v̂‖."""
+
+    codes: npt.NDArray[np.uint8]
+    stats: Floats
+
+
+def encode_codes(query_embeds: Floats) -> Codes:
+    """float32 [n, Q, E] to 8 bits, with one scale an image."""
+    scale = np.maximum(np.abs(query_embeds).max(axis=(1, 2)) / IMAGE_LEVELS, np.finfo(np.float32).tiny)
+    whole = np.rint(query_embeds / scale[:, None, None])  # [n, Q, E] in ±127
+    decoded = whole * scale[:, None, None]
+    lost = np.linalg.norm(query_embeds - decoded, axis=-1).max(axis=-1)
+    kept = np.linalg.norm(decoded, axis=-1).max(axis=-1)
+    return Codes((whole + 128).astype(np.uint8), np.stack([scale, lost, kept], axis=1).astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """For each of T texts its best m images: `rows` int64 [T, m] and `scores` float32 [T, m], best first."""
+
+    rows: Rows
+    scores: Floats
+
+    @classmethod
+    def stack(cls, found: list[tuple[Rows, Floats]]) -> Nearest:
+        return cls(np.stack([rows for rows, _ in found]), np.stack([scores for _, scores in found]))
+
+
+def nearest(
+    query_embeds: Floats,
+    text_embeds: Floats,
+    count: int,
+    *,
+    codes: Codes | None = None,
+    alive: npt.NDArray[np.bool_] | None = None,
+    exact: bool = False,
+) -> Nearest:
+    """The best `count` images for each text, by score, then by row.
+
+    Args:
+        query_embeds: float32 [n, Q, E]; may be mapped from a file.
+        text_embeds: float32 [T, E].
+        count: at most this many; fewer where there are fewer images.
+        codes: the same images in 8 bits; without them the exact scan is used.
+        alive: bool [n], which rows count.
+        exact: use the exact scan whatever the number of images.
+
+    Raises:
+        InputError: NaN among the embeddings, or shapes that do not fit.
+    """
+    if not np.isfinite(text_embeds).all():
+        raise InputError("the text embeddings hold NaN or infinity, which cannot be ranked; verify the bundle")
+    mask = np.ones(len(query_embeds), bool) if alive is None else alive
+    count = min(count, int(mask.sum()))
+    fast = codes is not None and not exact and len(query_embeds) >= FAST_FROM and 4 * count < len(query_embeds)
+    found: list[tuple[Rows, Floats]] = []
+    for start in range(0, len(text_embeds), TEXTS_AT_ONCE):
+        texts = text_embeds[start : start + TEXTS_AT_ONCE]
+        if fast and codes is not None:
+            found += _fast(query_embeds, codes, texts, count, mask)
+        else:
+            found += _exact(query_embeds, texts, count, mask)
+    return Nearest.stack(found)
+
+
+def _exact(query_embeds: Floats, texts: Floats, count: int, alive: npt.NDArray[np.bool_]) -> Iterator[Any]:
+    scores = np.ascontiguousarray(itc_scores(query_embeds, texts).T)  # [T, n]
+    if np.isnan(scores[:, alive]).any():
+        raise InputError("ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again")
+    scores[:, ~alive] = -np.inf
+    for row in scores:
+        best = top(row, count)
+        yield best, row[best]
+
+
+def _fast(
+    query_embeds: Floats, codes: Codes, texts: Floats, count: int, alive: npt.NDArray[np.bool_]
+) -> Iterator[tuple[Rows, Floats]]:
+    text_codes, scale, lost = _encode_texts(texts)
+    products = _best_products(codes.codes, text_codes)  # [T, n]
+    image_scale, image_lost, image_kept = np.ascontiguousarray(codes.stats.T)
+    for index, text in enumerate(texts):
+        bound = image_lost * np.linalg.norm(text) + image_kept * lost[index] + ROUNDING
+        upper = products[index] * (image_scale * scale[index]) + bound
+        upper[~alive] = -np.inf
+        yield _rescored(query_embeds, text, upper, count)
+
+
+def _rescored(query_embeds: Floats, text: Floats, upper: Floats, count: int) -> tuple[Rows, Floats]:
+    """The best `count` by exact score, given what no image's score can exceed.
+
+    The exact scores of the most promising give a floor, the `count`-th best of them; whatever cannot reach it is out.
+    """
+    first = np.argpartition(-upper, min(max(2 * count, 128), len(upper) - 1))[: max(2 * count, 128)]
+    scores = _exact_scores(query_embeds, first, text)
+    floor = np.partition(scores, len(scores) - count)[len(scores) - count]
+    possible = upper >= floor
+    possible[first] = False
+    others = np.flatnonzero(possible)
+    rows = np.concatenate([first, others])
+    scores = np.concatenate([scores, _exact_scores(query_embeds, others, text)])
+    in_order = np.argsort(rows)  # ties go to the lower row
+    rows, scores = rows[in_order], scores[in_order]
+    best = top(scores, count)
+    return rows[best], scores[best]
+
+
+def _exact_scores(query_embeds: Floats, rows: Rows, text: Floats) -> Floats:
+    if not len(rows):
+        return np.empty(0, np.float32)
+    scores = itc_scores(np.asarray(query_embeds[np.sort(rows)]), text[None])[:, 0]
+    if np.isnan(scores).any():
+        raise InputError("ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again")
+    return scores[np.argsort(np.argsort(rows))]
+
+
+def top(scores: Floats, count: int) -> Rows:
+    """Indices of the best `count`, best first; ties go to the lower index."""
+    if count < 1:
+        return np.empty(0, np.int64)
+    floor = np.partition(scores, len(scores) - count)[len(scores) - count]
+    candidates = np.flatnonzero(scores >= floor)
+    return np.asarray(candidates[ranking(scores[candidates])][:count])
+
+
+def _encode_texts(texts: Floats) -> tuple[npt.NDArray[np.int8], Floats, Floats]:
+    """int8 [E, T] in ±64, the scale of each text, and the norm of what rounding lost."""
+    scale = np.maximum(np.abs(texts).max(axis=1) / TEXT_LEVELS, np.finfo(np.float32).tiny)
+    whole = np.rint(texts / scale[:, None])
+    lost = np.linalg.norm(texts - whole * scale[:, None], axis=1)
+    return np.ascontiguousarray(whole.astype(np.int8).T), scale.astype(np.float32), lost.astype(np.float32)
+
+
+def _best_products(codes: npt.NDArray[np.uint8], texts: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
+    """int32 [T, n]: the largest product of an image's codes with each text's."""
+    session = _session()
+    best = np.empty((texts.shape[1], len(codes)), np.int32)
+    step = max(64, DOTS_AT_ONCE // (codes.shape[1] * texts.shape[1]))
+    for start in range(0, len(codes), step):
+        (part,) = session.run(None, {"codes": codes[start : start + step], "texts": texts})
+        best[:, start : start + step] = part.T
+    return best
+
+
+@lru_cache(maxsize=1)
+def _session() -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(SCAN_MODEL, providers=["CPUExecutionProvider"])
+
+
+SCAN_MODEL = (
+    b'\x08\x08\x12\x00:\xcb\x01\n)\n\x05codes\n\x05texts\n\x04zero\x12\x04dots"\rMatMulInteger\n5\n\x04dots\x12\x04best'
+    b'"\tReduceMax*\x0b\n\x04axes@\x01\xa0\x01\x07*\x0f\n\x08keepdims\x18\x00\xa0\x01\x02\x12\x04scan*\x0c\x10\x02*\x02'
+    b"\x80\x01B\x04zeroZ\x1e\n\x05codes\x12\x15\n\x13\x08\x02\x12\x0f\n\x03\x12\x01n\n\x03\x12\x01Q\n\x03\x12\x01EZ\x19"
+    b"\n\x05texts\x12\x10\n\x0e\x08\x03\x12\n\n\x03\x12\x01E\n\x03\x12\x01Tb\x18\n\x04best\x12\x10\n\x0e\x08\x06\x12\n"
+    b"\n\x03\x12\x01n\n\x03\x12\x01TB\x04\n\x00\x10\r"
+)
+"""A serialised ONNX model: MatMulInteger of uint8 [n, Q, E] (zero point 128) and int8 [E, T], then the maximum over Q,
+int32 [n, T]. The runtime has no onnx to make one with; a test builds it again and compares."""

@@ -1,0 +1,226 @@
+"""Two-stage search: ITC over everything, ITM over the shortlist. What a gallery offers for it, and the results."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.runtime.encoder import Encoder, ImageFeatures
+from qpert.runtime.errors import InputError
+from qpert.runtime.gallery.scan import Nearest, nearest, top
+from qpert.runtime.scores import final_scores, itc_scores, ranking
+
+Rows = Sequence[int] | npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+IMAGES_AT_ONCE = 64
+"""Image features held at once while re-ranking: 122 MB at full size in fp16."""
+SHARED = 2
+"""Texts that an image of the shortlists has to meet on average for going image by image to be the cheaper order."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result. `rank_itc` counts from 1; `itm` is None below the re-ranked shortlist, where `score` is `itc`."""
+
+    image: str
+    score: float
+    itc: float
+    itm: float | None
+    rank_itc: int
+
+
+@dataclass(frozen=True)
+class TextHit:
+    """One text found for an image; as `Hit`. `image` is the gallery's image whose caption it is, where it is one's."""
+
+    text: str
+    score: float
+    itc: float
+    itm: float | None
+    rank_itc: int
+    image: str | None = None
+
+
+class Searchable(Protocol):
+    """Images that can be searched: in memory (`Gallery`) or on disk (`StoredGallery`). Rows are numbered from 0."""
+
+    @property
+    def images(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def nearest(self, text_embeds: Floats, count: int, *, exact: bool = False) -> Nearest:
+        """The best `count` images (or all there are) for each of T texts [T, E], by ITC."""
+        ...
+
+    def features_of(self, rows: Rows) -> ImageFeatures:
+        """The features of some images, in that order."""
+        ...
+
+    def require(self, encoder: Encoder) -> None:
+        """Raises GalleryError where the images were not encoded as `encoder` does."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Images in memory that can be searched: a name for each row of `features`."""
+
+    images: tuple[str, ...]
+    features: ImageFeatures
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.features):
+            raise InputError(
+                f"got {len(self.images)} names for {len(self.features)} images' features; give each image one name"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def nearest(self, text_embeds: Floats, count: int, *, exact: bool = False) -> Nearest:
+        """Always by the exact scan."""
+        return nearest(self.features.query_embeds, text_embeds, count, exact=exact)
+
+    def features_of(self, rows: Rows) -> ImageFeatures:
+        return self.features.rows(np.asarray(rows, np.int64))
+
+    def require(self, encoder: Encoder) -> None:
+        """Features in memory do not say who made them; their shapes are checked where they are used."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextGallery:
+    """Texts that can be searched with an image: `embeds` float32 [T, E]; `images` names each one's own, or is None."""
+
+    texts: tuple[str, ...]
+    embeds: Floats
+    images: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.embeds) or (self.images is not None and len(self.images) != len(self.texts)):
+            raise InputError(f"got {len(self.texts)} texts for {len(self.embeds)} embeddings; expected one for each")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def search_images(
+    encoder: Encoder, texts: Sequence[str], gallery: Searchable, *, k: int, rerank: int, exact: bool
+) -> list[list[Hit]]:
+    """The best images for each text; see `Retriever.search`."""
+    check_counts(k, rerank)
+    gallery.require(encoder)
+    text_embeds = encoder.encode_texts(texts)
+    if not len(gallery):
+        return [[] for _ in texts]
+    found = gallery.nearest(text_embeds, max(k, rerank), exact=exact)
+    matched = match_shortlists(encoder, texts, gallery, found.rows[:, :rerank])
+    names = gallery.images
+    return [
+        [
+            Hit(names[rows[place]], score, float(itc[place]), itm_score, place + 1)
+            for place, score, itm_score in reranked(itc, itm)[:k]
+        ]
+        for rows, itc, itm in zip(found.rows, found.scores, matched, strict=True)
+    ]
+
+
+def search_texts(
+    encoder: Encoder, features: ImageFeatures, gallery: TextGallery, *, k: int, rerank: int
+) -> list[TextHit]:
+    """The best texts for one image's features; see `Retriever.search_texts`."""
+    check_counts(k, rerank)
+    if not len(gallery):
+        return []
+    scores = itc_scores(features.query_embeds, gallery.embeds)[0]
+    check_scores(scores, "ITC")
+    order = top(scores, min(max(k, rerank), len(gallery)))
+    shortlist = [gallery.texts[row] for row in order[:rerank]]
+    itm = encoder.itm_scores(features, shortlist)[0] if shortlist else np.empty(0, np.float32)
+    check_scores(itm, "ITM")
+    owners = gallery.images
+    return [
+        TextHit(gallery.texts[row], score, float(itc), itm_score, place + 1, None if owners is None else owners[row])
+        for place, score, itm_score in reranked(scores[order], itm)[:k]
+        for row, itc in [(order[place], scores[order[place]])]
+    ]
+
+
+def reranked(itc: Floats, itm: Floats) -> list[tuple[int, float, float | None]]:
+    """(place by ITC, score, ITM) in final order: the shortlist by ITM + ITC, then the rest by ITC alone.
+
+    `itc` [m] is in descending order; `itm` [r] is of its first r.
+    """
+    final = final_scores(itm, itc[: len(itm)])
+    first = [(int(place), float(final[place]), float(itm[place])) for place in ranking(final)]
+    return [*first, *((place, float(itc[place]), None) for place in range(len(itm), len(itc)))]
+
+
+def match_shortlists(
+    encoder: Encoder, texts: Sequence[str], gallery: Searchable, shortlists: npt.NDArray[np.int64]
+) -> Floats:
+    """ITM of each text with its own shortlist: rows int64 [T, r] → float32 [T, r].
+
+    Where the shortlists share images, each image is read once and its keys and values are computed once for all the
+    texts that need it; else one text meets its images in one call.
+    """
+    scores = np.empty(shortlists.shape, np.float32)
+    needed = len(np.unique(shortlists))
+    by_image = len(texts) > 1 and shortlists.size >= SHARED * needed
+    for places, part in (_by_image if by_image else _by_text)(encoder, texts, gallery, shortlists):
+        scores[places] = part
+    check_scores(scores, "ITM")
+    return scores
+
+
+Part = tuple[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], Floats]
+"""Where scores belong in [T, r], and the scores."""
+
+
+def _by_text(
+    encoder: Encoder, texts: Sequence[str], gallery: Searchable, shortlists: npt.NDArray[np.int64]
+) -> Iterator[Part]:
+    for number, rows in enumerate(shortlists):
+        for start in range(0, len(rows), IMAGES_AT_ONCE):
+            part = rows[start : start + IMAGES_AT_ONCE]
+            places = np.arange(start, start + len(part))
+            scores = encoder.itm_scores(gallery.features_of(part), [texts[number]])[:, 0]
+            yield (np.full(len(part), number), places), scores
+
+
+def _by_image(
+    encoder: Encoder, texts: Sequence[str], gallery: Searchable, shortlists: npt.NDArray[np.int64]
+) -> Iterator[Part]:
+    needing: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, rows in enumerate(shortlists.tolist()):
+        for place, row in enumerate(rows):
+            needing[row].append((number, place))
+    images = sorted(needing)
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        part = images[start : start + IMAGES_AT_ONCE]
+        features = gallery.features_of(part)
+        for index, row in enumerate(part):
+            numbers, places = np.array(needing[row], np.int64).T
+            own = encoder.itm_scores(features.rows(slice(index, index + 1)), [texts[number] for number in numbers])
+            yield (numbers, places), own[0]
+
+
+def check_counts(k: int, rerank: int) -> None:
+    if k < 1 or rerank < 0:
+        raise InputError(f"got k={k} and rerank={rerank}, expected k of at least 1 and rerank of at least 0")
+
+
+def check_scores(scores: Floats, stage: str) -> None:
+    """Raises InputError for NaN, which has no rank."""
+    if np.isnan(scores).any():
+        raise InputError(
+            f"{int(np.isnan(scores).sum())} of {scores.size} {stage} scores are NaN, which cannot be ranked; verify "
+            "the bundle (`qpert verify`), and export it in fp32 if half precision overflows"
+        )

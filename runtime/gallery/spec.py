@@ -1,0 +1,103 @@
+"""What a gallery was made with: the bundle's identity, the perturbation settings, and the sizes that follow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.encoder import Encoder
+from qpert.runtime.errors import GalleryError
+from qpert.runtime.manifest import Manifest
+
+FeatureMode = Literal["stored", "recomputed"]
+FEATURE_MODES: tuple[FeatureMode, ...] = ("stored", "recomputed")
+GRAPH_FOLDER = "onnx/"
+
+
+def bundle_identity(manifest: Manifest) -> str:
+    """SHA-256 over what decides features and scores: graph files with their weights, tokenizer, preprocessing.
+
+    Reports, recorded samples, engines and dates do not count: a bundle that is verified again stays the same bundle.
+    """
+    deciding = {
+        name: digest
+        for name, digest in manifest.files.items()
+        if name.startswith(GRAPH_FOLDER) or name == manifest.tokenizer.file
+    }
+    document = {
+        "files": deciding,
+        "max_length": manifest.tokenizer.max_length,
+        "preprocessing": manifest.preprocessing.to_dict(),
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class GallerySpec:
+    """Fixed when a gallery is made. Q queries of E numbers; N tokens of C numbers in `feature_dtype`."""
+
+    identity: str
+    bundle: str
+    checkpoint: str
+    perturbation: dict[str, Any]
+    features: FeatureMode
+    queries: int
+    width: int
+    tokens: int
+    channels: int
+    feature_dtype: str
+    has_masks: bool
+
+    @classmethod
+    def of(cls, encoder: Encoder, features: FeatureMode = "stored") -> GallerySpec:
+        if features not in FEATURE_MODES:
+            raise GalleryError(f"features is {features!r}; expected one of {', '.join(FEATURE_MODES)}")
+        graphs = encoder.manifest.graphs
+        _, queries, width = graphs["image_query"].outputs[0].shape
+        vision = graphs["vision"].outputs[0]
+        _, tokens, channels = vision.shape
+        return cls(
+            identity=bundle_identity(encoder.manifest),
+            bundle=str(encoder.bundle.folder.resolve()),
+            checkpoint=encoder.manifest.checkpoint.name,
+            perturbation=encoder.perturbation.to_dict(),
+            features=features,
+            queries=int(queries),
+            width=int(width),
+            tokens=int(tokens),
+            channels=int(channels),
+            feature_dtype=vision.dtype,
+            has_masks=graphs["itm"].takes_boxes,
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> GallerySpec:
+        return cls(**json.loads(text))
+
+    def require_identity(self, bundle: Bundle, gallery: object) -> None:
+        """Raises GalleryError unless `bundle` is the one that made this gallery, or a copy of it."""
+        found = bundle_identity(bundle.manifest)
+        if self.identity != found:
+            raise GalleryError(
+                f"the gallery {gallery} was made with the bundle {self.bundle} (checkpoint {self.checkpoint}, identity "
+                f"{self.identity[:12]}), now {bundle.folder} ({bundle.manifest.checkpoint.name}, {found[:12]}) is "
+                "used; use the bundle that made it, or index the images into a new gallery"
+            )
+
+    def require(self, encoder: Encoder, gallery: object) -> None:
+        """Raises GalleryError unless `encoder` gives the features that this gallery holds."""
+        self.require_identity(encoder.bundle, gallery)
+        mine, theirs = self.perturbation, encoder.perturbation.to_dict()
+        differing = [key for key in mine if key != "semantics" and mine[key] != theirs.get(key)]  # a label, no setting
+        if differing:
+            told = ", ".join(f"{key} {mine[key]!r} (now {theirs.get(key)!r})" for key in differing)
+            raise GalleryError(
+                f"the gallery {gallery} was made with other perturbation settings: {told}; "
+                "use those, or index the images into a new gallery"
+            )
