@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,20 @@ def retrieval_metrics(
     Raises:
         ValueError: NaN among the scores, an image without text, or areas outside [0, 1].
     """
-    bins = size_bins(largest_areas)
     t2i = text_to_image_ranks(t2i_scores, image_of_text)
     i2t = image_to_text_ranks(i2t_scores, image_of_text)
+    return metrics_of_ranks(t2i, i2t, image_of_text=image_of_text, largest_areas=largest_areas)
+
+
+def metrics_of_ranks(
+    t2i_ranks: Indices, i2t_ranks: Indices, *, image_of_text: Indices, largest_areas: npt.NDArray[np.float64]
+) -> RetrievalMetrics:
+    """All metrics of a split from the ranks, counted from 0: int64 [T] at which each text finds its image, int64 [B] at
+    which each image finds the first of its texts. The rest as in `retrieval_metrics`."""
+    bins = size_bins(largest_areas)
     return RetrievalMetrics(
-        t2i=direction_metrics(t2i, bins[image_of_text], bins),
-        i2t=direction_metrics(i2t, bins, bins),
+        t2i=direction_metrics(t2i_ranks, bins[image_of_text], bins),
+        i2t=direction_metrics(i2t_ranks, bins, bins),
         images=len(bins),
         texts=len(image_of_text),
         unbinned=int((bins < 0).sum()),
@@ -181,7 +190,7 @@ def _harmonic_mean(bins: Sequence[BinRecall], cut: int) -> tuple[float | None, s
     zero = [number for number, value in enumerate(values) if value == 0]
     if zero:
         return None, f"R@{cut} is 0 in size bin {_listed(zero)} (queries a bin: {counts})"
-    return len(values) / sum(1 / value for value in values), None
+    return harmonic_mean(values), None  # exact sums, so that a hundred ten times is a hundred
 
 
 def _listed(numbers: list[int]) -> str:

@@ -1,0 +1,155 @@
+"""`evaluate`: a bundle on a data set, from image files to recall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from qpert.runtime.encoder import Encoder, ImageFeatures, concatenated
+from qpert.runtime.errors import InputError, LimitError, TextError
+from qpert.runtime.evaluation.inputs import EvaluationData
+from qpert.runtime.evaluation.journal import DiskJournal
+from qpert.runtime.evaluation.result import Evaluation
+from qpert.runtime.evaluation.running import ImagesInMemory, ImageStore, Watch, score_pairs
+from qpert.runtime.gallery.entries import ImageEntry
+from qpert.runtime.gallery.indexing import index_images
+from qpert.runtime.gallery.reader import StoredGallery
+from qpert.runtime.perturbation import Coverage, Perturbation, Reduction, Semantics
+from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.text import TokenizedTexts
+
+IMAGES_AT_ONCE = 64
+GALLERY_NAME = "gallery"
+JOURNAL_NAME = "scores.sqlite"
+
+
+def evaluate(
+    encoder: Encoder,
+    data: EvaluationData,
+    *,
+    rerank: int = 64,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Recall of the encoder's bundle, with the encoder's perturbation settings, on a split.
+
+    Args:
+        encoder: an opened bundle.
+        data: the split and its boxes, see `open_data`.
+        rerank: pairs that ITM scores: the best so many of each text and of each image; 0 leaves ITM out.
+        work: a folder that `open_work` gave: features and scores are kept there, and a second call goes on from what it
+            finds. None keeps everything in memory, the features of all images included.
+
+    Raises:
+        LimitError: an image with more boxes than the bundle takes. TextError: a caption that cannot be used.
+        InputError: NaN among the scores, a work folder in use.
+        UnavailableError: the disk is full; the same call goes on from there.
+    """
+    progress, watch = progress or Silent(), Watch()
+    began = time.perf_counter()
+    texts = check_data(encoder, data)
+    with opened_images(encoder, data, work, progress, watch) as store:
+        if work is None:
+            scores = score_pairs(encoder, store, texts, rerank=rerank, progress=progress, watch=watch)
+        else:
+            with DiskJournal(work / JOURNAL_NAME) as journal:
+                scores = score_pairs(
+                    encoder, store, texts, rerank=rerank, journal=journal, progress=progress, watch=watch
+                )
+    ranked = time.perf_counter()
+    owners, areas = data.dataset.image_of_caption, data.largest_areas
+    metrics, alone = scores.metrics(owners, areas), scores.itc_alone().metrics(owners, areas)
+    watch.measure("ranks", ranked)
+    watch.measure("total", began)
+    return Evaluation(metrics, alone, scores, data, encoder.perturbation, rerank, watch.seconds, watch.resumed)
+
+
+def check_data(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:
+    """Whether the bundle can take these boxes and captions, before hours of work; returns the captions tokenised.
+
+    Raises LimitError for an image with more boxes than the bundle takes, TextError for a caption that cannot be used.
+    """
+    check_boxes(encoder, data)
+    try:
+        return encoder.tokenize(data.dataset.captions)
+    except TextError as error:
+        raise TextError(f"a caption of the {data.dataset.split} split of {data.dataset.root}: {error}") from error
+
+
+def check_boxes(encoder: Encoder, data: EvaluationData) -> None:
+    """Raises InputError or LimitError where an image has more boxes than the bundle takes."""
+    graph = encoder.manifest.graphs["image_query"]
+    counts = [len(boxes) for boxes in data.boxes]
+    most = max(counts, default=0)
+    if most and not graph.takes_boxes:
+        raise InputError("this bundle was exported with --perturb none and takes no boxes; evaluate with --boxes none")
+    if most and most > (limit := graph.ranges["O"].max):
+        name = data.dataset.names[counts.index(most)]
+        raise LimitError(
+            f"{sum(count > limit for count in counts)} images have more boxes than the {limit} that this bundle takes, "
+            f"{name} has {most}; keep the best ones, or export again with --max-boxes {most}"
+        )
+
+
+@contextmanager
+def opened_images(
+    encoder: Encoder, data: EvaluationData, work: Path | None, progress: Progress, watch: Watch
+) -> Iterator[ImageStore]:
+    """The encoded images: a gallery in the work folder, or memory."""
+    began = time.perf_counter()
+    if work is None:
+        store = ImagesInMemory(encoded(encoder, data, progress))
+        watch.measure("images", began)
+        yield store
+        return
+    dataset = data.dataset
+    entries = [
+        ImageEntry(name, path, boxes if len(boxes) else None)
+        for name, path, boxes in zip(dataset.names, dataset.images, data.boxes, strict=True)
+    ]
+    summary = index_images(work / GALLERY_NAME, encoder, entries, progress=progress)
+    watch.resumed["images"] = summary.unchanged
+    watch.measure("images", began)
+    with StoredGallery.open(work / GALLERY_NAME, encoder) as gallery:
+        if gallery.images != dataset.names:
+            raise InputError(f"the gallery in {work} does not hold the images of this split in order; delete {work}")
+        yield gallery
+
+
+def encoded(encoder: Encoder, data: EvaluationData, progress: Progress) -> ImageFeatures:
+    """All images in memory."""
+    images, parts = data.dataset.images, []
+    with progress.stage(f"encoding {len(images):,} images", len(images)) as advance:
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            part = slice(start, start + IMAGES_AT_ONCE)
+            parts.append(encoder.encode_images(images[part], data.boxes[part]))
+            advance(len(images[part]))
+    return concatenated(parts)
+
+
+def overridden(
+    exported: Perturbation,
+    *,
+    semantics: Semantics | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
+    reduction: Reduction | None = None,
+    coverage: Coverage | None = None,
+) -> Perturbation:
+    """A bundle's settings with some of them replaced; what is fixed inside its graphs (threshold, stages, norm) stays.
+
+    `semantics` replaces reduction and coverage by that reading's, unless they are given themselves.
+    """
+    base = exported
+    if semantics is not None:
+        kept = asdict(exported)
+        fixed = {name: kept[name] for name in ("threshold", "stages", "preserve_norm", "alpha", "beta", "gamma")}
+        fixed |= {name: value for name, value in (("beta", beta), ("gamma", gamma)) if value is not None}
+        base = Perturbation.release(**fixed) if semantics == "release" else Perturbation.paper(**fixed)
+        beta = gamma = None
+    given = {"alpha": alpha, "beta": beta, "gamma": gamma, "reduction": reduction, "coverage": coverage}
+    return replace(base, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

@@ -1,0 +1,172 @@
+"""What is evaluated: a split, the boxes that perturb, and the boxes that sort images into size bins."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.runtime.box_files import XmlCoordinates, read_box_file
+from qpert.runtime.boxes import Boxes
+from qpert.runtime.datasets import RetrievalDataset, has_entities, read_dataset
+from qpert.runtime.errors import BoxError, ImageError, InputError, QpertWarning
+from qpert.runtime.files import cache_folder
+from qpert.runtime.metrics import largest_area
+from qpert.runtime.progress import Progress, Silent
+
+DEMO = "demo"
+ENTITIES = "entities"
+NO_BOXES = "none"
+SEED = 0
+"""Of the generated scenes; the split of `demo` is the one on the model card."""
+
+Size = tuple[int, int]
+BoxesOf = Callable[[RetrievalDataset, int, Size], Boxes]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    """A split of B images and its boxes. `boxes` perturb, `bin_boxes` only sort; the latter may be of another source.
+
+    `boxes_from`, `bins_from`: where they are from, in words. `title`: what the report calls the split.
+    """
+
+    dataset: RetrievalDataset
+    boxes: tuple[Boxes, ...] = field(repr=False)
+    bin_boxes: tuple[Boxes, ...] = field(repr=False)
+    boxes_from: str
+    bins_from: str
+    title: str = ""
+
+    @property
+    def largest_areas(self) -> npt.NDArray[np.float64]:
+        """float64 [B]: by which images are sorted into bins; NaN without boxes."""
+        return np.array([largest_area(boxes) for boxes in self.bin_boxes], np.float64)
+
+    def dataset_digest(self) -> str:
+        """SHA-256 of names, sizes of files, captions and owners: other data, another digest."""
+        digest = hashlib.sha256()
+        for name, file in zip(self.dataset.names, self.dataset.images, strict=True):
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogatepass"))
+        for caption, owner in zip(self.dataset.captions, self.dataset.image_of_caption.tolist(), strict=True):
+            digest.update(f"{owner}\0{caption}\0".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def boxes_digest(self) -> str:
+        """SHA-256 of the boxes that perturb, coordinate by coordinate."""
+        digest = hashlib.sha256()
+        for boxes in self.boxes:
+            digest.update(f"{len(boxes)} {boxes.size}".encode() + np.ascontiguousarray(boxes.xyxy).tobytes())
+        return digest.hexdigest()
+
+
+def open_data(
+    dataset: str | Path,
+    split: str = "test",
+    *,
+    boxes: str | Path = ENTITIES,
+    bin_boxes: str | Path | None = None,
+    xml_coordinates: XmlCoordinates = "one_based_inclusive",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> EvaluationData:
+    """Read a split and everything about it that needs no network.
+
+    Args:
+        dataset: a folder in LAVIS's layout, or `demo` for the generated scenes (drawn once, into the cache).
+        split: `train`, `val` or `test`.
+        boxes: which perturb: `entities`, `none`, or a box file.
+        bin_boxes: which sort into size bins, likewise; None takes Entities where the data set has them, else `boxes`.
+        xml_coordinates: how corners in XML are counted; see `qpert.runtime.box_files`.
+        limit: only the first so many images, with their captions.
+
+    Raises:
+        InputError: what `read_dataset` and `read_box_file` refuse, or a limit below 1. ImageError, BoxError likewise.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"got --limit {limit}, expected at least one image")
+    root = demo_folder(split, progress or Silent()) if str(dataset) == DEMO else Path(dataset)
+    if bin_boxes is None:
+        bin_boxes = ENTITIES if has_entities(root) else boxes
+    entities = ENTITIES in (str(boxes), str(bin_boxes))
+    found = read_dataset(root, split, entities=entities, xml_coordinates=xml_coordinates)
+    found = found if limit is None else found.take(limit)
+    sizes = [oriented_size(file) for file in found.images]
+    chosen: dict[str, tuple[tuple[Boxes, ...], str]] = {}
+    for source in {str(boxes), str(bin_boxes)}:
+        chosen[source] = read_boxes(found, sizes, source, xml_coordinates)
+    (own, own_from), (bins, bins_from) = chosen[str(boxes)], chosen[str(bin_boxes)]
+    title = f"{'Generated scenes (demo)' if str(dataset) == DEMO else root.resolve().name}, {split} split"
+    return EvaluationData(found, own, bins, own_from, bins_from, title)
+
+
+def read_boxes(
+    dataset: RetrievalDataset, sizes: Sequence[Size], source: str, coordinates: XmlCoordinates
+) -> tuple[tuple[Boxes, ...], str]:
+    """The boxes of every image from `source` (`entities`, `none` or a file), and their source in words.
+
+    Boxes that reach out of their image are clipped, and that is said once for all of them.
+    """
+    if source == NO_BOXES:
+        return tuple(Boxes.empty(size) for size in sizes), "no boxes"
+    if source == ENTITIES:
+        if dataset.boxes is None:
+            raise BoxError(f"the data set {dataset.root} was read without its Entities boxes")
+        table, words = dataset.boxes, f"Entities ({Path(dataset.boxes.source).name})"
+    else:
+        table, words = read_box_file(source, xml_coordinates=coordinates), source
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", QpertWarning)
+        boxes = tuple(table.for_image(name, size) for name, size in zip(dataset.names, sizes, strict=True))
+    if caught:
+        more = f" (and {len(caught) - 1} images more like it)" if len(caught) > 1 else ""
+        warnings.warn(f"{caught[0].message}{more}", QpertWarning, stacklevel=2)
+    with_boxes = sum(bool(len(one)) for one in boxes)
+    if not with_boxes:
+        named = ", ".join(table.images[:3]) or "none at all"
+        raise BoxError(
+            f"{source} has boxes for none of the {len(dataset)} images; it names {named}, the data set "
+            f"{', '.join(dataset.names[:3])}: give boxes of these images, or `none`"
+        )
+    return boxes, f"{words}: {sum(map(len, boxes)):,} boxes on {with_boxes:,} of {len(dataset):,} images"
+
+
+def oriented_size(path: Path) -> Size:
+    """(width, height) of an image file after EXIF orientation, from its header alone."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # Orientation: rotated by a quarter
+    except Exception as error:  # decoders meet strangers' bytes and raise nearly any class
+        raise ImageError(f"{path} is not an image that PIL can read ({error!r}); replace it or take it out") from error
+    return (height, width) if turned else (width, height)
+
+
+def demo_folder(split: str, progress: Progress) -> Path:
+    """The generated scenes of a split, drawn when they are first asked for (or when the generator has changed)."""
+    from qpert.runtime.scenes import SPLIT_SIZES, write_dataset
+
+    if split not in SPLIT_SIZES:
+        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}")
+    root = cache_folder() / "scenes" / f"{generator_digest()}-{split}-{SPLIT_SIZES[split]}"
+    if not (root / "annotations" / f"{split}.json").is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        write_dataset(root, split, seed=SEED, progress=progress)
+    return root
+
+
+def generator_digest() -> str:
+    """Of the code that draws scenes: another generator, other pictures."""
+    import qpert.runtime.scenes as scenes
+
+    digest = hashlib.sha256()
+    for file in sorted(Path(next(iter(scenes.__path__))).glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,70 @@
+"""Published figures beside this run's, where the data set is recognisably one of the paper's.
+
+`published.json` holds the numbers with the setting that each row stands for. Flickr-FG and COCO-FG have the same
+pictures with other captions, so a data set is recognised by its size, one of its pictures and that picture's caption.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import PurePosixPath
+from typing import Any
+
+from qpert.runtime.datasets import RetrievalDataset
+from qpert.runtime.text import clean_caption
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row: recalls in percent by direction and metric name, as in `eval --json`; what was not published lacks."""
+
+    source: str
+    label: str
+    setting: str
+    where: str
+    t2i: dict[str, float]
+    i2t: dict[str, float]
+    small: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was published on one data set, best known setting and all."""
+
+    title: str
+    about: str
+    bins: str
+    rows: tuple[PublishedRow, ...]
+
+
+@cache
+def _document() -> dict[str, Any]:
+    text = files("qpert.runtime.evaluation").joinpath("published.json").read_text(encoding="utf-8")
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def published_for(dataset: RetrievalDataset) -> Published | None:
+    """The figures for a data set of the paper, or None for any other (a part of one, or other captions, included)."""
+    document = _document()
+    for name, facts in document["datasets"].items():
+        if _is(dataset, facts):
+            rows = [row for row in document["rows"] if row["dataset"] == name]
+            made = tuple(PublishedRow(**{key: row[key] for key in row if key != "dataset"}) for row in rows)
+            return Published(facts["title"], document["about"], facts["bins"], made)
+    return None
+
+
+def _is(dataset: RetrievalDataset, facts: dict[str, Any]) -> bool:
+    if len(dataset) != facts["images"] or len(dataset.captions) not in facts["texts"]:
+        return False
+    places = [place for place, name in enumerate(dataset.names) if PurePosixPath(name).name == facts["image"]]
+    captions = {
+        clean_caption(caption)
+        for caption, owner in zip(dataset.captions, dataset.image_of_caption, strict=True)
+        if owner in places
+    }
+    return clean_caption(facts["caption"]) in captions

@@ -1,0 +1,59 @@
+"""What an evaluation found, and its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qpert.runtime.evaluation.inputs import EvaluationData
+from qpert.runtime.evaluation.pair_scores import PairScores
+from qpert.runtime.evaluation.published import Published, published_for
+from qpert.runtime.metrics import RetrievalMetrics
+from qpert.runtime.perturbation import Perturbation
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Recall of one bundle on one split, in both directions, with and without re-ranking.
+
+    metrics: of ITC + ITM (of ITC where nothing was re-ranked). itc: of ITC alone. scores: what they were made from.
+    seconds: of this process, by stage. resumed: images, texts and pairs that an earlier process had computed.
+    """
+
+    metrics: RetrievalMetrics
+    itc: RetrievalMetrics
+    scores: PairScores = field(repr=False)
+    data: EvaluationData = field(repr=False)
+    perturbation: Perturbation
+    rerank: int
+    seconds: dict[str, float]
+    resumed: dict[str, int]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def itm_pairs(self) -> int:
+        """Pairs that were matched: every one on a shortlist of either direction, once."""
+        return len(self.scores.schedule)
+
+    @property
+    def published(self) -> Published | None:
+        return published_for(self.data.dataset)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of `eval --json`: recalls in percent; what is undefined is None with `…_reason` beside it."""
+        whole = self.metrics.to_dict()
+        alone = self.itc.to_dict()
+        dataset, published = self.data.dataset, self.published
+        return whole | {
+            "itm_pairs": self.itm_pairs,
+            "itc": {key: alone[key] for key in ("t2i", "i2t", "small")},
+            "rerank": self.rerank,
+            "dataset": {"root": str(dataset.root), "split": dataset.split},
+            "boxes": self.data.boxes_from,
+            "bin_boxes": self.data.bins_from,
+            "perturbation": self.perturbation.to_dict(),
+            "published": None if published is None else asdict(published),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "resumed": self.resumed,
+            "environment": self.environment,
+        }

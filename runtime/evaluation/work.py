@@ -1,0 +1,119 @@
+"""The work folder of an evaluation: what it is bound to, and whether there is room for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qpert.runtime.encoder import Encoder
+from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.evaluation.inputs import EvaluationData
+from qpert.runtime.files import cache_folder, write_atomically
+from qpert.runtime.gallery.spec import bundle_identity
+
+BINDING_NAME = "evaluation.json"
+DIFFERENCES = {
+    "bundle": "another bundle",
+    "dataset": "another data set, split or --limit",
+    "boxes": "other boxes",
+    "perturbation": "other perturbation settings",
+    "provider": "another provider",
+    "qpert": "another version of qpert",
+}
+"""What a difference in each field of `Binding` means to the user."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Everything that the numbers in a work folder depend on. The length of the shortlists is not among it: another
+    `--rerank` reuses images, texts and the pairs of images whose texts are the same."""
+
+    bundle: str
+    dataset: str
+    boxes: str
+    perturbation: dict[str, Any]
+    provider: str
+    qpert: str
+
+    @classmethod
+    def of(cls, encoder: Encoder, data: EvaluationData, provider: str) -> Binding:
+        return cls(
+            bundle=bundle_identity(encoder.manifest),
+            dataset=data.dataset_digest(),
+            boxes=data.boxes_digest(),
+            perturbation=encoder.perturbation.to_dict(),
+            provider=provider,
+            qpert=version("qpert"),
+        )
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def default_folder(self) -> Path:
+        """In the cache, one for each binding: the same command finds it again, another one gets its own."""
+        return cache_folder() / "evaluations" / self.digest[:16]
+
+
+def open_work(folder: Path, binding: Binding) -> Path:
+    """Make the work folder, or go on in one that is bound to the same.
+
+    Raises:
+        InputError: it belongs to something else, in words what; or it is full of other files; or cannot be made.
+    """
+    path = folder / BINDING_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if any(folder.iterdir()):
+                raise InputError(f"the work folder {folder} holds other files; give --work a new or an empty folder")
+            write_atomically(path, json.dumps(asdict(binding), indent=1) + "\n")
+            return folder
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the work folder {folder} cannot be used ({error}); give --work another one") from error
+    ours = asdict(binding)
+    differing = [DIFFERENCES[one.name] for one in fields(Binding) if dict_of(found).get(one.name) != ours[one.name]]
+    if differing:
+        raise InputError(
+            f"the work folder {folder} belongs to an evaluation with {', '.join(differing)}; "
+            "give --work another folder, or delete this one"
+        )
+    return folder
+
+
+def dict_of(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def check_room(folder: Path, encoder: Encoder, images: int) -> None:
+    """Raises UnavailableError where the features of so many images do not fit on the disk of `folder`.
+
+    An existing work folder counts as empty: what it holds already is only known to its gallery, and is little of an
+    estimate that has to be met in full by the end.
+    """
+    needed = images * feature_bytes(encoder)
+    kept = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if needed > free + kept:
+        raise UnavailableError(
+            f"the features of {images:,} images take {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free; "
+            "give --work a folder on a larger disk"
+        )
+
+
+def feature_bytes(encoder: Encoder) -> int:
+    """Bytes of one image's features for ITM and ITC."""
+    import numpy as np
+
+    total = 0
+    for name in ("vision", "image_query"):
+        output = encoder.manifest.graphs[name].outputs[0]
+        numbers = int(np.prod([length for length in output.shape if isinstance(length, int)]))
+        total += numbers * np.dtype(output.dtype).itemsize
+    return total
