@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from qpert.runtime.boxes import Boxes
 from qpert.runtime.bundle import Bundle
+from qpert.runtime.device import DeviceArray, on_host
 from qpert.runtime.errors import BoxError, ImageError, InputError, LimitError
 from qpert.runtime.images import ImageInput, load_image, preprocess_images
-from qpert.runtime.manifest import GRAPH_NAMES
 from qpert.runtime.perturbation import Perturbation, box_weights, object_masks
-from qpert.runtime.session import Session, open_session
+from qpert.runtime.session import Array, open_sessions, run_on_device
 from qpert.runtime.text import TokenizedTexts, Tokenizer
 
 Floats = npt.NDArray[np.floating]
@@ -64,18 +64,15 @@ class Encoder:
         self.tokenizer = Tokenizer.open(
             bundle.path(self.manifest.tokenizer.file), max_length=self.manifest.tokenizer.max_length
         )
-        self.sessions: dict[str, Session] = {}
-        for name in GRAPH_NAMES:
-            graph = self.manifest.graphs[name]
-            self.sessions[name] = open_session(bundle.graph_path(graph), graph, provider, threads=threads)
+        self.sessions = open_sessions(bundle, provider, threads=threads)
 
     def close(self) -> None:
         for session in self.sessions.values():
             session.close()
 
     def limit(self, graph: str, axis: str) -> int:
-        """The longest that `axis` of `graph` may be in one call."""
-        return self.manifest.graphs[graph].ranges[axis].max
+        """The longest that `axis` of `graph` may be in one call: the limit of the bundle, or of a narrower engine."""
+        return self.sessions[graph].spec.ranges[axis].max
 
     def encode_images(self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None) -> ImageFeatures:
         """B images, with or without boxes, to features; see `Retriever.encode_images`."""
@@ -88,9 +85,13 @@ class Encoder:
         ]
         return concatenated(parts)
 
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """T texts, cleaned, as token ids; for callers that need the same texts many times."""
+        return self.tokenizer.encode(texts)
+
+    def encode_texts(self, texts: Sequence[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
         """T texts → float32 [T, E]; batches hold texts of similar length, so that little is spent on padding."""
-        tokens = self.tokenizer.encode(texts)
+        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
         result: npt.NDArray[np.float32] | None = None
         for rows in by_length(tokens, self.limit("text", "T")):
             output = self.sessions["text"].run(trimmed(tokens, rows))["text_embeds"]
@@ -101,13 +102,13 @@ class Encoder:
             raise InputError("got no texts to encode, expected at least one")
         return result
 
-    def itm_scores(self, features: ImageFeatures, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def itm_scores(self, features: ImageFeatures, texts: Sequence[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
         """Every image with every text: float32 [B, T].
 
         An image's keys and values are computed once for all the texts of a call (one image a call where there are many
         texts, several where there are few).
         """
-        tokens = self.tokenizer.encode(texts)
+        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
         if not len(texts):
             raise InputError("got no texts to match, expected at least one")
         scores = np.empty((len(features), len(texts)), dtype=np.float32)
@@ -144,13 +145,14 @@ class Encoder:
                     "give boxes in the picture's own pixels (after EXIF rotation)"
                 )
         pixel_values = preprocess_images(loaded, self.manifest.preprocessing)
-        image_embeds = self.sessions["vision"].run({"pixel_values": pixel_values})["image_embeds"]
+        # On a GPU the features go from graph to graph without a way over the host.
+        image_embeds = run_on_device(self.sessions["vision"], {"pixel_values": pixel_values})["image_embeds"]
         return self.encode_features(image_embeds, boxes)
 
-    def encode_features(self, image_embeds: Floats, boxes: Sequence[Boxes | None]) -> ImageFeatures:
+    def encode_features(self, image_embeds: Floats | DeviceArray, boxes: Sequence[Boxes | None]) -> ImageFeatures:
         """The second half of `encode_images`: image_embeds [B, N, C] (B within the profile) and boxes → features."""
         graphs = self.manifest.graphs
-        inputs: dict[str, np.ndarray] = {"image_embeds": image_embeds}
+        inputs: dict[str, Array] = {"image_embeds": image_embeds}
         objects: dict[str, np.ndarray] = {}
         if graphs["image_query"].takes_boxes:
             masks = object_masks(
@@ -162,7 +164,7 @@ class Encoder:
             objects = {"object_masks": masks, "box_weights": box_weights(boxes, self.perturbation)}
         query_embeds = self.sessions["image_query"].run(inputs | objects)["query_embeds"]
         kept = objects if graphs["itm"].takes_boxes else {}
-        return ImageFeatures(query_embeds, image_embeds, kept.get("object_masks"), kept.get("box_weights"))
+        return ImageFeatures(query_embeds, on_host(image_embeds), kept.get("object_masks"), kept.get("box_weights"))
 
     def _check_boxes(self, count: int, boxes: Sequence[Boxes | None] | None) -> Sequence[Boxes | None]:
         if boxes is None:
@@ -171,7 +173,7 @@ class Encoder:
             raise InputError("boxes is one Boxes; expected a sequence with one entry for each image: put it in a list")
         if len(boxes) != count:
             raise InputError(f"got boxes for {len(boxes)} images and {count} images; give one entry an image (or None)")
-        graph = self.manifest.graphs["image_query"]
+        graph = self.sessions["image_query"].spec
         most = max((len(b) for b in boxes if b is not None), default=0)
         if most and not graph.takes_boxes:
             raise InputError(

@@ -1,23 +1,28 @@
-"""Sessions: one protocol for whatever runs a graph, and the ONNX Runtime backend.
+"""Sessions: one protocol for whatever runs a graph, and the table of what can.
 
-The checks that every backend shares live in `check_inputs`, driven by the graph's declared inputs: names, then dtypes,
-then shapes, then ranges. A backend is only what differs.
+The checks that every session shares live in `check_inputs`, driven by the graph's declared inputs: names, then dtypes,
+then shapes, then ranges. A backend is only what differs: `onnx_session` for ONNX Runtime, `tensorrt_session` for
+engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from qpert.runtime.errors import BundleError, InputError, LimitError, UnavailableError
-from qpert.runtime.manifest import GraphSpec
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.device import DeviceArray
+from qpert.runtime.errors import InputError, LimitError
+from qpert.runtime.flavors import FLAVORS
+from qpert.runtime.manifest import GRAPH_NAMES, GraphSpec
 
-Arrays = Mapping[str, np.ndarray]
+Array = np.ndarray | DeviceArray
+Arrays = Mapping[str, Array]
 
 AXIS_MEANING = {
     "B": ("images", "--max-batch"),
@@ -29,7 +34,10 @@ AXIS_MEANING = {
 
 
 class Session(Protocol):
-    """Runs one graph. A context manager; after `close` it cannot run."""
+    """Runs one graph. A context manager; after `close` it cannot run.
+
+    Inputs may also be what `run_on_device` of another session of the same provider left in GPU memory.
+    """
 
     spec: GraphSpec
 
@@ -40,26 +48,43 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class DeviceSession(Protocol):
+    """A session on a GPU, which can leave its outputs there."""
+
+    def run_on_device(self, inputs: Arrays) -> dict[str, DeviceArray]: ...
+
+
+def run_on_device(session: Session, inputs: Arrays) -> Mapping[str, Array]:
+    """Run a graph and leave its outputs where it ran: in GPU memory, or on the host where the session is no GPU's."""
+    return session.run_on_device(inputs) if isinstance(session, DeviceSession) else session.run(inputs)
+
+
 @dataclass(frozen=True)
 class Provider:
-    """What the user calls a provider, and how ONNX Runtime does."""
+    """What runs graphs: a provider of ONNX Runtime (its name there), or engines of a TensorRT flavour.
+
+    ONNX Runtime has providers for TensorRT too. They compile engines of their own at the first run, without fingerprint
+    or profile, so they are not offered: `tensorrt` and `rtx` mean engines that `qpert build` made.
+    """
 
     name: str
-    onnxruntime: str
     advice: str
+    onnxruntime: str = ""
+    flavor: str = ""
 
 
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
-        Provider("cpu", "CPUExecutionProvider", "pip install 'qpert[cpu]'"),
-        Provider("cuda", "CUDAExecutionProvider", "an NVIDIA GPU, its driver, and pip install 'qpert[gpu]'"),
+        Provider("cpu", "pip install 'qpert[cpu]'", onnxruntime="CPUExecutionProvider"),
         Provider(
-            "tensorrt",
-            "TensorrtExecutionProvider",
-            "an NVIDIA GPU, its driver, pip install 'qpert[gpu]' and TensorRT 10",
+            "cuda",
+            "an NVIDIA GPU, its driver, and pip install 'qpert[gpu]'",
+            onnxruntime="CUDAExecutionProvider",
         ),
-        Provider("rtx", "NvTensorRTRTXExecutionProvider", "an RTX GPU and an ONNX Runtime built with TensorRT-RTX"),
+        Provider("tensorrt", "an NVIDIA GPU, its driver, and pip install 'qpert[trt]'", flavor="classic"),
+        Provider("rtx", "an NVIDIA GPU, its driver, and pip install 'qpert[rtx]'", flavor="rtx"),
     )
 }
 
@@ -71,101 +96,66 @@ def find_provider(name: str) -> Provider:
 
 
 def available_providers() -> list[str]:
-    """Names of the providers that the installed ONNX Runtime has (a GPU may still be missing: `open_session` tells)."""
+    """Names of the providers whose libraries are installed (a GPU may still be missing: opening a bundle tells)."""
     try:
         import onnxruntime
+
+        found = onnxruntime.get_available_providers()
     except ImportError:
-        return []
-    found = onnxruntime.get_available_providers()
-    return [provider.name for provider in PROVIDERS.values() if provider.onnxruntime in found]
+        found = []
+    return [provider.name for provider in PROVIDERS.values() if has_library(provider, found)]
+
+
+def has_library(provider: Provider, onnxruntime_has: Iterable[str]) -> bool:
+    if provider.flavor:
+        return importlib.util.find_spec(FLAVORS[provider.flavor].module) is not None
+    return provider.onnxruntime in onnxruntime_has
+
+
+def open_sessions(bundle: Bundle, provider: str = "cpu", *, threads: int = 0) -> dict[str, Session]:
+    """Every graph of a bundle on exactly the provider that was asked for; all are open, or none.
+
+    Args:
+        bundle: the opened bundle.
+        provider: `cpu` or `cuda` (ONNX Runtime), `tensorrt` or `rtx` (engines in the bundle).
+        threads: CPU threads for one operator; 0 leaves it to ONNX Runtime.
+
+    Raises:
+        UnavailableError: the provider is not there or did not start, or the bundle has no engine for this machine.
+            Nothing else is used in its place.
+        BundleError: a file is not the graph that the manifest describes.
+    """
+    chosen = find_provider(provider)
+    if chosen.flavor:
+        from qpert.runtime.tensorrt_session import open_engine_sessions
+
+        return dict(open_engine_sessions(bundle, FLAVORS[chosen.flavor]))
+    sessions: dict[str, Session] = {}
+    try:
+        for name in GRAPH_NAMES:
+            graph = bundle.manifest.graphs[name]
+            sessions[name] = open_session(bundle.graph_path(graph), graph, provider, threads=threads)
+    except BaseException:
+        for session in sessions.values():
+            session.close()
+        raise
+    return sessions
 
 
 def open_session(path: Path, spec: GraphSpec, provider: str = "cpu", *, threads: int = 0) -> Session:
-    """Open one graph on exactly the provider that was asked for.
-
-    Args:
-        path: the ONNX file.
-        spec: its declared inputs and outputs.
-        provider: `cpu`, `cuda`, `tensorrt` or `rtx`.
-        threads: CPU threads for one operator; 0 leaves it to ONNX Runtime.
+    """Open one ONNX file in ONNX Runtime on exactly the provider that was asked for, `cpu` or `cuda`.
 
     Raises:
         UnavailableError: the provider is not there or did not start. Nothing else is used in its place.
         BundleError: the file is not the graph that `spec` describes.
+        InputError: the provider is none of ONNX Runtime's.
     """
-    return OnnxRuntimeSession(path, spec, find_provider(provider), threads=threads)
+    from qpert.runtime.onnx_session import OnnxRuntimeSession
 
-
-class OnnxRuntimeSession:
-    """A graph in ONNX Runtime."""
-
-    def __init__(self, path: Path, spec: GraphSpec, provider: Provider, *, threads: int = 0) -> None:
-        self.spec = spec
-        self.provider = provider
-        self._session: Any = start_onnxruntime(path, provider, threads)
-        check_declared(self._session, spec, path)
-
-    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        if self._session is None:
-            raise InputError(f"the session of graph {self.spec.name!r} is closed; open the bundle again")
-        check_inputs(self.spec, inputs)
-        outputs = self._session.run(list(self.spec.output_names), dict(inputs))
-        return dict(zip(self.spec.output_names, outputs, strict=True))
-
-    def close(self) -> None:
-        self._session = None
-
-    def __enter__(self) -> OnnxRuntimeSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
-    """An `onnxruntime.InferenceSession` that really uses `provider`.
-
-    ONNX Runtime falls back to the CPU in silence when a provider cannot start, so what it uses is compared with what
-    was asked for.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UnavailableError("ONNX Runtime is not installed; pip install 'qpert[cpu]' or 'qpert[gpu]'") from error
-    known = onnxruntime.get_available_providers()
-    if provider.onnxruntime not in known:
-        raise UnavailableError(
-            f"provider {provider.name!r} was asked for, this ONNX Runtime {onnxruntime.__version__} has "
-            f"{', '.join(known)}; it needs {provider.advice}"
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider.onnxruntime])
-    except Exception as error:
-        if "NOT_IMPLEMENTED" in str(error):
-            raise UnavailableError(
-                f"provider {provider.name!r} lacks an operator that {path} needs ({error}); bfloat16 runs on GPUs only:"
-                " use another provider, or export with --precision fp32 or fp16"
-            ) from error
-        raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
-    if provider.onnxruntime not in session.get_providers():
-        raise UnavailableError(
-            f"provider {provider.name!r} was asked for and could not start, ONNX Runtime would use "
-            f"{', '.join(session.get_providers())} in its place; it needs {provider.advice}"
-        )
-    return session
-
-
-def check_declared(session: Any, spec: GraphSpec, path: Path) -> None:
-    """The file's inputs and outputs must be the manifest's."""
-    found = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
-    declared = (spec.input_names, spec.output_names)
-    if found != declared:
-        raise BundleError(f"{path} has inputs and outputs {found}, the manifest declares {declared}; export it again")
+    chosen = find_provider(provider)
+    if not chosen.onnxruntime:
+        raise InputError(f"provider {provider!r} runs the engines of a bundle, not {path}; open the bundle with it")
+    return OnnxRuntimeSession.open(path, spec, chosen, threads=threads)
 
 
 def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:
@@ -201,3 +191,7 @@ def check_range(spec: GraphSpec, axis: str, length: int) -> None:
         f"graph {spec.name!r} got {length} {what}, expected {allowed.min} to {allowed.max}; "
         f"pass fewer, or export again with a larger {option}"
     )
+
+
+def closed_error(spec: GraphSpec) -> InputError:
+    return InputError(f"the session of graph {spec.name!r} is closed; open the bundle again")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from qpert.runtime.bundle import Bundle, FileState
 from qpert.runtime.cli.options import bundle_argument, json_option
+from qpert.runtime.engines import ENGINES, EngineRecord, changed_sources, engine_folders, read_engine
+from qpert.runtime.errors import BundleError
 from qpert.runtime.manifest import Manifest, read_manifest
 
 
@@ -16,18 +20,50 @@ from qpert.runtime.manifest import Manifest, read_manifest
 @bundle_argument
 @json_option
 def command(bundle: Path, as_json: bool) -> int:
-    """Show what BUNDLE holds and check the hash of every file. Exits 1 where one differs."""
+    """Show what BUNDLE holds, its engines too, and check the hash of every file. Exits 1 where one differs."""
     opened = Bundle(bundle, read_manifest(bundle))
     states = opened.check_files()
-    files_ok = all(state.ok for state in states)
+    engines = [examine_engine(bundle, opened.manifest, folder) for folder in engine_folders(bundle)]
+    files_ok = all(state.ok for state in states) and all(engine.ok for engine in engines)
     if as_json:
-        click.echo(json.dumps(opened.manifest.to_dict() | {"files_ok": files_ok}))
+        listed = [engine.to_dict() for engine in engines]
+        click.echo(json.dumps(opened.manifest.to_dict() | {"engines": listed, "files_ok": files_ok}))
     else:
-        show(opened, states)
+        show(opened, states, engines)
     return 0 if files_ok else 1
 
 
-def show(bundle: Bundle, states: list[FileState]) -> None:
+@dataclass(frozen=True)
+class ExaminedEngine:
+    """One folder of engines: its record and what was found of its files, or why it cannot be read."""
+
+    folder: str
+    record: EngineRecord | None
+    states: tuple[FileState, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems and all(state.ok for state in self.states)
+
+    def to_dict(self) -> dict[str, Any]:
+        record = self.record.to_dict() if self.record else None
+        return {"folder": self.folder, "files_ok": self.ok, "problems": list(self.problems), "record": record}
+
+
+def examine_engine(bundle: Path, manifest: Manifest, folder: Path) -> ExaminedEngine:
+    """Read the record and hash every engine; engines of other graphs than the bundle's are a problem too."""
+    name = f"{ENGINES}/{folder.name}"
+    try:
+        engine = read_engine(bundle, folder)
+    except BundleError as error:
+        return ExaminedEngine(name, None, (), (str(error),))
+    changed = changed_sources(engine.record, manifest)
+    problems = (f"built from other graphs than the bundle's: {', '.join(changed)} differs",) if changed else ()
+    return ExaminedEngine(name, engine.record, tuple(engine.check()), problems)
+
+
+def show(bundle: Bundle, states: list[FileState], engines: list[ExaminedEngine]) -> None:
     """The manifest and the files for a person to read."""
     from rich.console import Console
     from rich.table import Table
@@ -44,12 +80,29 @@ def show(bundle: Bundle, states: list[FileState]) -> None:
             "\n".join(f"{axis} {length.min}–{length.max}" for axis, length in graph.ranges.items()),
         )
     console.print(graphs)
+    for examined in engines:
+        console.print(engine_summary(examined), markup=False)
     files = Table("file", "bytes", "SHA-256")
-    for state in states:
-        path = bundle.path(state.path)
+    for state in (*states, *(state for examined in engines for state in examined.states)):
+        path = bundle.folder / state.path
         verdict = "ok" if state.ok else "missing" if state.found is None else f"ALTERED: {state.found}"
         files.add_row(state.path, f"{path.stat().st_size:,}" if path.is_file() else "–", verdict)
     console.print(files)
+
+
+def engine_summary(examined: ExaminedEngine) -> str:
+    """`engine       sm89-rtx1.7.1.116: TensorRT-RTX 1.7.1.116 for sm89, fp16, …`, in one line."""
+    problems = "; ".join(examined.problems)
+    if examined.record is None:
+        return f"engine       {examined.folder}: {problems}"
+    record = examined.record
+    size = sum(item.bytes for item in record.graphs.values())
+    where = f"on {record.gpu}" if record.gpu else "on a machine without a GPU"
+    line = (
+        f"engine       {examined.folder}: {record.title} for {record.target}, {record.precision}, "
+        f"{', '.join(record.graphs)}, {size / 2**20:,.1f} MiB, built {record.created} {where}"
+    )
+    return f"{line}: {problems}" if problems else line
 
 
 def summary(manifest: Manifest) -> list[str]:
