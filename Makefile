@@ -2,16 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,export,hf,test,lint
+EXTRAS := cpu,export,rtx,hf,test,lint
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format lavis-env clean
+.PHONY: demo test soak check format lavis-env modelopt-env clean
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) lavis-env  ## every test that runs without a GPU
+test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU
 	$(BIN)/python -m pytest
+
+soak: $(STAMP)            ## ten thousand hostile inputs; watches for crashes, hangs and leaks
+	PYTHONPATH=tests $(BIN)/python -m soak
 
 check: $(STAMP)           ## lint and types
 	$(BIN)/ruff check .
@@ -26,6 +29,9 @@ format: $(STAMP)
 
 lavis-env:                ## stock LAVIS in an environment of its own (.cache/lavis), for tests and `verify --reference lavis`
 	bash tools/lavis_env.sh
+
+modelopt-env:             ## NVIDIA ModelOpt in an environment of its own (.cache/modelopt), for FP8
+	sh tools/modelopt_env.sh
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -38,6 +38,18 @@ def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
     The manifest is written last, so that only a complete bundle has one.
     """
     check_target(target, force=force)
+    with scratch_folder(target) as staging:
+        yield staging
+        check_target(target, force=force)
+        swap_in(staging, target)
+        remove_leftovers(target)
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A new folder `.NAME.partial-PID` beside `target`, deleted when the block ends if it is still there. What dead
+    processes left for the same target is deleted first.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
@@ -45,12 +57,8 @@ def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        check_target(target, force=force)
-        swap_in(staging, target)
-        remove_leftovers(target)
-    except BaseException:
+    finally:
         shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def swap_in(staging: Path, target: Path) -> None:

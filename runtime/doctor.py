@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from qpert.runtime.engines import this_machine
 from qpert.runtime.errors import UnavailableError
+from qpert.runtime.flavors import FLAVORS, Flavor, flavor_version, load_flavor
+from qpert.runtime.gpus import find_gpus, first_gpu
 from qpert.runtime.session import PROVIDERS, Provider, available_providers
 
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -17,8 +18,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "gpu": ("onnxruntime-gpu",),
     "export": ("torch", "onnx", "onnxscript", "onnx-graphsurgeon"),
     "hf": ("transformers", "huggingface-hub"),
-    "rtx": ("tensorrt-rtx",),
-    "trt": ("tensorrt",),
+    "quantize": ("onnxruntime", "onnx"),
+    "rtx": ("tensorrt-rtx", "cuda-bindings"),
+    "trt": ("tensorrt", "cuda-bindings"),
 }
 """The extras of `pip install qpert[…]` and the packages that each stands for."""
 
@@ -44,6 +46,7 @@ def examine() -> list[Finding]:
         find_gpu(),
         *(find_extra(extra, packages) for extra, packages in EXTRAS.items()),
         *(find_provider_here(provider) for provider in PROVIDERS.values()),
+        *(find_builder(flavor) for flavor in FLAVORS.values()),
         find_conflict(),
     ]
 
@@ -56,22 +59,34 @@ def installed(package: str) -> str | None:
 
 
 def find_gpu() -> Finding:
-    """NVIDIA GPUs by `nvidia-smi`, which comes with the driver."""
-    advice = "needed only for the providers cuda, tensorrt and rtx"
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return Finding("gpu", False, "no nvidia-smi: no NVIDIA driver", advice)
-    query = [program, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    """NVIDIA GPUs, with their architectures."""
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("gpu", False, f"nvidia-smi does not answer ({error})", advice)
-    lines = answer.stdout.strip().splitlines()
-    if answer.returncode or not lines:
-        return Finding(
-            "gpu", False, (answer.stderr or answer.stdout).strip()[:200] or "nvidia-smi shows no GPU", advice
+        return Finding("gpu", True, "; ".join(str(gpu) for gpu in find_gpus()))
+    except UnavailableError as error:
+        return Finding("gpu", False, str(error), "needed only for the providers cuda, tensorrt and rtx")
+
+
+def find_builder(flavor: Flavor) -> Finding:
+    """Whether `qpert build` can compile engines with one of the TensorRTs, and for which GPUs; running them is the
+    provider's finding.
+    """
+    name, gpu = f"build {flavor.name}", first_gpu()
+    try:
+        title = f"{flavor.title} {flavor_version(load_flavor(flavor))}"
+    except UnavailableError as error:
+        return Finding(name, False, "the library does not load", str(error))
+    if flavor.architectures:
+        other = (
+            f", not for this machine's {gpu.architecture}"
+            if gpu and gpu.architecture not in flavor.architectures
+            else ""
         )
-    return Finding("gpu", True, "; ".join(lines))
+        return Finding(name, True, f"{title}: for {', '.join(flavor.architectures)}, on any machine{other}")
+    if gpu is None:
+        return Finding(
+            name, False, f"{title} is installed", "builds only on the GPU that runs the engine; none is here"
+        )
+    return Finding(name, True, f"{title}: for this machine's {gpu.architecture}")
 
 
 def find_extra(extra: str, packages: tuple[str, ...]) -> Finding:
@@ -85,7 +100,8 @@ def find_provider_here(provider: Provider) -> Finding:
     """Whether a provider is in this ONNX Runtime, and starts: having it is not enough without its libraries."""
     name = f"provider {provider.name}"
     if provider.name not in available_providers():
-        return Finding(name, False, "not in the installed ONNX Runtime", f"needs {provider.advice}")
+        where = "in the installed ONNX Runtime" if provider.onnxruntime else "installed"
+        return Finding(name, False, f"not {where}", f"needs {provider.advice}")
     try:
         start_provider(provider)
     except UnavailableError as error:
@@ -95,11 +111,14 @@ def find_provider_here(provider: Provider) -> Finding:
 
 
 def start_provider(provider: Provider) -> None:
-    """Start a session over the smallest of graphs.
+    """Start a session over the smallest of graphs; for engines, see that their library and CUDA start.
 
     Raises:
-        UnavailableError: ONNX Runtime would use something else.
+        UnavailableError: they do not, or ONNX Runtime would use something else.
     """
+    if provider.flavor:
+        this_machine(FLAVORS[provider.flavor])
+        return
     import onnxruntime
 
     session = onnxruntime.InferenceSession(IDENTITY, providers=[provider.onnxruntime])

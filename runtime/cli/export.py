@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from qpert.runtime.cli.options import json_option, require_export_extra
+from qpert.runtime.cli.options import FLAVORS_HELP, TARGET_HELP, command_line, json_option, require_export_extra
 from qpert.runtime.errors import InputError
 from qpert.runtime.perturbation import WEIGHT_FUNCTIONS, Coverage, Perturbation, Reduction, Semantics
 from qpert.runtime.progress import Terminal
+
+if TYPE_CHECKING:
+    from qpert.exporter.engines.build import BuildRequest
 
 
 @click.command("export", context_settings={"show_default": True})
@@ -67,6 +68,9 @@ from qpert.runtime.progress import Terminal
 @click.option("--ln-vision-eps", type=float, help="LayerNorm epsilon of ln_vision, where nothing else tells")
 @click.option("--qformer-eps", type=float, help="LayerNorm epsilon of the Q-Former, where nothing else tells")
 @click.option("--qformer-heads", type=int, help="attention heads of the Q-Former, where nothing else tells")
+@click.option("--trt", is_flag=True, help="compile TensorRT engines too, as `qpert build` does")
+@click.option("--trt-flavor", type=click.Choice(["auto", "classic", "rtx"]), help=f"{FLAVORS_HELP} [default: auto]")
+@click.option("--target", help=f"{TARGET_HELP} [default: auto]")
 @click.option("--force", is_flag=True, help="replace an existing bundle")
 @json_option
 def command(**options: Any) -> None:
@@ -81,6 +85,8 @@ def command(**options: Any) -> None:
     from qpert.exporter.export import ExportRequest, export_bundle
     from qpert.exporter.signatures import Limits
 
+    engines = engines_request(options)
+    plan = engines.plan(options["precision"]) if engines else None  # refused now, not after the export
     progress = Terminal()
     if options["checkpoint"] is None:
         progress.say("no --checkpoint given: exporting the built-in DEMONSTRATION model, which is not BLIP-2's weights")
@@ -103,14 +109,32 @@ def command(**options: Any) -> None:
         ),
         samples=options["samples"],
         force=options["force"],
-        command=shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])]),
+        command=command_line(),
     )
     bundle = export_bundle(request, progress)
     progress.say(f"wrote {bundle.folder}; next: qpert verify {bundle.folder}")
+    report = None
+    if engines and plan:
+        from qpert.exporter.engines.build import build_engines
+
+        report = build_engines(bundle, engines, plan, progress).to_dict()
     if options["as_json"]:
-        click.echo(json.dumps({"bundle": str(bundle.folder)} | bundle.manifest.to_dict()))
+        built = {"engines": report["engines"]} if report else {}
+        click.echo(json.dumps({"bundle": str(bundle.folder)} | bundle.manifest.to_dict() | built))
     else:
         click.echo(bundle.folder)
+
+
+def engines_request(options: dict[str, Any]) -> BuildRequest | None:
+    """What --trt and its two companions ask for; None without --trt."""
+    from qpert.exporter.engines.build import BuildRequest
+
+    chosen = {"--trt-flavor": options["trt_flavor"], "--target": options["target"]}
+    if options["trt"]:
+        return BuildRequest(options["trt_flavor"] or "auto", options["target"] or "auto", command=command_line())
+    if given := [name for name, value in chosen.items() if value is not None]:
+        raise InputError(f"{given[0]} says how engines are compiled, which --trt asks for; add --trt")
+    return None
 
 
 def perturbation_of(options: dict[str, Any]) -> Perturbation:

@@ -4,10 +4,20 @@ import json
 
 import pytest
 
-from qpert.runtime import doctor
+from qpert.runtime import doctor, flavors
 from qpert.runtime.cli import run
-from qpert.runtime.doctor import PROVIDERS, examine, find_conflict, find_extra, find_gpu, find_provider_here
+from qpert.runtime.doctor import (
+    PROVIDERS,
+    examine,
+    find_builder,
+    find_conflict,
+    find_extra,
+    find_gpu,
+    find_provider_here,
+)
 from qpert.runtime.errors import UnavailableError
+from qpert.runtime.flavors import FLAVORS
+from qpert.runtime.gpus import Gpu
 from qpert.runtime.session import available_providers
 
 
@@ -26,12 +36,48 @@ def test_every_provider_extra_and_the_gpu_are_looked_for():
     names = by_name(examine()).keys()
     assert {f"provider {name}" for name in PROVIDERS} <= names
     assert {f"extra {name}" for name in ("cpu", "gpu", "export", "hf", "rtx", "trt")} <= names
-    assert {"qpert", "python", "gpu"} <= names
+    assert {"qpert", "python", "gpu", "build classic", "build rtx"} <= names
 
 
 def test_what_is_missing_comes_with_what_to_do():
     for finding in examine():
         assert finding.usable or finding.advice, finding
+
+
+class Library:
+    """Stands in for a library of which only the version is asked."""
+
+    __version__ = "10.14.1"
+
+
+def test_rtx_builds_on_any_machine_and_says_for_which_gpus(monkeypatch):
+    monkeypatch.setattr(doctor, "load_flavor", lambda flavor: Library)
+    monkeypatch.setattr(doctor, "first_gpu", lambda: None)
+    found = find_builder(FLAVORS["rtx"])
+    assert found.usable
+    assert found.found == "TensorRT-RTX 10.14.1: for sm75, sm80, sm86, sm89, sm120, sm121, on any machine"
+    monkeypatch.setattr(doctor, "first_gpu", lambda: Gpu("NVIDIA H200", "580.1", "9.0"))
+    assert find_builder(FLAVORS["rtx"]).found.endswith("on any machine, not for this machine's sm90")
+
+
+def test_classic_tensorrt_builds_for_the_gpu_that_is_here(monkeypatch):
+    monkeypatch.setattr(doctor, "load_flavor", lambda flavor: Library)
+    monkeypatch.setattr(doctor, "first_gpu", lambda: Gpu("NVIDIA H200", "580.1", "9.0"))
+    assert find_builder(FLAVORS["classic"]).found == "TensorRT 10.14.1: for this machine's sm90"
+    monkeypatch.setattr(doctor, "first_gpu", lambda: None)
+    found = find_builder(FLAVORS["classic"])
+    assert not found.usable
+    assert found.advice == "builds only on the GPU that runs the engine; none is here"
+
+
+def test_a_tensorrt_that_is_not_installed_comes_with_what_to_install(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name, name=name)
+
+    monkeypatch.setattr(flavors.importlib, "import_module", missing)
+    found = find_builder(FLAVORS["rtx"])
+    assert not found.usable
+    assert found.advice == "TensorRT-RTX is not installed; pip install 'qpert[rtx]'"
 
 
 def test_doctor_prints_one_json_document(capsys):
@@ -45,7 +91,7 @@ def test_doctor_prints_a_table_for_a_person(capsys, monkeypatch):
     assert run(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "provider cpu" in out
-    assert "pip install 'qpert[rtx]'" in out
+    assert "pip install 'qpert[trt]'" in out
 
 
 def test_the_stored_model_is_an_identity():
@@ -70,6 +116,7 @@ def test_a_provider_that_is_there_and_does_not_start_is_not_usable(monkeypatch):
 
 def test_a_provider_that_onnx_runtime_replaces_in_silence_is_not_usable():
     absent = [provider for provider in PROVIDERS.values() if provider.name not in available_providers()]
+    absent = [provider for provider in absent if provider.onnxruntime]
     assert absent
     for provider in absent:
         with pytest.raises(UnavailableError, match="ONNX Runtime would use CPUExecutionProvider; needs"):
@@ -94,7 +141,7 @@ def test_an_extra_is_usable_when_all_of_it_is_installed(monkeypatch):
 @pytest.mark.parametrize(
     ("script", "usable", "text"),
     [
-        ("echo 'NVIDIA H200, 580.1, 9.0'", True, "NVIDIA H200, 580.1, 9.0"),
+        ("echo 'NVIDIA H200, 580.1, 9.0'", True, "NVIDIA H200 (sm90, driver 580.1)"),
         ("echo 'NVIDIA-SMI has failed' >&2; exit 9", False, "NVIDIA-SMI has failed"),
         ("exit 0", False, "nvidia-smi shows no GPU"),
     ],

@@ -1,0 +1,1 @@
+"""ONNX graphs to TensorRT engines, with classic TensorRT or TensorRT-RTX."""

@@ -1,0 +1,87 @@
+"""How far a build is, from the phases that TensorRT tells of."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from qpert.runtime.progress import Advance
+
+STEPS = 100
+"""Units of progress of one build."""
+
+
+@dataclass
+class Phase:
+    """One phase of a build, inside another or on its own."""
+
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class PhaseTree:
+    """How far a build is, from the phases that have begun and ended. TensorRT nests them, and gives no time for any."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, Phase] = {}
+        self.finished = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self.phases[name] = Phase(parent, max(1, steps))
+
+    def step(self, name: str, number: int) -> None:
+        if name in self.phases:
+            self.phases[name].done = number + 1
+
+    def finish(self, name: str) -> None:
+        phase = self.phases.pop(name, None)
+        if phase is not None and phase.parent is None:
+            self.finished = 1.0
+
+    def fraction(self) -> float:
+        """0 to 1; never less than it was."""
+        roots = [name for name, phase in self.phases.items() if phase.parent is None]
+        self.finished = max([self.finished, *(self._fraction(name) for name in roots)])
+        return self.finished
+
+    def _fraction(self, name: str) -> float:
+        phase = self.phases[name]
+        inside = max(
+            (self._fraction(child) for child, other in self.phases.items() if other.parent == name), default=0.0
+        )
+        return min(1.0, (phase.done + inside) / phase.steps)
+
+
+def make_monitor(library: Any, advance: Advance, cancelled: threading.Event) -> Any:
+    """An `IProgressMonitor` that turns phases into `STEPS` units, and ends the build once `cancelled` is set."""
+    tree, lock, told = PhaseTree(), threading.Lock(), 0
+
+    def tell() -> None:
+        nonlocal told
+        now = int(tree.fraction() * STEPS)
+        if now > told:
+            advance(now - told)
+            told = now
+
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with lock:
+                tree.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with lock:
+                tree.step(phase_name, step)
+                tell()
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            with lock:
+                tree.finish(phase_name)
+                tell()
+
+    return Monitor()

@@ -1,0 +1,148 @@
+"""Which library builds, and for which GPUs: settled, or refused in words, before any work is done."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.flavors import FLAVORS, Flavor, find_flavor, flavor_version, load_flavor
+from qpert.runtime.gpus import Gpu
+
+ARCHITECTURE = re.compile(r"sm\d{2,3}")
+FIRST_WITH = {"bf16": 80, "fp8": 89}
+"""The first architecture that has products of a precision. TensorRT-RTX parses such a graph for an older one (bf16 for
+sm75, FP8 for sm80) and then cannot compile it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one engine is for: one architecture, or several that share it (`sm80+sm89`)."""
+
+    architectures: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.architectures)
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What will build, for what, and why that."""
+
+    flavor: Flavor
+    library: Any
+    targets: tuple[Target, ...]
+    gpu: Gpu | None
+    why: str
+
+    @property
+    def version(self) -> str:
+        return flavor_version(self.library)
+
+    def folder(self, target: Target) -> str:
+        """`sm89-rtx1.7.1.116`: the engine's folder below `engines/`."""
+        return f"{target.name}-{self.flavor.name}{self.version}"
+
+
+def parse_targets(text: str) -> str | tuple[Target, ...]:
+    """`auto` and `current` as they are, `sm80,sm86+sm89` as two targets.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text in ("auto", "current"):
+        return text
+    targets = tuple(Target(tuple(part.strip() for part in entry.split("+"))) for entry in text.split(","))
+    named = [name for target in targets for name in target.architectures]
+    if wrong := [name for name in named if not ARCHITECTURE.fullmatch(name)]:
+        raise InputError(
+            f"got target {wrong[0]!r}, expected auto, current, or architectures such as sm80,sm89 (one engine each) or "
+            "sm80+sm89 (one engine for both)"
+        )
+    if len(set(targets)) < len(targets) or any(len(set(t.architectures)) < len(t.architectures) for t in targets):
+        raise InputError(f"target {text!r} names something twice")
+    return targets
+
+
+def plan_build(*, flavor: str, target: str, precision: str, gpu: Gpu | None) -> BuildPlan:
+    """Settle what builds for what.
+
+    Args:
+        flavor: `auto`, `classic` or `rtx`. `auto` takes classic TensorRT where it is installed and the engines are for
+            this machine's GPU, because it measures kernels there; else TensorRT-RTX, which builds for GPUs elsewhere.
+        target: `auto`, `current`, or architectures. `auto` is this machine's GPU; without one, every architecture that
+            the flavour builds for ahead of time.
+        precision: the bundle's.
+        gpu: this machine's.
+
+    Raises:
+        InputError: a flavour or target that does not exist.
+        UnavailableError: no TensorRT here builds for these targets.
+    """
+    wanted = parse_targets(target)
+    if wanted == "current" and gpu is None:
+        raise UnavailableError(
+            "--target current was asked for, and this machine shows no NVIDIA GPU; name the architectures that the "
+            "engines are for, such as --target sm80,sm89"
+        )
+    candidates = list(FLAVORS.values()) if flavor == "auto" else [find_flavor(flavor)]
+    refusals = []
+    for candidate in candidates:
+        try:
+            targets = targets_of(candidate, wanted, precision, gpu)
+            library = load_flavor(candidate)
+        except UnavailableError as error:
+            refusals.append(str(error))
+            continue
+        why = "as asked for" if flavor != "auto" else why_taken(candidate, targets, gpu, refusals)
+        return BuildPlan(candidate, library, targets, gpu, why)
+    raise UnavailableError("; ".join(refusals))
+
+
+def targets_of(flavor: Flavor, wanted: str | tuple[Target, ...], precision: str, gpu: Gpu | None) -> tuple[Target, ...]:
+    """The targets of one flavour. Raises UnavailableError where it cannot build for one of them."""
+    if isinstance(wanted, str):
+        wanted = (Target((gpu.architecture,)),) if gpu else every_target(flavor, precision)
+    for target in wanted:
+        check_target(flavor, target, precision, gpu)
+    return wanted
+
+
+def every_target(flavor: Flavor, precision: str) -> tuple[Target, ...]:
+    """One target for each of the flavour's families, of what has the precision."""
+    if not flavor.families:
+        raise UnavailableError(
+            f"{flavor.title} builds only on the GPU that will run the engine, and this machine shows none"
+        )
+    families = [tuple(name for name in family if runs_precision(name, precision)) for family in flavor.families]
+    return tuple(Target(family) for family in families if family)
+
+
+def check_target(flavor: Flavor, target: Target, precision: str, gpu: Gpu | None) -> None:
+    """Raises UnavailableError where `flavor` cannot build for `target` on this machine."""
+    here = gpu.architecture if gpu else "none"
+    if not flavor.architectures and target.architectures != (here,):
+        raise UnavailableError(
+            f"{flavor.title} builds only on the GPU that will run the engine: {target.name} was asked for, "
+            f"this machine's GPU is {here}"
+        )
+    for architecture in target.architectures:
+        if flavor.architectures and architecture not in flavor.architectures:
+            raise UnavailableError(
+                f"{flavor.title} builds for {', '.join(flavor.architectures)}, not for {architecture}; where such a "
+                "GPU is, build with classic TensorRT"
+            )
+        if not runs_precision(architecture, precision):
+            raise UnavailableError(f"{architecture} has no {precision} products; export for it with --precision fp16")
+
+
+def runs_precision(architecture: str, precision: str) -> bool:
+    return int(architecture.removeprefix("sm")) >= FIRST_WITH.get(precision, 0)
+
+
+def why_taken(flavor: Flavor, targets: tuple[Target, ...], gpu: Gpu | None, refusals: list[str]) -> str:
+    if refusals:
+        return f"not with another: {'; '.join(refusals)}"
+    return f"it is installed and measures its kernels on this machine's {gpu.name}" if gpu else "it is installed"
