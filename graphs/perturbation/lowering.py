@@ -27,21 +27,21 @@ def lower_query_map(graph: gs.Graph) -> gs.Graph:
     """
     nodes = [node for node in graph.nodes if node.op == OPERATOR and node.domain == DOMAIN]
     for index, node in enumerate(nodes):
-        _lower(Operators(graph, PREFIX if index == 0 else f"{PREFIX}_{index}"), node)
+        prefix = PREFIX if index == 0 else f"{PREFIX}_{index}"
+        _lower(Operators(graph, prefix, _head_dimension(node)), node)
     return graph.cleanup().toposort()
 
 
 def _lower(ops: Operators, node: gs.Node) -> None:
     keys, object_masks, box_weights = node.inputs
-    size = _head_dimension(node)
     threshold = ops.constant("threshold", node.attrs["threshold"])
-    projectors = leading_projectors(ops, _grams(ops, keys, object_masks), threshold, size)
-    weights = ops("Unsqueeze", box_weights, ops.constant("box_axes", [2, 3, 4, 5], np.int64))
-    weighted = ops("Mul", projectors, weights)  # [B, O, A, H, d, d]
-    total = ops("ReduceSum", weighted, ops.constant("object_axis", [1], np.int64), keepdims=0)
+    projectors = leading_projectors(ops, _grams(ops, keys, object_masks), threshold)
+    weights = ops("Unsqueeze", box_weights, ops.constant("box_axes", [1, 2, 4, 5], np.int64))
+    weighted = ops("Mul", projectors, weights)  # [B, A, H, O, d, d]
+    total = ops("ReduceSum", weighted, ops.constant("object_axis", [3], np.int64), keepdims=0)
     # Exactly symmetric, whatever order a backend adds in.
     total = ops("Mul", ops("Add", total, ops("Transpose", total, perm=[0, 1, 2, 4, 3])), 0.5)
-    result = ops("Add", total, ops.constant("identity", np.eye(size)))
+    result = ops("Add", total, ops.constant("identity", np.eye(ops.size)))
     (output,) = node.outputs
     node.outputs.clear()
     result.inputs[0].outputs = [output]
@@ -58,8 +58,11 @@ def _head_dimension(node: gs.Node) -> int:
 
 
 def _grams(ops: Operators, keys: gs.Tensor, object_masks: gs.Tensor) -> gs.Tensor:
-    """C_b = (diag(m_b) K)ᵀ diag(m_b) K: [B, A, H, N, d] and [B, O, N] to [B, O, A, H, d, d]."""
-    boxed_keys = ops("Unsqueeze", keys, ops.constant("object_axis", [1], np.int64))  # [B, 1, A, H, N, d]
-    masks = ops("Unsqueeze", object_masks, ops.constant("mask_axes", [2, 3, 5], np.int64))  # [B, O, 1, 1, N, 1]
+    """C_b = (diag(m_b) K)ᵀ diag(m_b) K: [B, A, H, N, d] and [B, O, N] to [B, A, H, O, d, d].
+
+    Both factors have the axis O: to ONNX Runtime a product of none and one is an error, not none.
+    """
+    boxed_keys = ops("Unsqueeze", keys, ops.constant("object_axis", [3], np.int64))  # [B, A, H, 1, N, d]
+    masks = ops("Unsqueeze", object_masks, ops.constant("mask_axes", [1, 2, 5], np.int64))  # [B, 1, 1, O, N, 1]
     masked = ops("Mul", masks, boxed_keys)
     return ops("MatMul", ops("Transpose", masked, perm=[0, 1, 2, 3, 5, 4]), masked)

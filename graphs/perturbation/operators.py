@@ -10,13 +10,18 @@ import onnx_graphsurgeon as gs
 
 
 class Operators:
-    """Appends nodes to `graph`; names of nodes and tensors start with `prefix`. Tensors are float32 unless said."""
+    """Appends nodes to `graph`; names of nodes and tensors start with `prefix`. Tensors are float32 unless said.
 
-    def __init__(self, graph: gs.Graph, prefix: str) -> None:
+    `size` is d, the side of the matrices.
+    """
+
+    def __init__(self, graph: gs.Graph, prefix: str, size: int) -> None:
+        self.size = size
         self._graph = graph
         self._path = [prefix]
         self._constants: dict[str, gs.Constant] = {}
         self._uses: dict[str, int] = {}
+        self._rows: dict[str, gs.Tensor] = {}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -45,9 +50,29 @@ class Operators:
         return output
 
     def dot(self, left: gs.Tensor, right: gs.Tensor) -> gs.Variable:
-        """⟨A, B⟩ = Σ_ij a_ij b_ij, which is tr(AB) of symmetric matrices: [..., d, d] twice to [..., 1, 1]."""
-        axes = self.constant("matrix_axes", [-2, -1], np.int64)
-        return self("ReduceSum", self("Mul", left, right), axes, keepdims=1)
+        """⟨A, B⟩ = Σ_ij a_ij b_ij, which is tr(AB) of symmetric matrices: [B, A, H, O, d, d] twice to [..., 1, 1].
+
+        A product of a row and a column reads both and writes nothing; Mul and ReduceSum would write d² numbers first.
+        """
+        with self.scope("dot"):
+            return self("MatMul", self._row(left), self._column(right))
+
+    def trace(self, matrices: gs.Tensor) -> gs.Variable:
+        """tr A: [B, A, H, O, d, d] to [..., 1, 1]."""
+        with self.scope("dot"):
+            identity = self.constant("identity_column", np.eye(self.size).reshape(-1, 1))
+            return self("MatMul", self._row(matrices), identity)
+
+    def _row(self, matrices: gs.Tensor) -> gs.Tensor:
+        """[B, A, H, O, d, d] as [B, A, H, O, 1, d²]; the lengths are spelt out because O may be 0."""
+        if matrices.name not in self._rows:
+            shape = self.constant("row_shape", [0, 0, 0, 0, 1, self.size**2], np.int64)
+            self._rows[matrices.name] = self("Reshape", matrices, shape)
+        return self._rows[matrices.name]
+
+    def _column(self, matrices: gs.Tensor) -> gs.Tensor:
+        """The row, turned: ONNX Runtime then takes its kernel for products of two rows."""
+        return self("Transpose", self._row(matrices), perm=[0, 1, 2, 3, 5, 4])
 
     def combine(self, a: gs.Tensor, left: gs.Tensor, b: gs.Tensor, right: gs.Tensor) -> gs.Variable:
         """a · left + b · right, elementwise."""

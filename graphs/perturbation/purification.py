@@ -61,44 +61,54 @@ GREATEST_DEFECT = 0.05
 
 
 class _Iterate(NamedTuple):
-    X: gs.Tensor  # [..., d, d]
-    energy: gs.Tensor  # [..., 1, 1], tr(C X) / tr(C)
-    scalar: gs.Tensor  # [..., 1, 1], what else a step hands on: the fold bound, then tr(X)
+    X: gs.Tensor  # [B, A, H, O, d, d]
+    energy: gs.Tensor  # [B, A, H, O, 1, 1], tr(C X) / tr(C)
+    bound: gs.Tensor  # [B, A, H, O, 1, 1], what lies above it is kept
 
 
-def leading_projectors(ops: Operators, gram: gs.Tensor, threshold: gs.Tensor, size: int) -> gs.Tensor:
+class _Signed(NamedTuple):
+    """X as s R with s = ±1: so X² is R², and 2X − X² is −(R² − 2s R), two passes over the matrices instead of three."""
+
+    R: gs.Tensor  # [B, A, H, O, d, d]
+    sign: gs.Tensor  # [B, A, H, O, 1, 1], s
+    energy: gs.Tensor  # [B, A, H, O, 1, 1], tr(C X) / tr(C)
+    trace: gs.Tensor  # [B, A, H, O, 1, 1], tr(X)
+
+
+def leading_projectors(ops: Operators, gram: gs.Tensor, threshold: gs.Tensor) -> gs.Tensor:
     """Emit P for every matrix of `gram`.
 
     Args:
         ops: where to add the operators.
-        gram: float32 [..., d, d], symmetric and positive semi-definite.
+        gram: float32 [B, A, H, O, d, d], symmetric and positive semi-definite.
         threshold: float32 scalar τ.
-        size: d.
 
     Returns:
-        float32 [..., d, d]; zero where `gram` is zero, and where it holds anything that is not finite; fractional where
-        too many eigenvalues coincide at the cut for float32 to choose.
+        float32 [B, A, H, O, d, d]; zero where `gram` is zero, and where it holds anything that is not finite;
+        fractional where too many eigenvalues coincide at the cut for float32 to choose.
     """
-    identity = ops.constant("identity", np.eye(size))
-    trace = ops.dot(gram, identity)
+    trace = ops.trace(gram)
     covered = ops.less(0.0, trace)
     C = ops("Div", gram, ops("Where", covered, trace, 1.0))
-    X = _scaled(ops, C, identity, size)
+    X = _scaled(ops, C)
     iterate = _Iterate(X, ops.dot(C, X), ops.constant("first_fold_bound", 1.0))
     for step in range(ACCELERATED_STEPS):
         with ops.scope(f"accelerated_{step:02}"):
             iterate = _accelerated(ops, C, threshold, iterate)
-    iterate = iterate._replace(scalar=ops.dot(iterate.X, identity))
+    signed = _Signed(iterate.X, ops.constant("first_sign", 1.0), iterate.energy, ops.trace(iterate.X))
     for step in range(STEERED_STEPS + CENTRED_STEPS):
         with ops.scope(f"steered_{step:02}"):
-            iterate = _steered(ops, C, threshold, iterate, by_energy=step < STEERED_STEPS)
+            signed = _steered(ops, C, threshold, signed, by_energy=step < STEERED_STEPS)
+    X = ops("Mul", signed.sign, signed.R)
     with ops.scope("settle"):
-        P = settle(ops, C, iterate.X, threshold=threshold, identity=identity)
-    return _polished_or_soft(ops, P, iterate.X, covered, size)
+        P = settle(ops, C, X, threshold=threshold)
+    return _polished_or_soft(ops, P, X, covered)
 
 
-def _scaled(ops: Operators, C: gs.Tensor, identity: gs.Tensor, size: int) -> gs.Tensor:
+def _scaled(ops: Operators, C: gs.Tensor) -> gs.Tensor:
     """(C − low I) / (high − low), for tr(C) = 1: the mean eigenvalue is 1/d."""
+    size = ops.size
+    identity = ops.constant("identity", np.eye(size))
     squares = ops.dot(C, C)
     excess = ops("Max", ops("Sub", squares, ops.constant("flat_squares", 1 / size)), 0.0)
     deviation = ops("Sqrt", ops("Mul", excess, ops.constant("bound_factor", (size - 1) / size)))
@@ -126,14 +136,14 @@ def _accelerated(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _I
     )
 
 
-def _steered(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _Iterate, *, by_energy: bool) -> _Iterate:
+def _steered(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _Signed, *, by_energy: bool) -> _Signed:
     """X² or 2X − X²: by energy where both results lie on one side of τ, else by the mean of what is undecided.
 
     2X − X² never lowers the energy, so "E ≥ τ, or the mean is high and the result would reach τ" is one comparison.
     """
-    X, energy, trace = iterate
-    Y = ops("MatMul", X, X)
-    squared, cubed = ops.dot(X, X), ops.dot(X, Y)  # tr X², tr X³
+    R, sign, energy, trace = iterate
+    Y = ops("MatMul", R, R)  # X²
+    squared, cubed = ops.trace(Y), ops("Mul", sign, ops.dot(R, Y))  # tr X², tr X³
     energy_squared = ops.dot(C, Y)
     energy_grown = ops("Sub", ops("Mul", energy, 2.0), energy_squared)
     undecided = ops("Sub", trace, squared)
@@ -144,16 +154,16 @@ def _steered(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, iterate: _Itera
     outside = ops.constant("outside", OUTSIDE)
     square = ops("Or", square, ops.less(ops("Sub", undecided, weighted), outside), dtype=bool)
     square = ops("And", square, ops.less(outside, weighted), dtype=bool)
-    a = ops("Where", square, 1.0, -1.0)
-    b = ops("Where", square, 0.0, 2.0)
-    return _Iterate(
-        ops.combine(a, Y, b, X),
+    linear = ops("Where", square, 0.0, ops("Mul", sign, -2.0))
+    return _Signed(
+        ops("Add", Y, ops("Mul", linear, R)),
+        ops("Where", square, 1.0, -1.0),
         ops("Where", square, energy_squared, energy_grown),
         ops("Where", square, squared, ops("Add", trace, undecided)),
     )
 
 
-def _polished_or_soft(ops: Operators, P: gs.Tensor, X: gs.Tensor, covered: gs.Tensor, size: int) -> gs.Tensor:
+def _polished_or_soft(ops: Operators, P: gs.Tensor, X: gs.Tensor, covered: gs.Tensor) -> gs.Tensor:
     """3P² − 2P³ (R. McWeeny, Rev. Mod. Phys. 32, 335, 1960): eigenvalues within ±0.36 of 0 or 1 converge, squaring.
 
     Where three or more eigenvalues coincide at the cut, nothing computed in float32 can say which of them to keep, and
@@ -166,5 +176,5 @@ def _polished_or_soft(ops: Operators, P: gs.Tensor, X: gs.Tensor, covered: gs.Te
             P = ops("Sub", ops("Mul", squared, 3.0), ops("Mul", ops("MatMul", squared, P), 2.0))
     settled = ops.less(ops.dot(defect, defect), ops.constant("greatest_defect", GREATEST_DEFECT))
     # What is not finite must not reach a query, not even times zero.
-    bounded = ops("And", covered, ops.less(ops.dot(X, X), ops.constant("greatest_norm", size + 1)), dtype=bool)
+    bounded = ops("And", covered, ops.less(ops.dot(X, X), ops.constant("greatest_norm", ops.size + 1)), dtype=bool)
     return ops("Where", settled, ops("Where", covered, P, 0.0), ops("Where", bounded, X, 0.0))

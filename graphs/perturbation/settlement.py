@@ -53,11 +53,11 @@ class _Move(NamedTuple):
     b: gs.Tensor
 
 
-def settle(ops: Operators, C: gs.Tensor, X: gs.Tensor, *, threshold: gs.Tensor, identity: gs.Tensor) -> gs.Tensor:
+def settle(ops: Operators, C: gs.Tensor, X: gs.Tensor, *, threshold: gs.Tensor) -> gs.Tensor:
     """Emit the projector that X is close to, with two products; C has trace 1. See the module's description."""
     W = ops("Sub", X, ops("MatMul", X, X))
     V = ops("MatMul", X, W)
-    trace_W, trace_V = ops.dot(W, identity), ops.dot(X, W)
+    trace_W, trace_V = ops.trace(W), ops.dot(X, W)
     WW = ops("Max", ops.dot(W, W), ops.constant("least_weight", 1e-14))
     mean = ops("Div", ops.dot(V, W), WW)
     Z = ops("Sub", V, ops("Mul", mean, W))
@@ -66,7 +66,7 @@ def settle(ops: Operators, C: gs.Tensor, X: gs.Tensor, *, threshold: gs.Tensor, 
 
     neither, greater, both = _moves(ops, mean, values)
     energies = [ops.dot(C, matrix) for matrix in (X, W, Z)]
-    traces = [ops.dot(X, identity), trace_W, trace_Z]
+    traces = [ops.trace(X), trace_W, trace_Z]
     empty = ops.less(_moved(ops, traces, neither), 0.75)  # the rank is at least one
     # What is this near to 0 may be rounding alone, spread over all dropped directions; to keep it would magnify that.
     real = ops.less(ops.constant("least_kept_weight", LEAST_KEPT_WEIGHT), ops("Max", WW, ops("Sub", mean, 0.5)))
