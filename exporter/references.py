@@ -14,6 +14,7 @@ from qpert.exporter.checkpoint import DEMO, NAMED, Checkpoint, open_checkpoint
 from qpert.exporter.recording import InputMaker, Reference, make_cases
 from qpert.exporter.reference_hf import HuggingFaceReference
 from qpert.exporter.reference_lavis import LavisReference
+from qpert.exporter.reference_scorer import ReferenceScorer
 from qpert.exporter.reference_torch import TorchReference
 from qpert.exporter.stock import StockReference
 from qpert.graphs.blip2 import GraphPerturbation
@@ -72,6 +73,20 @@ def live_cases(manifest: Manifest, kind: str, checkpoint: str | None, samples: S
             maker = InputMaker(opened.config, manifest.graphs, manifest.preprocessing, seed)
             images = len(samples.cases[0].inputs["pixel_values"])
             return recorded + make_cases(reference, maker, images=images)
+
+
+@contextmanager
+def open_scorer(manifest: Manifest, kind: str, checkpoint: str | None) -> Iterator[ReferenceScorer]:
+    """A live reference that ranks: its own preprocessing, its own masks, the bundle's perturbation settings.
+
+    Arguments and errors as in `live_cases`.
+    """
+    source, options = reopening(manifest, checkpoint)
+    with open_checkpoint(source, image_size=manifest.preprocessing.size, options=options) as opened:
+        check_same(opened, manifest)
+        vision = opened.config.vision
+        with open_reference(kind, opened, manifest) as reference:
+            yield ReferenceScorer(kind, reference, manifest.perturbation, vision.grid, vision.image_size)
 
 
 def reopening(manifest: Manifest, checkpoint: str | None) -> tuple[str, ArchitectureOptions]:

@@ -3,53 +3,95 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from qpert.runtime.bundle import Bundle
-from qpert.runtime.cli.options import bundle_argument, json_option, provider_option, require_export_extra
+from qpert.runtime.cli.options import (
+    bundle_argument,
+    command_line,
+    json_option,
+    provider_option,
+    require_export_extra,
+)
 from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import InputError
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.report import environment, write_report
 from qpert.runtime.samples import Case, Samples
-from qpert.runtime.verification import Verification, verify_tensors
+from qpert.runtime.verification.live import limits_for, verify_live
+from qpert.runtime.verification.markdown import render_markdown
+from qpert.runtime.verification.result import Verification
+from qpert.runtime.verification.tables import WAYS, gate_cells, lead, rank_rows, recall_rows, tie_words
+from qpert.runtime.verification.tensors import verify_tensors
 
-LEVELS = ("tensor",)
+LEVELS = ("tensor", "rank", "recall")
 REFERENCES = ("recorded", "torch", "hf", "lavis")
+IMAGES = {"rank": 50, "recall": 100}
+"""Of the data set, where --limit says nothing: a minute or two on two cores for the demonstration."""
+DATA_OPTIONS = ("dataset", "split", "boxes", "limit", "rerank", "allow")
 
 
 @click.command("verify", context_settings={"show_default": True})
 @bundle_argument
 @click.option(
-    "--reference", type=click.Choice(REFERENCES), default=None, help="what to compare with [default: recorded]"
+    "--level",
+    type=click.Choice(LEVELS),
+    default="tensor",
+    help="what is compared: outputs of every graph; orders of candidates; recall with an interval",
+)
+@click.option(
+    "--reference",
+    type=click.Choice(REFERENCES),
+    help="what to compare with [default: recorded at level tensor, torch at rank and recall]",
 )
 @click.option("--checkpoint", help="the checkpoint for a live reference [default: the one that was exported]")
-@click.option("--level", type=click.Choice(LEVELS), default="tensor", help="what is compared")
 @click.option("--seed", type=int, default=1, help="of the fresh inputs that a live reference is tried with")
+@click.option("--dataset", help="rank, recall: a folder in LAVIS's layout, or demo [default: demo, generated scenes]")
+@click.option("--split", help="rank, recall: train, val or test [default: test]")
+@click.option("--boxes", help="rank, recall: entities, none, or a box file [default: entities where there are any]")
+@click.option("--limit", type=click.IntRange(min=1), help="rank, recall: images to take [default: 50, 100]")
+@click.option("--rerank", type=click.IntRange(min=1), help="rank, recall: length of the shortlists [default: 64]")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="rank, recall: another limit than the precision's: itc, itm (largest difference of a score), first, order, "
+    "decision (percent that change outside ties), r1 (points)",
+)
 @click.option("--html", type=click.Path(path_type=Path), help="also write the report page here")
+@click.option("--markdown", type=click.Path(path_type=Path), help="also write the report as Markdown here")
 @provider_option
 @json_option
 def command(
     bundle: Path,
+    level: str,
     reference: str | None,
     checkpoint: str | None,
-    level: str,
     seed: int,
     html: Path | None,
+    markdown: Path | None,
     provider: str,
     as_json: bool,
+    **data: Any,
 ) -> int:
     """Compare BUNDLE with a reference; the report is written to BUNDLE/reports and the verdict to its manifest."""
     progress = Terminal()
     opened = Bundle.open(bundle)
-    if reference is None:
-        progress.say("comparing with the outputs recorded at export; --reference torch|hf|lavis runs a live one")
-    verification = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
+    if level == "tensor":
+        check_no_data(data)
+        if reference is None:
+            progress.say("comparing with the outputs recorded at export; --reference torch|hf|lavis runs a live one")
+        found = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
+    else:
+        found = verify_order(opened, level, reference or "torch", checkpoint, data, provider, progress)
+    verification = found.with_run(environment(opened, provider), command_line())
     page = write_report(opened, verification, progress)
-    if html is not None:
-        write_page(html, page)
+    write_copy("--html", html, page)
+    write_copy("--markdown", markdown, render_markdown(verification))
     if as_json:
         click.echo(json.dumps(verification.to_dict()))
     else:
@@ -57,11 +99,21 @@ def command(
     return 0 if verification.passed else 1
 
 
-def write_page(path: Path, page: str) -> None:
+def check_no_data(data: dict[str, Any]) -> None:
+    """Raises InputError for an option that level `tensor` would ignore."""
+    if given := [name for name in DATA_OPTIONS if data[name]]:
+        raise InputError(f"--{', --'.join(given)} is for --level rank or recall; level tensor needs no data set")
+
+
+def write_copy(option: str, path: Path | None, content: str) -> None:
+    if path is None:
+        return
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--html {path} cannot be written ({error.strerror}); the report is in the bundle") from error
+        raise InputError(
+            f"{option} {path} cannot be written ({error.strerror}); the report is in the bundle"
+        ) from error
 
 
 def verify(
@@ -76,12 +128,9 @@ def verify(
         cases = samples.cases
         if reference != "recorded":
             cases = tuple(live_cases(bundle, reference, checkpoint, samples, seed))
-        verification = verify_tensors(
-            encoder, cases, samples, reference=reference, provider=provider, progress=progress
-        )
+        return verify_tensors(encoder, cases, samples, reference=reference, provider=provider, progress=progress)
     finally:
         encoder.close()
-    return verification.with_environment(environment(bundle, provider))
 
 
 def live_cases(bundle: Bundle, reference: str, checkpoint: str | None, samples: Samples, seed: int) -> list[Case]:
@@ -91,19 +140,103 @@ def live_cases(bundle: Bundle, reference: str, checkpoint: str | None, samples: 
     return cases_of(bundle.manifest, reference, checkpoint, samples, seed=seed)
 
 
+def verify_order(
+    bundle: Bundle,
+    level: str,
+    reference: str,
+    checkpoint: str | None,
+    data: dict[str, Any],
+    provider: str,
+    progress: Progress,
+) -> Verification:
+    """Levels `rank` and `recall`: both sides score the same data set."""
+    if reference == "recorded":
+        raise InputError(
+            f"--level {level} ranks pictures and captions, and a bundle records neither's scores; use --reference "
+            "torch, hf or lavis, or --level tensor"
+        )
+    require_export_extra(f"a live reference ({reference})")
+    from qpert.exporter.references import open_scorer
+
+    limits = limits_for(bundle.manifest.precision, allowed(data["allow"]))
+    split = opened_data(bundle, level, data, progress)
+    samples = Samples.load(bundle.path(bundle.manifest.samples))
+    encoder = Encoder(bundle, provider)
+    try:
+        with open_scorer(bundle.manifest, reference, checkpoint) as scorer:
+            return verify_live(
+                encoder,
+                scorer,
+                split,
+                samples,
+                level=level,
+                limits=limits,
+                rerank=data["rerank"] or 64,
+                provider=provider,
+                progress=progress,
+            )
+    finally:
+        encoder.close()
+
+
+def allowed(options: tuple[str, ...]) -> dict[str, float]:
+    """`--allow NAME=VALUE` as numbers by name. Raises InputError for what is no such pair."""
+    found = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise InputError(f"--allow {option}: expected NAME=VALUE, --allow r1=0.3 for instance") from None
+    return found
+
+
+def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Progress) -> Any:
+    """The split to score; what was chosen for the user is said."""
+    from qpert.runtime.datasets import has_entities
+    from qpert.runtime.evaluation.inputs import DEMO, ENTITIES, NO_BOXES, open_data
+
+    dataset = data["dataset"] or DEMO
+    boxes = data["boxes"]
+    if boxes is None:
+        takes = bundle.manifest.graphs["image_query"].takes_boxes
+        boxes = ENTITIES if takes and (dataset == DEMO or has_entities(Path(dataset))) else NO_BOXES
+    limit = data["limit"] or IMAGES[level]
+    found = open_data(dataset, data["split"] or "test", boxes=boxes, limit=limit, progress=progress)
+    progress.say(
+        f"{found.title}: {len(found.dataset):,} images (at most {limit:,}; --limit changes that), "
+        f"{len(found.dataset.captions):,} texts; boxes: {found.boxes_from}"
+    )
+    return found
+
+
 def show(verification: Verification) -> None:
-    """The verdict first, then the gates."""
+    """The verdict first, then the gates, then the figures."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
     colour = "green" if verification.passed else "red"
-    console.print(
-        f"[bold {colour}]{verification.verdict.upper()}[/] {verification.level} level, {verification.precision}, "
-        f"{verification.provider} against {verification.reference}, {len(verification.comparisons)} comparisons"
-    )
-    table = Table("gate", "value", "limit", "")
-    for gate in verification.gates:
-        mark = "pass" if gate.passed else "[bold red]FAIL[/]"
-        table.add_row(gate.name, f"{gate.value:.3g}", f"{gate.limit:.3g}", mark)
-    console.print(table)
+    first, *rest = lead(verification)
+    console.print(f"[bold {colour}]{verification.verdict.upper()}[/]", end=" ")
+    console.print(first, markup=False, soft_wrap=True)
+    for line in rest:
+        console.print(line, markup=False, soft_wrap=True)
+    gates = [(*gate_cells(gate), "pass" if gate.passed else "[bold red]FAIL[/]") for gate in verification.gates]
+    console.print(rich_table(("gate", "value", "limit", ""), gates))
+    details = verification.details
+    for way, words in WAYS.items() if "recall" in details else ():
+        interval = f"{details['recall']['interval_percent']} % interval"
+        head = (words, "reference", "here", "difference", interval)
+        console.print(rich_table(head, recall_rows(details["recall"][way])))
+    if "ranks" in details:
+        console.print(rich_table(("", *WAYS.values()), rank_rows(details["ranks"])))
+        console.print(tie_words(details["ranks"]), markup=False, soft_wrap=True)
+
+
+def rich_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    return table

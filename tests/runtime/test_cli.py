@@ -153,6 +153,7 @@ def test_inspect_prints_the_manifest_and_whether_the_files_are_right(tiny_bundle
     assert run(["inspect", str(folder), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document.pop("files_ok") is True
+    assert document.pop("engines") == []
     assert document == json.loads((folder / "manifest.json").read_text())
     (folder / "onnx" / "text.onnx").write_bytes(b"x")
     assert run(["inspect", str(folder), "--json"]) == 1
@@ -271,7 +272,7 @@ def test_verify_prints_one_json_document_writes_its_reports_and_enters_the_verdi
 def test_verify_tells_a_person_the_verdict_and_every_gate(tiny_bundle, copy_of, capsys):
     assert run(["verify", str(copy_of(tiny_bundle))]) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("PASS tensor level, fp32, cpu against recorded")
+    assert captured.out.startswith("PASS Level tensor, fp32 on cpu against the recorded reference")
     assert "itm: max abs difference" in captured.out
 
 

@@ -5,17 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qpert.runtime.bundle import Bundle
-from qpert.runtime.cli import run
 from qpert.runtime.cli.verify import verify
 from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import BundleError
-from qpert.runtime.files import sha256_of
 from qpert.runtime.manifest import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.progress import Silent
 from qpert.runtime.samples import Case, Samples
@@ -89,11 +86,14 @@ def test_a_sound_bundle_passes_every_gate_within_the_promised_limits(encoder, sa
     assert verification.verdict == "pass", failed_gates(verification)
     limits = {gate.name: gate.limit for gate in verification.gates}
     for graph in ("vision", "image_query", "text", "itm"):
-        assert limits[f"{graph}: max abs difference"] == 1e-4
         assert limits[f"{graph}: values not finite"] == 0
         assert limits[f"{graph}: rows independent of neighbours"] <= 1e-5
+    assert limits["vision: max abs difference"] == 1e-4
+    assert limits["image_query: max abs difference"] == limits["text: max abs difference"] == 2e-5
+    assert limits["itm: max abs difference"] <= 1e-4
     for graph in ("image_query", "itm"):
         assert limits[f"{graph}: zero weights against no boxes"] == 1e-5
+        assert limits[f"{graph}: effect of boxes, relative difference"] <= 1e-2
     assert {"preprocessing: max abs difference", "tokenizer: captions with other ids"} <= limits.keys()
 
 
@@ -187,7 +187,7 @@ def test_boxes_given_to_the_neighbouring_image_are_caught_by_the_difference(enco
 @pytest.mark.parametrize("graph", ["vision", "image_query", "text", "itm"])
 def test_a_row_that_differs_in_company_is_caught_even_within_the_tolerance(encoder, samples, graph):
     def lean(output, _):
-        return output + np.float32(5e-5 if len(output) > 1 else 0)
+        return output + np.float32(1.5e-5 if len(output) > 1 else 0)
 
     assert failed_gates(with_fault(encoder, samples, graph, after=lean)) == [f"{graph}: rows independent of neighbours"]
 
@@ -201,7 +201,7 @@ def test_a_fault_of_one_batch_width_alone_is_caught(encoder, samples):
 
 def test_boxes_of_weight_zero_that_still_act_are_caught_even_within_the_tolerance(encoder, samples):
     def leak(output, inputs):
-        return output + np.float32(5e-5 if inputs["object_masks"].shape[1] else 0)
+        return output + np.float32(1.5e-5 if inputs["object_masks"].shape[1] else 0)
 
     found = failed_gates(with_fault(encoder, samples, "image_query", after=leak))
     # The second by the same leak: padded with boxes of weight 0, rows differ from the rows computed without them.
@@ -230,7 +230,7 @@ def test_a_value_that_is_not_finite_fails_and_the_json_stays_json(encoder, sampl
     assert gates["text: max abs difference"] == {
         "name": "text: max abs difference",
         "value": None,
-        "limit": 1e-4,
+        "limit": 2e-5,
         "pass": False,
     }
 
@@ -276,74 +276,7 @@ def test_a_perturbation_that_no_box_would_show_is_an_error_and_not_a_pass(encode
         verified(encoder, samples, [stripped(case) for case in samples.cases])
 
 
-# Faults in the files of a bundle whose hashes are right
-
-
-def rehash(folder, *names):
-    path = folder / "manifest.json"
-    values = json.loads(path.read_text())
-    for name in names:
-        values["files"][name] = sha256_of(folder / name)
-    path.write_text(json.dumps(values))
-
-
-def nudge(folder, graph, weight, amount):
-    """Add to the first number of a weight in the data file; float32."""
-    model = onnx.load_model(folder / "onnx" / f"{graph}.onnx", load_external_data=False)
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == weight)
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    data = np.memmap(folder / "onnx" / place["location"], np.float32, "r+", int(place["offset"]), (1,))
-    data += amount
-    data.flush()
-    rehash(folder, f"onnx/{place['location']}")
-
-
-@pytest.mark.parametrize(
-    ("graph", "weight"),
-    [
-        ("vision", "ln_vision.bias"),
-        ("image_query", "vision_proj.bias"),
-        ("text", "text_proj.bias"),
-        ("itm", "Qformer.bert.encoder.layer.0.crossattention.output.dense.bias"),
-    ],
-)
-def test_one_changed_number_among_the_weights_is_caught_by_the_difference_and_exits_1(
-    tiny_bundle, copy_of, capsys, graph, weight
-):
-    folder = copy_of(tiny_bundle)
-    nudge(folder, graph, weight, 0.02)
-    code = run(["verify", str(folder), "--json"])
-    document = json.loads(capsys.readouterr().out)
-    failed = {gate["name"] for gate in document["gates"] if not gate["pass"]}
-    assert code == 1
-    assert document["verdict"] == "fail"
-    assert f"{graph}: max abs difference" in failed
-    assert not any(name.startswith("tokenizer") or name.startswith("preprocessing") for name in failed)
-    assert json.loads((folder / "manifest.json").read_text())["verification"]["verdict"] == "fail"
-
-
-def test_another_tokenizer_is_caught_by_its_ids(tiny_bundle, copy_of, capsys):
-    folder = copy_of(tiny_bundle)
-    path = folder / "tokenizer.json"
-    values = json.loads(path.read_text())
-    vocabulary = values["model"]["vocab"]
-    vocabulary["man"], vocabulary["dog"] = vocabulary["dog"], vocabulary["man"]
-    path.write_text(json.dumps(values))
-    rehash(folder, "tokenizer.json")
-    assert run(["verify", str(folder), "--json"]) == 1
-    gates = json.loads(capsys.readouterr().out)["gates"]
-    assert [gate["name"] for gate in gates if not gate["pass"]] == ["tokenizer: captions with other ids"]
-
-
-@pytest.mark.parametrize(
-    "change", [{"resample": "bilinear"}, {"mean": [0.5, 0.5, 0.5]}, {"std": [0.27, 0.26, 0.27577711]}]
-)
-def test_another_preprocessing_is_caught_by_its_pixels(tiny_bundle, copy_of, edit_manifest, capsys, change):
-    folder = copy_of(tiny_bundle)
-    edit_manifest(folder, lambda values: values["preprocessing"].update(change))
-    assert run(["verify", str(folder), "--json"]) == 1
-    gates = json.loads(capsys.readouterr().out)["gates"]
-    assert [gate["name"] for gate in gates if not gate["pass"]] == ["preprocessing: max abs difference"]
+# The profile
 
 
 @pytest.mark.parametrize("limits", [{"B": 1, "I": 1, "T": 1}, {"B": 1, "I": 1}, {"T": 1}, {"T": 2}])
@@ -430,3 +363,23 @@ def test_cosine_distance_is_the_worst_row():
 )
 def test_a_gate_passes_up_to_its_limit_and_never_for_nan(value, passed):
     assert Gate("x", float(value), 1.0).passed is passed
+
+
+def test_padding_that_is_attended_to_fails_where_texts_are_padded_to_the_profiles_end(encoder, samples):
+    """Whatever the mask says, this graph reads all tokens of a text that is shorter than the longest."""
+
+    def all_ones(inputs):
+        longest = inputs["input_ids"].shape[-1] == encoder.limit("text", "L")
+        return {"attention_mask": np.ones_like(inputs["attention_mask"])} if longest else {}
+
+    mine = [case for case in samples.cases if case.graph == "text" and case.inputs["attention_mask"].all()]
+    assert mine, "no recorded case has texts without padding of their own"
+    assert any(case.inputs["input_ids"].shape[-1] < encoder.limit("text", "L") for case in mine)
+    others = [case for case in samples.cases if case.graph != "text"]
+    encoder.sessions["text"] = Faulty(encoder.sessions["text"], before=all_ones)
+    verification = verified(encoder, samples, [*others, *mine])
+    padded = [
+        row.max_abs for row in verification.comparisons if row.shape == "longest texts, padded" and row.graph == "text"
+    ]
+    assert max(padded) > 1e-3
+    assert "text: max abs difference" in failed_gates(verification)
