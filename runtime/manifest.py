@@ -115,7 +115,11 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that `manifest.json` holds."""
+    """Everything that `manifest.json` holds.
+
+    `quantization`: what `qpert quantize` did. `calibration`: the search in which `qpert calibrate` found the
+    perturbation settings. Both are None for a bundle as exported.
+    """
 
     architecture: dict[str, Any]
     checkpoint: CheckpointRecord
@@ -132,6 +136,8 @@ class Manifest:
     files: dict[str, str]
     notes: tuple[str, ...] = ()
     verification: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -151,7 +157,8 @@ class Manifest:
             "tokenizer": asdict(self.tokenizer),
             "perturbation": self.perturbation.to_dict(),
         }
-        rest = ("score", "samples", "tools", "command", "created", "notes", "verification", "files")
+        rest = ["score", "samples", "tools", "command", "created", "notes"]
+        rest += ["quantization", "calibration", "verification", "files"]
         return values | {key: getattr(self, key) for key in rest}
 
     def to_json(self) -> str:
@@ -181,6 +188,8 @@ class Manifest:
             files=dict(values["files"]),
             notes=tuple(values["notes"]),
             verification=values["verification"],
+            quantization=values.get("quantization"),
+            calibration=values.get("calibration"),
         )
 
 

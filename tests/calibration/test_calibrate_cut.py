@@ -1,0 +1,134 @@
+"""The cut graph against the whole one, and against PyTorch's eigendecomposition at other thresholds."""
+
+import numpy as np
+import onnx
+import pytest
+from tiny_model import tiny_network
+
+from qpert.calibration.apply import write_threshold
+from qpert.calibration.cut import cut_image_query
+from qpert.calibration.grid import Grid
+from qpert.calibration.queries import CutEncoder
+from qpert.exporter.recording import decided_masks
+from qpert.exporter.reference_torch import TorchReference
+from qpert.graphs.blip2 import GraphPerturbation
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.encoder import Encoder
+from qpert.runtime.errors import BundleError
+from qpert.runtime.perturbation import box_weights, object_masks
+
+ROUNDING = 1e-5
+"""Sums of up to four projectors times 10 in another order, in float32; a wrong rank would show as 1e-2 or more."""
+
+
+@pytest.fixture(scope="module")
+def encoder(itc_bundle):
+    encoder = Encoder(Bundle.open(itc_bundle), "cpu", threads=1)
+    yield encoder
+    encoder.close()
+
+
+@pytest.fixture(scope="module")
+def cut(encoder, tmp_path_factory):
+    with CutEncoder(encoder, tmp_path_factory.mktemp("cut"), "cpu", threads=1) as cut:
+        yield cut
+
+
+@pytest.fixture(scope="module")
+def features(encoder, boxed_data):
+    return encoder.encode_images(boxed_data.dataset.images).image_embeds
+
+
+@pytest.mark.parametrize("row", [0, 1, 2, 15])
+def test_every_setting_gives_what_the_whole_graph_gives(row, encoder, cut, features, boxed_data):
+    boxes = boxed_data.boxes[row]
+    assert len(boxes) == {0: 1, 1: 0, 2: 4, 15: 2}[row]
+    exported = encoder.manifest.perturbation
+    settings = Grid(thresholds=(exported.threshold,)).settings()
+    got = cut.query_embeds(cut.of_image(features[row : row + 1]), boxes, settings)
+    masks = object_masks([boxes], grid=encoder.manifest.grid, image_size=56, coverage="exact")
+    for place, setting in enumerate(settings):
+        weights = box_weights([boxes], setting.perturbation(exported))
+        inputs = {"image_embeds": features[row : row + 1], "object_masks": masks, "box_weights": weights}
+        whole = encoder.sessions["image_query"].run(inputs)["query_embeds"][0]
+        assert np.abs(got[place] - whole).max() < ROUNDING, setting
+    if row == 2:
+        assert np.ptp(got, axis=0).max() > 1000 * ROUNDING, "the settings make no difference, so the test says nothing"
+
+
+@pytest.mark.parametrize("threshold", [0.85, 0.99])
+def test_another_threshold_gives_what_pytorch_gives_there(threshold, cut, features, boxed_data):
+    reference = TorchReference(tiny_network(GraphPerturbation(threshold)))
+    settings = Grid(alphas=(4.0,), thresholds=(threshold,)).settings()
+    compared = 0
+    for row, boxes in enumerate(boxed_data.boxes):
+        masks = object_masks([boxes], grid=4, image_size=56, coverage="exact")
+        if not len(boxes) or not decided_masks(reference, features[row : row + 1], masks, len(boxes))[1].all():
+            continue  # where float32 does not decide the rank, either answer is right
+        compared += 1
+        got = cut.query_embeds(cut.of_image(features[row : row + 1]), boxes, settings)
+        for place, setting in enumerate(settings):
+            weights = box_weights([boxes], setting.perturbation(cut.encoder.manifest.perturbation))
+            inputs = {"image_embeds": features[row : row + 1], "object_masks": masks, "box_weights": weights}
+            expected = reference.run("image_query", inputs)["query_embeds"][0]
+            assert np.abs(got[place] - expected).max() < 1e-4, setting  # fp32's tolerance of `qpert verify`
+    assert compared >= 4
+
+
+def test_a_threshold_that_is_written_is_the_only_change(encoder, tmp_path):
+    source = encoder.bundle.path("onnx/image_query.onnx")
+    write_threshold(source, tmp_path / "image_query.onnx", 0.5)
+    before, after = (
+        onnx.load_model(path, load_external_data=False) for path in (source, tmp_path / "image_query.onnx")
+    )
+    changed = [
+        (old.name, onnx.numpy_helper.to_array(new).item())
+        for old, new in zip(before.graph.initializer, after.graph.initializer, strict=True)
+        if old != new
+    ]
+    assert changed == [("query_map/threshold", 0.5)]
+    assert before.graph.node == after.graph.node
+
+
+def test_a_cut_that_does_not_compute_what_the_bundle_computes_is_refused(
+    cut, encoder, features, boxed_data, monkeypatch
+):
+    assert cut.check(features[2:3], boxed_data.boxes[2]) < ROUNDING
+    session = encoder.sessions["image_query"]
+
+    class Other:
+        spec = session.spec
+
+        def run(self, inputs):
+            return session.run({**inputs, "box_weights": inputs["box_weights"] * np.float32(1.01)})
+
+    monkeypatch.setitem(encoder.sessions, "image_query", Other())
+    with pytest.raises(BundleError, match=r"differ by .* from the whole graph's"):
+        cut.check(features[2:3], boxed_data.boxes[2])
+
+
+def test_a_graph_without_perturbation_cannot_be_cut(stock_export, tmp_path):
+    with pytest.raises(BundleError, match="holds no query perturbation that can be cut out"):
+        cut_image_query(stock_export.folder / "onnx" / "image_query.onnx", tmp_path)
+
+
+def test_a_graph_without_a_threshold_cannot_be_cut(encoder, tmp_path):
+    source = encoder.bundle.path("onnx/image_query.onnx")
+    model = onnx.load(source)
+    for tensor in model.graph.initializer:
+        if tensor.name == "query_map/threshold":
+            tensor.name = "query_map/tau"
+    for node in model.graph.node:
+        node.input[:] = ["query_map/tau" if name == "query_map/threshold" else name for name in node.input]
+    onnx.save_model(model, tmp_path / "other.onnx")
+    with pytest.raises(BundleError, match="has no initializer named …/threshold"):
+        cut_image_query(tmp_path / "other.onnx", tmp_path / "parts")
+
+
+def test_half_precision_is_cut_too(half_bundle, tmp_path, boxed_data):
+    encoder = Encoder(Bundle.open(half_bundle), "cpu", threads=1)
+    with CutEncoder(encoder, tmp_path, "cpu", threads=1) as cut:
+        features = encoder.encode_images(boxed_data.dataset.images[2:3]).image_embeds
+        assert features.dtype == np.float16
+        assert cut.check(features, boxed_data.boxes[2]) < 5e-3  # rows among neighbours, in fp16
+    encoder.close()

@@ -1,0 +1,52 @@
+"""The grid: the paper's by default, and what it refuses."""
+
+import math
+
+import pytest
+
+from qpert.calibration.grid import Grid, parse_numbers
+from qpert.runtime.errors import InputError
+from qpert.runtime.perturbation import Perturbation
+
+
+def test_the_default_is_the_papers_grid_under_both_reductions():
+    grid = Grid()
+    assert (grid.alphas, grid.thresholds) == ((2, 4, 6, 8, 10), (0.85, 0.9, 0.95, 0.99))
+    assert grid.weights == ("constant", "S", "S-0.5", "1-S", "0.5-S")
+    assert len(grid) == len(set(grid.settings())) == 5 * 5 * 4 * 2
+
+
+def test_a_setting_keeps_what_the_grid_does_not_search():
+    exported = Perturbation(stages="itc", coverage="dilated", preserve_norm=True, semantics="release")
+    (setting,) = Grid((4.0,), ("1-S",), (0.9,), ("mean",)).settings()
+    assert setting.perturbation(exported) == Perturbation(
+        "release", 4.0, 1.0, -1.0, 0.9, "dilated", "mean", "itc", preserve_norm=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"alphas": (2.0, -1.0)}, "got α -1.0, expected numbers above 0"),
+        ({"alphas": (0.0,)}, "got α 0.0"),
+        ({"alphas": (math.nan,)}, "got α nan"),
+        ({"alphas": (math.inf,)}, "got α inf"),
+        ({"alphas": ()}, "alphas is empty"),
+        ({"alphas": (2.0, 4.0, 2.0)}, "repeats a value"),
+        ({"thresholds": (0.9, 1.0)}, "got threshold 1.0, expected contribution ratios between 0 and 1"),
+        ({"thresholds": (0.0,)}, "got threshold 0.0"),
+        ({"thresholds": (math.nan,)}, "got threshold nan"),
+        ({"weights": ("S", "2-S")}, "weights has '2-S'; expected some of constant, S, S-0.5, 1-S, 0.5-S"),
+        ({"reductions": ("median",)}, "reductions has 'median'; expected some of sum, mean"),
+    ],
+)
+def test_unusable_values_are_refused(values, message):
+    with pytest.raises(InputError) as error:
+        Grid(**values)
+    assert message in str(error.value)
+
+
+def test_numbers_are_read_with_commas_between_them():
+    assert parse_numbers("2,4.5, 1e1", "--alphas") == (2.0, 4.5, 10.0)
+    with pytest.raises(InputError, match="--alphas is '2;4'; expected numbers with commas"):
+        parse_numbers("2;4", "--alphas")
