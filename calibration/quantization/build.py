@@ -1,0 +1,290 @@
+"""`qpert quantize`: from a float bundle to a quantised one, or to nothing where the gate fails."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from qpert.calibration.quantization.data import CalibrationData, calibration_data
+from qpert.calibration.quantization.gate import AccuracyError, Measured, judge, measure, passed, recall_at_1
+from qpert.calibration.quantization.modelopt import check_method, modelopt_python, modelopt_version
+from qpert.calibration.quantization.quantized import QuantizedGraph, quantize_graph
+from qpert.calibration.quantization.report import render
+from qpert.calibration.quantization.request import QuantizeRequest
+from qpert.calibration.quantization.sensitivity import BlockCost, block_costs
+from qpert.calibration.quantization.speed import SLOWER, speed_ratio
+from qpert.calibration.quantization.static import FORMATS, load
+from qpert.calibration.quantization.storage import data_location, write_models
+from qpert.calibration.quantization.variants import running
+from qpert.exporter.staging import staged_folder
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.encoder import Encoder
+from qpert.runtime.files import sha256_of
+from qpert.runtime.manifest import GRAPH_NAMES, MANIFEST_NAME, Manifest
+from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.verification import Gate
+
+WORK = "work"
+"""Folder of intermediate files inside the staged bundle; gone before the bundle stands."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is quantised: the graphs, the blocks (graph, block) given up, and speed against float on this CPU."""
+
+    graphs: dict[str, QuantizedGraph]
+    ratios: dict[str, float]
+    given_up: tuple[tuple[str, str], ...] = ()
+
+    def model(self, name: str) -> onnx.ModelProto:
+        return self.graphs[name].without({block for graph, block in self.given_up if graph == name})
+
+
+def quantize_bundle(request: QuantizeRequest, progress: Progress | None = None) -> Bundle:
+    """Quantise one bundle.
+
+    Raises:
+        InputError: the request, the bundle or the data cannot be used.
+        UnavailableError: FP8 without ModelOpt.
+        AccuracyError: too much was lost, with every block given up that can be. Nothing is written.
+    """
+    progress = progress or Silent()
+    request.check()
+    if request.precision == "fp8":
+        check_method(request.ranges)
+        modelopt_python()
+    bundle = Bundle.open(request.bundle)
+    request.check_bundle(bundle)
+    with staged_folder(request.out, force=request.force) as folder, opened(bundle) as encoder:
+        (folder / WORK).mkdir()
+        data = calibration_data(request, encoder, progress)
+        plan = make_plan(bundle, request, encoder, data, folder / WORK, progress)
+        costs = sensitivity(request, encoder, plan, data, folder / WORK, progress)
+        reference, shortlists = measure(encoder, data.split, None, progress, "fp32")
+        for given_up in steps(costs):
+            plan = replace(plan, given_up=given_up)
+            said(plan, progress)
+            write_bundle(folder, bundle, request, plan, data)
+            gates, got = judged(folder, request, data, reference, shortlists, progress)
+            if passed(gates):
+                break
+        report = make_report(request, data, plan, costs, gates, reference, got, bundle, folder)
+        if not passed(gates):
+            raise AccuracyError(failure(gates, costs), report | {"verdict": "fail"})
+        shutil.rmtree(folder / WORK)
+        finish(folder, report | {"verdict": "pass"})
+    return Bundle.just_written(request.out)
+
+
+@contextmanager
+def opened(bundle: Bundle) -> Iterator[Encoder]:
+    encoder = Encoder(bundle, "cpu")
+    try:
+        yield encoder
+    finally:
+        encoder.close()
+
+
+def make_plan(
+    bundle: Bundle, request: QuantizeRequest, encoder: Encoder, data: CalibrationData, folder: Path, progress: Progress
+) -> Plan:
+    """Quantise every graph that is asked for; on the CPU, leave those alone that get slower unless they are named."""
+    graphs, ratios = {}, {}
+    names = request.graphs or GRAPH_NAMES
+    with progress.stage(f"quantising to {request.precision}", len(names)) as advance:
+        for name in names:
+            graph = quantize_graph(bundle, name, request, data, folder)
+            if request.target == "cpu":
+                with running(graph.quantized, bundle.manifest.graphs[name], folder) as session:
+                    ratios[name] = speed_ratio(encoder.sessions[name], session, data.feeds[name])
+            if request.graphs is None and ratios.get(name, 1.0) < SLOWER:
+                progress.say(
+                    f"graph {name} is slower in {request.precision} on this CPU ({ratios[name]:.2f} times the speed of "
+                    f"fp32) and stays in float; --graphs {','.join(names)} quantises it all the same"
+                )
+            else:
+                graphs[name] = graph
+            advance(1)
+    return Plan(graphs, ratios)
+
+
+def sensitivity(
+    request: QuantizeRequest, encoder: Encoder, plan: Plan, data: CalibrationData, folder: Path, progress: Progress
+) -> list[BlockCost]:
+    return block_costs(encoder, plan.graphs, data, folder, progress) if request.sensitivity else []
+
+
+Blocks = tuple[tuple[str, str], ...]
+
+
+def steps(costs: list[BlockCost]) -> Iterator[Blocks]:
+    """Blocks that compute in float, attempt after attempt: none, then the most sensitive 1, 2, 4, 8 … of them."""
+    order = tuple((cost.graph, cost.block) for cost in costs)
+    count = 0
+    while True:
+        yield order[:count]
+        if count >= len(order):
+            return
+        count = 2 * count or 1
+
+
+def said(plan: Plan, progress: Progress) -> None:
+    names = ", ".join(f"{graph}: {block}" for graph, block in plan.given_up)
+    if names:
+        progress.say(f"computing in float: {names}")
+
+
+def write_bundle(folder: Path, bundle: Bundle, request: QuantizeRequest, plan: Plan, data: CalibrationData) -> None:
+    """Graphs, what is copied, and the manifest; what an earlier attempt has written is replaced."""
+    shutil.rmtree(folder / "onnx", ignore_errors=True)
+    manifest = bundle.manifest
+    models, locations = {}, {}
+    for name in GRAPH_NAMES:
+        path = bundle.graph_path(manifest.graphs[name])
+        models[name] = plan.model(name) if name in plan.graphs else load(path)
+        locations[name] = data_location(path)
+    write_models(folder / "onnx", models, locations)
+    for name in (manifest.tokenizer.file, manifest.samples):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path(name), folder / name)
+    write_manifest(folder, quantized_manifest(manifest, request, plan, data))
+
+
+def quantized_manifest(manifest: Manifest, request: QuantizeRequest, plan: Plan, data: CalibrationData) -> Manifest:
+    tool = tool_of(request)
+    return replace(
+        manifest,
+        precision=request.precision,
+        quantization=description(manifest, request, plan, data) | {"tool": tool},
+        tools=manifest.tools | tool,
+        command=request.command,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        verification=None,
+    )
+
+
+def tool_of(request: QuantizeRequest) -> dict[str, str]:
+    if request.precision == "fp8":
+        return {"nvidia-modelopt": modelopt_version()}
+    import onnxruntime
+
+    return {"onnxruntime": onnxruntime.__version__, "onnx": importlib.metadata.version("onnx")}
+
+
+def description(manifest: Manifest, request: QuantizeRequest, plan: Plan, data: CalibrationData) -> dict[str, Any]:
+    """The manifest's `quantization` block: what was quantised how, for what, with which data."""
+    activations = "float8e4m3fn" if request.precision == "fp8" else FORMATS[request.target].activations
+    return {
+        "precision": request.precision,
+        "target": request.target,
+        "arch": list(request.arch),
+        "form": "static Q/DQ",
+        "activations": f"{activations}, per tensor",
+        "weights": f"{'float8e4m3fn' if request.precision == 'fp8' else 'QInt8'}, symmetric, per output channel",
+        "tables": "int8, per row",
+        "ranges": request.ranges,
+        "reduce_range": request.reduce_range,
+        "data": data.describe(request.dataset),
+        "graphs": {name: graph_description(name, plan) for name in GRAPH_NAMES},
+        "source": {graph.file: manifest.files[graph.file] for graph in manifest.graphs.values()},
+    }
+
+
+def graph_description(name: str, plan: Plan) -> dict[str, Any]:
+    ratio = {"speed_on_this_cpu": round(plan.ratios[name], 2)} if name in plan.ratios else {}
+    if name not in plan.graphs:
+        return {"form": "float"} | ratio
+    given_up = [block for graph, block in plan.given_up if graph == name]
+    candidates = plan.graphs[name].candidates
+    weights_only = sum(candidate.block in given_up for candidate in candidates)
+    return {
+        "form": "quantized",
+        "products": len(candidates) - weights_only,
+        "products_weights_only": weights_only,
+        "blocks_weights_only": given_up,
+        "products_left_by_tool": list(plan.graphs[name].left),
+        "tables": list(plan.graphs[name].tables),
+    } | ratio
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest with the hash of every file that stands now, the work folder's not."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST_NAME and not name.startswith(f"{WORK}/"):
+            files[name] = sha256_of(path)
+    (folder / MANIFEST_NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+
+
+def judged(
+    folder: Path,
+    request: QuantizeRequest,
+    data: CalibrationData,
+    reference: Measured,
+    shortlists: Any,
+    progress: Progress,
+) -> tuple[tuple[Gate, ...], Measured]:
+    """Run the bundle as it was written and hold it against the float one."""
+    with opened(Bundle.open(folder)) as encoder:
+        got, _ = measure(encoder, data.split, shortlists, progress, request.precision)
+    owners = data.split.image_of_caption
+    return judge(reference, got, owners, max_drop=request.max_drop, min_agreement=request.min_agreement), got
+
+
+def failure(gates: tuple[Gate, ...], costs: list[BlockCost]) -> str:
+    worst = "; ".join(f"{gate.name}: {gate.value:.3g}, allowed {gate.limit:.3g}" for gate in gates if not gate.passed)
+    tried = f"even with all {len(costs)} blocks computing in float" if costs else "and no sensitivity was measured"
+    return (
+        f"the quantised bundle fails its gate ({worst}) {tried}; nothing was written: take more --samples, other "
+        "--ranges, fewer --graphs, or allow more with --max-drop and --min-agreement"
+    )
+
+
+def make_report(
+    request: QuantizeRequest,
+    data: CalibrationData,
+    plan: Plan,
+    costs: list[BlockCost],
+    gates: tuple[Gate, ...],
+    reference: Measured,
+    got: Measured,
+    bundle: Bundle,
+    folder: Path,
+) -> dict[str, Any]:
+    """`reports/quantize.json`."""
+    owners = data.split.image_of_caption
+    size = {"fp32": graph_bytes(bundle.folder / "onnx"), request.precision: graph_bytes(folder / "onnx")}
+    return {
+        "precision": request.precision,
+        "target": request.target,
+        "gates": [gate.to_dict() for gate in gates],
+        "recall_at_1": {"fp32": recall_at_1(reference.itc, owners), request.precision: recall_at_1(got.itc, owners)},
+        "graph_bytes": size | {"ratio": round(size[request.precision] / size["fp32"], 4)},
+        "graphs": {name: graph_description(name, plan) for name in GRAPH_NAMES},
+        "sensitivity": [cost.to_dict() for cost in costs],
+        "data": data.describe(request.dataset),
+    }
+
+
+def graph_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def finish(folder: Path, report: dict[str, Any]) -> None:
+    """Write the reports and enter the gates in the manifest, last of all."""
+    bundle = Bundle(folder, Bundle.open(folder).manifest)
+    import json
+
+    for name, content in (("quantize.json", json.dumps(report, indent=1)), ("quantize.html", render(report))):
+        bundle = bundle.with_report(name, content)
+    block = (bundle.manifest.quantization or {}) | {"gates": report["gates"], "recall_at_1": report["recall_at_1"]}
+    write_manifest(folder, replace(bundle.manifest, quantization=block))

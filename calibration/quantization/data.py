@@ -1,0 +1,185 @@
+"""Calibration data: images, captions and boxes of a split, and what they become as inputs of each graph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qpert.calibration.quantization.request import MIN_SAMPLES, QuantizeRequest
+from qpert.runtime.boxes import Boxes
+from qpert.runtime.datasets import ENTITY_FOLDERS, RetrievalDataset, read_dataset
+from qpert.runtime.encoder import Encoder, trimmed
+from qpert.runtime.errors import InputError
+from qpert.runtime.evaluation.inputs import demo_folder
+from qpert.runtime.files import cache_folder, sha256_of
+from qpert.runtime.images import load_image, preprocess_images
+from qpert.runtime.perturbation import box_weights, object_masks
+from qpert.runtime.progress import Progress
+
+Feed = dict[str, np.ndarray]
+"""Inputs of one call of a graph, by name."""
+TEXTS_A_PAIR_CALL = 16
+"""Texts that meet each image when the pair graph is calibrated: its own and others."""
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationData:
+    """The images that the gate judges, and which of them ranges are taken from.
+
+    split: all that is judged. chosen: the split cut to the images of the ranges. sha256: over the chosen images' bytes
+    and captions.
+    """
+
+    split: RetrievalDataset
+    chosen: RetrievalDataset
+    sha256: str
+    feeds: dict[str, tuple[Feed, ...]] = field(default_factory=dict, repr=False)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "dataset": name,
+            "split": self.split.split,
+            "range_images": len(self.chosen),
+            "range_captions": len(self.chosen.captions),
+            "gate_images": len(self.split),
+            "gate_captions": len(self.split.captions),
+            "sha256": self.sha256,
+        }
+
+
+def open_split(request: QuantizeRequest, progress: Progress) -> RetrievalDataset:
+    """The split that `--dataset` names; `demo` is drawn once and kept in the cache folder."""
+    if request.dataset == "demo":
+        return demo_split(request.split, request.limit, progress)
+    root = Path(request.dataset)
+    has_boxes = any((root / name / "Annotations").is_dir() for name in ENTITY_FOLDERS)
+    if not has_boxes:
+        progress.say(f"{root} has no Entities boxes: the perturbation is calibrated without boxes")
+    split = read_dataset(root, request.split, entities=has_boxes)
+    return split if request.limit is None else split.take(request.limit)
+
+
+def demo_split(split: str, count: int | None, progress: Progress) -> RetrievalDataset:
+    """The split that `qpert eval` draws too; a part of it is drawn alone, which is quicker."""
+    from qpert.runtime.scenes import write_dataset
+
+    if count is None:
+        return read_dataset(demo_folder(split, progress), split)
+    root = cache_folder() / "quantization" / f"{split}-{count}"
+    if not (root / "annotations" / f"{split}.json").is_file():
+        write_dataset(root, split, count, progress=progress)
+    return read_dataset(root, split)
+
+
+def check_data(split: RetrievalDataset, samples: int) -> RetrievalDataset:
+    """The images that ranges are taken from, after a look whether they say anything.
+
+    Raises:
+        InputError: fewer than `MIN_SAMPLES` images, all the same image, or all the same caption.
+    """
+    if len(split) < MIN_SAMPLES:
+        raise InputError(
+            f"the split {split.split!r} of {split.root} has {len(split)} images, expected at least {MIN_SAMPLES} to "
+            "take ranges from; add images, or use another split"
+        )
+    chosen = split.take(min(samples, len(split)))
+    if len({sha256_of(path) for path in chosen.images}) < MIN_SAMPLES:
+        raise InputError(
+            f"fewer than {MIN_SAMPLES} of the first {len(chosen)} images of {split.root} differ; ranges taken from "
+            "copies of a few images fit no others: give a sample of what will be searched"
+        )
+    if len(set(chosen.captions)) < MIN_SAMPLES:
+        raise InputError(
+            f"fewer than {MIN_SAMPLES} of the first {len(chosen.captions)} captions of {split.root} differ; the text "
+            "and pair graphs need captions such as will be searched with"
+        )
+    return chosen
+
+
+def calibration_data(request: QuantizeRequest, encoder: Encoder, progress: Progress) -> CalibrationData:
+    """Read, check, and run the float graphs so that each graph's inputs are those that it will see."""
+    split = open_split(request, progress)
+    chosen = check_data(split, request.samples)
+    with progress.stage("preparing calibration inputs"):
+        feeds = make_feeds(encoder, chosen)
+    return CalibrationData(split, chosen, data_hash(chosen), feeds)
+
+
+def data_hash(dataset: RetrievalDataset) -> str:
+    """SHA-256 over the images' own hashes and the captions, in order."""
+    digest = hashlib.sha256()
+    for path in dataset.images:
+        digest.update(sha256_of(path).encode())
+    for caption in dataset.captions:
+        digest.update(caption.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def make_feeds(encoder: Encoder, dataset: RetrievalDataset) -> dict[str, tuple[Feed, ...]]:
+    """Calls of each graph, within the bundle's limits: images, features without and then with boxes, texts, pairs."""
+    step = encoder.limit("vision", "B")
+    vision: list[Feed] = []
+    plain: list[Feed] = []
+    boxed: list[Feed] = []
+    pairs: list[Feed] = []
+    for rows in chunks(len(dataset), step):
+        images = [load_image(dataset.images[row], name=dataset.names[row]) for row in rows]
+        vision.append({"pixel_values": preprocess_images(images, encoder.manifest.preprocessing)})
+        embeds = encoder.sessions["vision"].run(vision[-1])["image_embeds"]
+        boxes = [limited(dataset.boxes_of(row, image.size), encoder) for row, image in zip(rows, images, strict=True)]
+        plain.append({"image_embeds": embeds} | box_inputs(encoder, "image_query", [None] * len(rows)))
+        if dataset.boxes is not None:
+            boxed.append({"image_embeds": embeds} | box_inputs(encoder, "image_query", boxes))
+        pairs += [pair_feed(encoder, dataset, embeds[[i]], rows[i], boxes[i]) for i in range(len(rows))]
+    return {
+        "vision": tuple(vision),
+        "image_query": (*plain, *boxed),
+        "text": text_feeds(encoder, dataset),
+        "itm": tuple(pairs),
+    }
+
+
+def chunks(count: int, step: int) -> Iterator[range]:
+    return (range(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def limited(boxes: Boxes, encoder: Encoder) -> Boxes:
+    """The first boxes, as many as the bundle takes."""
+    graph = encoder.manifest.graphs["image_query"]
+    most = graph.ranges["O"].max if graph.takes_boxes else 0
+    return Boxes(boxes.xyxy[:most], boxes.size)
+
+
+def box_inputs(encoder: Encoder, graph: str, boxes: Sequence[Boxes | None]) -> Feed:
+    if not encoder.manifest.graphs[graph].takes_boxes:
+        return {}
+    manifest = encoder.manifest
+    masks = object_masks(
+        boxes, grid=manifest.grid, image_size=manifest.preprocessing.size, coverage=encoder.perturbation.coverage
+    )
+    return {"object_masks": masks, "box_weights": box_weights(boxes, encoder.perturbation)}
+
+
+def text_feeds(encoder: Encoder, dataset: RetrievalDataset) -> tuple[Feed, ...]:
+    tokens = encoder.tokenizer.encode(dataset.captions)
+    step = encoder.limit("text", "T")
+    return tuple(trimmed(tokens, np.array(rows)) for rows in chunks(len(dataset.captions), step))
+
+
+def pair_feed(encoder: Encoder, dataset: RetrievalDataset, embeds: np.ndarray, row: int, boxes: Boxes) -> Feed:
+    """One image with its own captions and some of the next images'."""
+    first = int(np.searchsorted(dataset.image_of_caption, row))
+    count = min(TEXTS_A_PAIR_CALL, encoder.limit("itm", "T"), len(dataset.captions))
+    texts = [dataset.captions[(first + offset) % len(dataset.captions)] for offset in range(count)]
+    tokens = trimmed(encoder.tokenizer.encode(texts), np.arange(count))
+    return (
+        {"image_embeds": embeds}
+        | {name: array[None] for name, array in tokens.items()}
+        | box_inputs(encoder, "itm", [boxes])
+    )

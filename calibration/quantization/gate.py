@@ -1,0 +1,103 @@
+"""The accuracy gate: does the quantised bundle rank as the float one does?
+
+R@1 of ITC over the whole split, in both directions; how many queries keep their first result; and the pair stage's
+final scores on the shortlists of some images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.calibration.quantization.data import chunks, limited
+from qpert.runtime.datasets import RetrievalDataset
+from qpert.runtime.encoder import Encoder, ImageFeatures
+from qpert.runtime.errors import QpertError
+from qpert.runtime.images import load_image
+from qpert.runtime.metrics import image_to_text_ranks, recall, text_to_image_ranks
+from qpert.runtime.progress import Progress
+from qpert.runtime.scores import final_scores, itc_scores
+from qpert.runtime.verification import Gate
+
+PAIR_IMAGES = 64
+"""Images whose shortlists the pair stage is judged on: pairs cost more than features."""
+SHORTLIST = 16
+Floats = npt.NDArray[np.float32]
+
+
+class AccuracyError(QpertError):
+    """The quantised bundle lost too much. `report` is what was measured."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, report: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Scores of one bundle on one split: itc float32 [B, T]; final float32 [P, K], ITM + ITC on given shortlists."""
+
+    itc: Floats
+    final: Floats
+
+
+def measure(
+    encoder: Encoder, split: RetrievalDataset, shortlists: npt.NDArray[np.int64] | None, progress: Progress, what: str
+) -> tuple[Measured, npt.NDArray[np.int64]]:
+    """Score a split; without shortlists, the ITC scores of this very run make them. Returns them too."""
+    with progress.stage(f"scoring {len(split)} images ({what})", len(split)) as advance:
+        texts = encoder.encode_texts(split.captions)
+        queries: list[npt.NDArray[np.floating]] = []
+        embeds: list[ImageFeatures] = []
+        for rows in chunks(len(split), encoder.limit("vision", "B")):
+            images = [load_image(split.images[row], name=split.names[row]) for row in rows]
+            given = [limited(split.boxes_of(row, image.size), encoder) for row, image in zip(rows, images, strict=True)]
+            features = encoder.encode_images(images, given if split.boxes else None)
+            queries.append(features.query_embeds)
+            embeds += [features.rows([i]) for i in range(len(rows))] if len(embeds) < PAIR_IMAGES else []
+            advance(len(rows))
+    itc = itc_scores(np.concatenate(queries), texts)
+    if shortlists is None:
+        shortlists = np.argsort(-itc[:PAIR_IMAGES], axis=1, kind="stable")[:, :SHORTLIST]
+    final = np.empty(shortlists.shape, np.float32)
+    for row, columns in enumerate(shortlists):
+        itm = encoder.itm_scores(embeds[row], [split.captions[column] for column in columns])[0]
+        final[row] = final_scores(itm, itc[row, columns])
+    return Measured(itc, final), shortlists
+
+
+def recall_at_1(itc: Floats, owners: npt.NDArray[np.int64]) -> dict[str, float]:
+    """R@1 in percent, text to image and image to text."""
+    ranks = {"t2i": text_to_image_ranks(itc, owners), "i2t": image_to_text_ranks(itc, owners)}
+    return {direction: recall(found)[1] or 0.0 for direction, found in ranks.items()}
+
+
+def changed_first(reference: Floats, got: Floats) -> float:
+    """Percent of rows whose best column is another one."""
+    return float(100 * np.mean(reference.argmax(axis=1) != got.argmax(axis=1)))
+
+
+def judge(
+    reference: Measured, got: Measured, owners: npt.NDArray[np.int64], *, max_drop: float, min_agreement: float
+) -> tuple[Gate, ...]:
+    """The gates. A NaN among the scores fails them all."""
+    if not (np.isfinite(got.itc).all() and np.isfinite(got.final).all()):
+        return (Gate("scores not finite", float((~np.isfinite(got.itc)).sum() + (~np.isfinite(got.final)).sum()), 0.0),)
+    before, after = recall_at_1(reference.itc, owners), recall_at_1(got.itc, owners)
+    most = 100 - min_agreement
+    return (
+        *(Gate(f"{way}: R@1 lost, points", before[way] - after[way], max_drop) for way in before),
+        Gate("t2i: first results that changed, %", changed_first(reference.itc.T, got.itc.T), most),
+        Gate("i2t: first results that changed, %", changed_first(reference.itc, got.itc), most),
+        Gate("i2t re-ranked: first results that changed, %", changed_first(reference.final, got.final), most),
+    )
+
+
+def passed(gates: Sequence[Gate]) -> bool:
+    return all(gate.passed for gate in gates)

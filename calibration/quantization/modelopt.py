@@ -1,0 +1,101 @@
+"""NVIDIA ModelOpt in its own environment: FP8 graphs for TensorRT."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qpert.calibration.quantization.candidates import Candidate
+from qpert.calibration.quantization.data import Feed
+from qpert.runtime.errors import InputError, QpertError, UnavailableError
+
+PROJECT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("modelopt_worker.py")
+HINT = (
+    "Make it with `sh tools/modelopt_env.sh` (it pins other versions of onnx than qpert uses, so it lives apart), or "
+    "set QPERT_MODELOPT_ENV to an environment with nvidia-modelopt[onnx]"
+)
+METHODS = {"minmax": "max", "entropy": "entropy"}
+"""ModelOpt's names of what `--ranges` calls them."""
+
+
+def modelopt_python() -> Path:
+    """The interpreter of the ModelOpt environment: $QPERT_MODELOPT_ENV, or the one that tools/modelopt_env.sh made.
+
+    Raises:
+        UnavailableError: it is not there.
+    """
+    folder = Path(os.environ.get("QPERT_MODELOPT_ENV") or PROJECT / ".cache" / "modelopt")
+    found = folder / "bin" / "python"
+    if not found.is_file():
+        raise UnavailableError(f"FP8 needs NVIDIA ModelOpt in an environment of its own; {found} is not there. {HINT}")
+    return found
+
+
+def modelopt_version() -> str:
+    code = "import importlib.metadata as m; print(m.version('nvidia-modelopt'))"
+    try:
+        done = subprocess.run([modelopt_python(), "-I", "-c", code], capture_output=True, text=True, check=True)
+    except subprocess.CalledProcessError as error:
+        raise UnavailableError(f"the environment of {modelopt_python()} holds no nvidia-modelopt. {HINT}") from error
+    return done.stdout.strip()
+
+
+def check_method(method: str) -> None:
+    """Raises InputError for ranges that ModelOpt cannot take."""
+    if method not in METHODS:
+        raise InputError(f"--ranges {method} is not to be had for fp8, expected one of {', '.join(METHODS)}")
+
+
+def quantize_with_modelopt(
+    path: Path, feeds: Sequence[Feed], candidates: Sequence[Candidate], *, precision: str, method: str, folder: Path
+) -> onnx.ModelProto:
+    """The graph with every candidate between Q/DQ pairs, as ModelOpt makes them; weights are still in float.
+
+    Raises:
+        UnavailableError: there is no environment with ModelOpt.
+        QpertError: ModelOpt failed; its last lines are in the message.
+    """
+    python = modelopt_python()
+    check_method(method)
+    given, made = (folder.resolve() / f"{path.stem}-{end}" for end in ("feeds.npz", f"{precision}.onnx"))
+    arrays: dict[str, Any] = {f"{n}/{key}": array for n, feed in enumerate(feeds) for key, array in feed.items()}
+    np.savez(given, **arrays)
+    job = {
+        "graph": str(path.resolve()),
+        "feeds": str(given),
+        "out": str(made),
+        "mode": precision,
+        "method": METHODS[method],
+        "nodes": [candidate.node for candidate in candidates],
+    }
+    done = subprocess.run(
+        [python, "-I", "-W", "ignore", WORKER],
+        input=json.dumps(job),
+        cwd=folder,  # ModelOpt leaves files where it runs
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    given.unlink()
+    if done.returncode or not made.is_file():
+        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise QpertError(
+            f"ModelOpt could not quantise {path.name} to {precision}, it ended with {done.returncode}:\n{last}"
+        )
+    return onnx.load_model(made)
+
+
+def taken(model: onnx.ModelProto, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The products that ModelOpt has quantised. It leaves out such as TensorRT has no 8-bit kernel for: a matrix of two
+    columns, the head of the pair graph.
+    """
+    reads = {node.name: node.input[0] for node in model.graph.node if node.input}
+    return tuple(c for c in candidates if reads.get(c.node, c.activation) != c.activation)

@@ -1,0 +1,100 @@
+"""What the user asks of `qpert quantize`, and what can be refused before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpert.exporter.staging import check_target
+from qpert.runtime.bundle import Bundle
+from qpert.runtime.errors import InputError
+from qpert.runtime.manifest import GRAPH_NAMES
+
+PRECISIONS = ("int8", "fp8")
+TARGETS = ("cpu", "tensorrt")
+RANGES = ("minmax", "percentile", "entropy")
+MIN_SAMPLES = 16
+FP8_FROM = 89
+"""The first compute capability with FP8 products (Ada); NVIDIA's support matrix of TensorRT."""
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """One call of `qpert quantize`.
+
+    dataset: the root of a data set, or `demo`. samples: images that ranges are taken from. limit: images of the split
+    that the gate judges, None for all. graphs: which graphs are quantised; None leaves those alone that get slower.
+    max_drop: points of R@1. min_agreement: percent of queries whose first result stays the same.
+    """
+
+    bundle: Path
+    out: Path
+    precision: str = "int8"
+    target: str = "cpu"
+    arch: tuple[str, ...] = ()
+    dataset: str = "demo"
+    split: str = "val"
+    samples: int = 64
+    limit: int | None = None
+    graphs: tuple[str, ...] | None = None
+    ranges: str = "minmax"
+    reduce_range: bool = False
+    sensitivity: bool = True
+    max_drop: float = 0.5
+    min_agreement: float = 80.0
+    force: bool = False
+    command: str = ""
+
+    def check(self) -> None:
+        """Raises InputError for what no bundle could make right."""
+        for name, value, allowed in (
+            ("--precision", self.precision, PRECISIONS),
+            ("--target", self.target, TARGETS),
+            ("--ranges", self.ranges, RANGES),
+            *(("--graphs", graph, GRAPH_NAMES) for graph in self.graphs or ()),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+        if self.graphs == ():
+            raise InputError("--graphs names no graph; leave it out, or name some of " + ", ".join(GRAPH_NAMES))
+        if self.samples < MIN_SAMPLES:
+            raise InputError(
+                f"--samples is {self.samples}, expected at least {MIN_SAMPLES}: a range taken from a few images cuts "
+                "off what others need"
+            )
+        if self.limit is not None and self.limit < self.samples:
+            raise InputError(f"--limit is {self.limit}, expected at least the {self.samples} images of --samples")
+        if not 0 <= self.max_drop <= 100 or not 0 <= self.min_agreement <= 100:
+            raise InputError("--max-drop and --min-agreement are percentages; expected numbers from 0 to 100")
+        self._check_target()
+        check_target(self.out, force=self.force)
+
+    def _check_target(self) -> None:
+        if self.precision == "fp8" and self.target == "cpu":
+            raise InputError("fp8 is for GPUs, a CPU has no FP8 products; use --target tensorrt, or --precision int8")
+        if self.arch and self.target != "tensorrt":
+            raise InputError(f"--arch {','.join(self.arch)} is for --target tensorrt, got --target {self.target}")
+        for arch in self.arch:
+            number = arch.removeprefix("sm")
+            if not arch.startswith("sm") or not number.isdigit():
+                raise InputError(f"--arch is {arch!r}, expected names such as sm80,sm89")
+            if self.precision == "fp8" and int(number) < FP8_FROM:
+                raise InputError(
+                    f"{arch} has no FP8 products, they begin with sm{FP8_FROM}; use --precision int8 for it, or leave "
+                    "it out of --arch"
+                )
+
+    def check_bundle(self, bundle: Bundle) -> None:
+        """Raises InputError where the bundle is not one to quantise."""
+        manifest = bundle.manifest
+        if manifest.quantization is not None or manifest.precision in PRECISIONS:
+            raise InputError(
+                f"{bundle.folder} is quantised already ({manifest.precision}); give the fp32 bundle that it was made of"
+            )
+        if manifest.precision != "fp32":
+            raise InputError(
+                f"{bundle.folder} is a {manifest.precision} bundle, expected fp32: ranges and the gate need the "
+                "original numbers; export it with --precision fp32 first"
+            )
+        if self.out.resolve() == bundle.folder.resolve():
+            raise InputError(f"--out {self.out} is the bundle itself; choose another folder")
