@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from click import Context
 
-from qpert.runtime.cli import run
+from qpert.runtime.cli import cli, run
 from qpert.runtime.cli.export import command as export_command
 
 REPOSITORY = Path(__file__).parents[1]
@@ -43,9 +44,24 @@ def test_the_ten_lines_run_and_give_what_their_comments_say(reader: Path) -> Non
     assert {hit.image for hit in names["hits"]} == set(names["photos"])
 
 
-@pytest.mark.parametrize("line", [line for line in command_lines() if line[0] == "qpert"], ids=" ".join)
-def test_commands_on_the_demonstration_bundle_succeed(reader: Path, line: list[str]) -> None:
-    assert run(line[1:]) == 0
+def is_quick(line: list[str]) -> bool:
+    """Whether a command takes seconds: whatever goes through a whole data set takes minutes."""
+    return line[1] not in ("eval", "bench", "calibrate", "quantize", "build") and "--level" not in line
+
+
+def test_quick_commands_succeed_in_the_order_in_which_they_are_read(reader: Path) -> None:
+    lines = [line for line in command_lines() if line[0] == "qpert" and is_quick(line)]
+    assert {line[1] for line in lines} >= {"verify", "inspect", "doctor", "index", "search"}
+    for line in lines:
+        assert run(line[1:]) == 0, " ".join(line)
+    assert (reader / "found.html").exists()
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in command_lines() if line[0] == "qpert" and not is_quick(line)], ids=" ".join
+)
+def test_commands_that_take_minutes_name_options_that_exist(line: list[str]) -> None:
+    assert cli.get_command(Context(cli), line[1]).make_context(line[1], line[2:]).params["bundle"]
 
 
 @pytest.mark.parametrize("line", [line for line in command_lines() if line[0] == "qpert-export"], ids=" ".join)
