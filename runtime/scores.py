@@ -43,8 +43,9 @@ def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[n
     step = max(1, BLOCK // max(1, queries * texts))
     for start in range(0, len(query_embeds), step):
         # One product of all rows: NumPy takes three axes image by image, which is four times slower.
-        similarities = query_embeds[start : start + step].reshape(-1, width) @ text_embeds.T  # [step * Q, T]
-        scores[start : start + step] = similarities.reshape(-1, queries, texts).max(axis=1)
+        chunk = query_embeds[start : start + step]
+        similarities = chunk.reshape(len(chunk) * queries, width) @ text_embeds.T  # [step * Q, T]
+        scores[start : start + step] = similarities.reshape(len(chunk), queries, texts).max(axis=1)
     return scores
 
 
