@@ -48,6 +48,12 @@ class DeviceArray:
     def numpy(self) -> np.ndarray:
         return self.copy()
 
+    def rows(self, start: int, stop: int) -> DeviceArray:
+        """`array[start:stop]`, in the same memory; 0 ≤ start ≤ stop ≤ length."""
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape, address = (stop - start, *self.shape[1:]), self.address + start * row_bytes
+        return DeviceArray(shape, self.dtype, address, lambda: self.numpy()[start:stop], self)
+
 
 def on_host(array: np.ndarray | DeviceArray) -> np.ndarray:
     """The array itself where it is on the host, else a copy of it."""

@@ -7,7 +7,7 @@ checks it), that is exact.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,31 +25,51 @@ from qpert.runtime.text import TokenizedTexts, Tokenizer
 Floats = npt.NDArray[np.floating]
 
 
-@dataclass(frozen=True, eq=False)
 class ImageFeatures:
     """What is kept of B images.
 
     query_embeds: float32 [B, Q, E], unit length, for ITC. image_embeds: [B, N, C] in the bundle's feature dtype, for
     ITM. object_masks float32 [B, O, N] and box_weights float32 [B, O] only where ITM is perturbed too.
+
+    On a GPU, features of one call of the graphs stay in its memory: ITM takes them from there (`for_matching`), and
+    they are copied to the host when `image_embeds` is first read.
     """
 
-    query_embeds: Floats
-    image_embeds: Floats
-    object_masks: Floats | None = None
-    box_weights: Floats | None = None
+    def __init__(
+        self,
+        query_embeds: Floats,
+        image_embeds: Floats | DeviceArray,
+        object_masks: Floats | None = None,
+        box_weights: Floats | None = None,
+    ) -> None:
+        self.query_embeds = query_embeds
+        self.for_matching: Array = image_embeds
+        self.object_masks = object_masks
+        self.box_weights = box_weights
+
+    @cached_property
+    def image_embeds(self) -> Floats:
+        return on_host(self.for_matching)
 
     def __len__(self) -> int:
         return len(self.query_embeds)
 
     def rows(self, index: slice | Sequence[int] | npt.NDArray[np.int64]) -> ImageFeatures:
-        """The features of some of the images, in that order."""
+        """The features of some of the images, in that order. A slice of neighbours stays where it is."""
 
         def pick(array: Floats | None) -> Floats | None:
             return None if array is None else array[index]
 
         return ImageFeatures(
-            self.query_embeds[index], self.image_embeds[index], pick(self.object_masks), pick(self.box_weights)
+            self.query_embeds[index], self._embeds_of(index), pick(self.object_masks), pick(self.box_weights)
         )
+
+    def _embeds_of(self, index: slice | Sequence[int] | npt.NDArray[np.int64]) -> Floats | DeviceArray:
+        if isinstance(self.for_matching, DeviceArray) and isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return self.for_matching.rows(start, max(start, stop))
+        return self.image_embeds[index]
 
 
 class Encoder:
@@ -120,7 +140,7 @@ class Encoder:
         return scores
 
     def _match(self, features: ImageFeatures, tokens: dict[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
-        inputs: dict[str, np.ndarray] = {"image_embeds": features.image_embeds}
+        inputs: dict[str, Array] = {"image_embeds": features.for_matching}
         for name, array in tokens.items():
             inputs[name] = np.ascontiguousarray(np.broadcast_to(array, (len(features), *array.shape)))
         if self.manifest.graphs["itm"].takes_boxes:
@@ -164,7 +184,7 @@ class Encoder:
             objects = {"object_masks": masks, "box_weights": box_weights(boxes, self.perturbation)}
         query_embeds = self.sessions["image_query"].run(inputs | objects)["query_embeds"]
         kept = objects if graphs["itm"].takes_boxes else {}
-        return ImageFeatures(query_embeds, on_host(image_embeds), kept.get("object_masks"), kept.get("box_weights"))
+        return ImageFeatures(query_embeds, image_embeds, kept.get("object_masks"), kept.get("box_weights"))
 
     def _check_boxes(self, count: int, boxes: Sequence[Boxes | None] | None) -> Sequence[Boxes | None]:
         if boxes is None:

@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qpert.runtime.bundle import Bundle
 from qpert.runtime.device import DeviceArray
+from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import BundleError, InputError, LimitError, UnavailableError
 from qpert.runtime.manifest import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.onnx_session import CudaSession, OnnxRuntimeSession
@@ -71,6 +73,27 @@ def test_features_that_stay_where_they_were_computed_give_what_features_on_the_h
     np.testing.assert_array_equal(kept.numpy(), expected)
     found = bound["image_query"].run({"image_embeds": kept} | no_boxes(expected))["query_embeds"]
     np.testing.assert_array_equal(found, queries)
+
+
+def test_features_stay_from_vision_to_itm_and_are_copied_only_when_they_are_read(bundle, bound, random_pictures):
+    pictures, texts = random_pictures(3), ["a dog", "two cats on a mat"]
+    plain, kept = Encoder(bundle, "cpu"), Encoder(bundle, "cpu")
+    kept.sessions = dict(bound)
+    expected, found = plain.encode_images(pictures), kept.encode_images(pictures)
+    copies = []
+    whole = found.for_matching
+    assert isinstance(whole, DeviceArray)
+    found.for_matching = replace(whole, copy=lambda: copies.append(1) or whole.copy())
+
+    np.testing.assert_array_equal(kept.itm_scores(found, texts), plain.itm_scores(expected, texts))
+    second = found.rows(slice(1, 2))
+    assert isinstance(second.for_matching, DeviceArray)
+    np.testing.assert_array_equal(kept.itm_scores(second, texts), plain.itm_scores(expected.rows([1]), texts))
+    assert copies == []
+    np.testing.assert_array_equal(second.image_embeds, expected.image_embeds[1:2])
+    np.testing.assert_array_equal(found.rows([2, 0]).image_embeds, expected.image_embeds[[2, 0]])
+    np.testing.assert_array_equal(found.rows(slice(None, None, 2)).image_embeds, expected.image_embeds[::2])
+    assert len(copies) == 2  # one for the part, one for the whole, however often either is read
 
 
 def test_what_stays_is_checked_as_what_comes_from_the_host(bound, pixels):
