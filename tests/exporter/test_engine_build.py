@@ -137,6 +137,15 @@ def test_an_engine_that_is_cut_short_unrecorded_or_of_another_graph_is_built_aga
     assert all(state.ok for state in read_engine(folder, engine_folder(folder)).check())
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """Python's own handler: a shell gives background jobs one that ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_ctrl_c_stops_the_library_and_leaves_no_half_engine(tiny_engines, copy_of):
     folder = copy_of(tiny_engines[0])
     steps = []
