@@ -1,9 +1,12 @@
 """`qpert::QueryMap` in standard ONNX operators (opset 20, default domain), float32 whatever the surrounding precision.
 
-For every image, box, layer and head at once: C_b = K_bᵀ K_b, its projector P_b (`purification`), M = I + Σ_b w_b P_b.
+For every image, box and head, some layers at a time: C_b = K_bᵀ K_b, its projector P_b (`purification`),
+M = I + Σ_b w_b P_b.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -14,6 +17,11 @@ from qpert.graphs.perturbation.purification import leading_projectors
 
 PREFIX = "query_map"
 """Names of what this pass adds start with it; the initializer `query_map/threshold` is τ and may be overwritten."""
+
+HEADS_AT_ONCE = 24
+"""Layers × heads whose matrices are computed side by side. An iteration goes over whole tensors many times: 24 heads
+and 8 boxes make 3 MB each, of which the few that live stay in a CPU's cache. BLIP-2's 72 at once took half as long
+again."""
 
 
 def lower_query_map(graph: gs.Graph) -> gs.Graph:
@@ -35,16 +43,37 @@ def lower_query_map(graph: gs.Graph) -> gs.Graph:
 def _lower(ops: Operators, node: gs.Node) -> None:
     keys, object_masks, box_weights = node.inputs
     threshold = ops.constant("threshold", node.attrs["threshold"])
-    projectors = leading_projectors(ops, _grams(ops, keys, object_masks), threshold)
-    weights = ops("Unsqueeze", box_weights, ops.constant("box_axes", [1, 2, 4, 5], np.int64))
-    weighted = ops("Mul", projectors, weights)  # [B, A, H, O, d, d]
-    total = ops("ReduceSum", weighted, ops.constant("object_axis", [3], np.int64), keepdims=0)
-    # Exactly symmetric, whatever order a backend adds in.
-    total = ops("Mul", ops("Add", total, ops("Transpose", total, perm=[0, 1, 2, 4, 3])), 0.5)
-    result = ops("Add", total, ops.constant("identity", np.eye(ops.size)))
+    weights = ops("Unsqueeze", box_weights, ops.constant("weight_axes", [1, 2, 4, 5], np.int64))  # [B, 1, 1, O, 1, 1]
+    masks = _squared_masks(ops, object_masks)
+    maps = []
+    for number, part in enumerate(_parts(ops, keys)):
+        with ops.scope(f"part_{number}"):
+            maps.append(_map(ops, leading_projectors(ops, _grams(ops, part, masks), threshold), weights))
+    result = maps[0] if len(maps) == 1 else ops("Concat", *maps, axis=1)
     (output,) = node.outputs
     node.outputs.clear()
     result.inputs[0].outputs = [output]
+
+
+def _parts(ops: Operators, keys: gs.Tensor) -> list[gs.Tensor]:
+    """[B, A, H, N, d] cut along the layers, where their number is known, into parts of `HEADS_AT_ONCE` at most."""
+    layers, heads = (keys.shape or [None] * 5)[1:3]
+    if not isinstance(layers, int) or not isinstance(heads, int):
+        return [keys]
+    count = min(layers, -(-layers * heads // HEADS_AT_ONCE))
+    if count == 1:
+        return [keys]
+    sizes = [len(part) for part in np.array_split(np.arange(layers), count)]
+    return ops.split(keys, ops.constant("part_sizes", sizes, np.int64), axis=1)
+
+
+def _map(ops: Operators, projectors: gs.Tensor, weights: gs.Tensor) -> gs.Tensor:
+    """I + Σ_b w_b P_b: [B, A, H, O, d, d] and [B, 1, 1, O, 1, 1] to [B, A, H, d, d]."""
+    weighted = ops("Mul", projectors, weights)
+    total = ops("ReduceSum", weighted, ops.constant("object_axis", [3], np.int64), keepdims=0)
+    # Exactly symmetric, whatever order a backend adds in.
+    total = ops("Mul", ops("Add", total, ops("Transpose", total, perm=[0, 1, 2, 4, 3])), 0.5)
+    return ops("Add", total, ops.constant("identity", np.eye(ops.size)))
 
 
 def _head_dimension(node: gs.Node) -> int:
@@ -57,12 +86,32 @@ def _head_dimension(node: gs.Node) -> int:
     )
 
 
-def _grams(ops: Operators, keys: gs.Tensor, object_masks: gs.Tensor) -> gs.Tensor:
-    """C_b = (diag(m_b) K)ᵀ diag(m_b) K: [B, A, H, N, d] and [B, O, N] to [B, A, H, O, d, d].
+class _Masks(NamedTuple):
+    squared: gs.Tensor  # [B, 1, 1, O, 1, N]
+    stacked: gs.Tensor  # int64 [5], the shape [B, A, H, O d, N]
+    apart: gs.Tensor  # int64 [6], the shape [B, A, H, O, d, d]
 
-    Both factors have the axis O: to ONNX Runtime a product of none and one is an error, not none.
+
+def _squared_masks(ops: Operators, object_masks: gs.Tensor) -> _Masks:
+    """In the shapes, 0 stands for the length that an axis has; so it does where O is 0."""
+    squared = ops("Unsqueeze", ops("Mul", object_masks, object_masks), ops.constant("mask_axes", [1, 2, 4], np.int64))
+    lengths = ops("Shape", object_masks, start=1, dtype=np.int64)  # O, N
+    lead, square = (
+        ops.constant(name, values, np.int64) for name, values in (("lead", [0] * 3), ("one", [ops.size, 1]))
+    )
+    stacked = ops("Concat", lead, ops("Mul", lengths, square, dtype=np.int64), axis=0, dtype=np.int64)
+    boxes = ops("Shape", object_masks, start=1, end=2, dtype=np.int64)
+    apart = ops("Concat", lead, boxes, ops.constant("sides", [ops.size] * 2, np.int64), axis=0, dtype=np.int64)
+    return _Masks(squared, stacked, apart)
+
+
+def _grams(ops: Operators, keys: gs.Tensor, masks: _Masks) -> gs.Tensor:
+    """C_b = Kᵀ diag(m_b)² K: [B, A, H, N, d] to [B, A, H, O, d, d].
+
+    The boxes of a head are stacked, so that its keys are one factor of one product; and to ONNX Runtime a product of
+    none and one is an error, not none.
     """
-    boxed_keys = ops("Unsqueeze", keys, ops.constant("object_axis", [3], np.int64))  # [B, A, H, 1, N, d]
-    masks = ops("Unsqueeze", object_masks, ops.constant("mask_axes", [1, 2, 5], np.int64))  # [B, 1, 1, O, N, 1]
-    masked = ops("Mul", masks, boxed_keys)
-    return ops("MatMul", ops("Transpose", masked, perm=[0, 1, 2, 3, 5, 4]), masked)
+    turned = ops("Transpose", keys, perm=[0, 1, 2, 4, 3])
+    turned = ops("Unsqueeze", turned, ops.constant("object_axis", [3], np.int64))  # [B, A, H, 1, d, N]
+    masked = ops("Reshape", ops("Mul", masks.squared, turned), masks.stacked)  # [B, A, H, O d, N]
+    return ops("Reshape", ops("MatMul", masked, keys), masks.apart)

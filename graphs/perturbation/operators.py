@@ -22,6 +22,7 @@ class Operators:
         self._constants: dict[str, gs.Constant] = {}
         self._uses: dict[str, int] = {}
         self._rows: dict[str, gs.Tensor] = {}
+        self._diagonal = {"start": 0, "end": size**2, "axis": 5, "step": size + 1}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -49,6 +50,14 @@ class Operators:
         self._graph.nodes.append(gs.Node(op, name, dict(attrs), tensors, [output]))
         return output
 
+    def split(self, tensor: gs.Tensor, sizes: gs.Constant, *, axis: int) -> list[gs.Variable]:
+        """Cut `tensor` along `axis` into parts of these lengths."""
+        first = self("Split", tensor, sizes, axis=axis)
+        (node,) = first.inputs
+        rest = [gs.Variable(f"{node.name}:{i}", np.float32) for i in range(1, len(sizes.values))]
+        node.outputs.extend(rest)
+        return [first, *rest]
+
     def dot(self, left: gs.Tensor, right: gs.Tensor) -> gs.Variable:
         """⟨A, B⟩ = Σ_ij a_ij b_ij, which is tr(AB) of symmetric matrices: [B, A, H, O, d, d] twice to [..., 1, 1].
 
@@ -58,10 +67,11 @@ class Operators:
             return self("MatMul", self._row(left), self._column(right))
 
     def trace(self, matrices: gs.Tensor) -> gs.Variable:
-        """tr A: [B, A, H, O, d, d] to [..., 1, 1]."""
-        with self.scope("dot"):
-            identity = self.constant("identity_column", np.eye(self.size).reshape(-1, 1))
-            return self("MatMul", self._row(matrices), identity)
+        """tr A: [B, A, H, O, d, d] to [..., 1, 1]. Of the row, every (d+1)-th number lies on the diagonal."""
+        with self.scope("trace"):
+            bounds = [self.constant(f"diagonal_{name}", [value], np.int64) for name, value in self._diagonal.items()]
+            diagonal = self("Slice", self._row(matrices), *bounds)  # [B, A, H, O, 1, d]
+            return self("ReduceSum", diagonal, self.constant("last_axis", [5], np.int64), keepdims=1)
 
     def _row(self, matrices: gs.Tensor) -> gs.Tensor:
         """[B, A, H, O, d, d] as [B, A, H, O, 1, d²]; the lengths are spelt out because O may be 0."""

@@ -13,43 +13,23 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
 import torch
+from lowered import lowered_model, toy_graph
 from spectra import SPECTRA, close_pairs, identical_eigenvalues, power_law, with_spectrum
 
 from qpert.graphs.perturbation.lowering import lower_query_map
 from qpert.graphs.perturbation.oracle import KeySubspaces, key_subspaces, query_map
-from qpert.graphs.perturbation.placeholder import DOMAIN, OPERATOR
 from qpert.graphs.perturbation.purification import PRODUCTS
 
 THRESHOLDS = (0.85, 0.9, 0.95, 0.99)
 STANDARD_OPERATORS = (
-    {"Add", "And", "Clip", "Div", "Exp", "GreaterOrEqual", "Less", "MatMul", "Max", "Min", "Mul", "Neg", "Not"}
-    | {"Or", "ReduceSum", "Reshape", "Sqrt", "Sub", "Transpose", "Unsqueeze", "Where"}
+    {"Add", "And", "Clip", "Concat", "Div", "Exp", "GreaterOrEqual", "Less", "MatMul", "Max", "Min", "Mul", "Neg"}
+    | {"Not", "Or", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Sub", "Transpose", "Unsqueeze", "Where"}
 )  # fmt: skip
 
 ADMITTED = 1e-5
 """Least |c − τ| at the cut, and least gap (λ_p − λ_{p+1}) / λ_1, for which the oracle's rank is asked. C is computed in
 float32: its entries are wrong by some 1e-7 λ_1, and its cumulative ratios by as much, so nothing that is computed from
 it can tell eigenvectors or ratios apart that are closer."""
-
-
-def toy_graph(head_dimension: int, threshold: float) -> gs.Graph:
-    """The single node between symbolic inputs."""
-    d = head_dimension
-    inputs = [
-        gs.Variable("keys", np.float32, ["B", "A", "H", "N", d]),
-        gs.Variable("object_masks", np.float32, ["B", "O", "N"]),
-        gs.Variable("box_weights", np.float32, ["B", "O"]),
-    ]
-    output = gs.Variable("query_map", np.float32, ["B", "A", "H", d, d])
-    node = gs.Node(OPERATOR, "placeholder", {"threshold": threshold}, inputs, [output], domain=DOMAIN)
-    return gs.Graph([node], inputs, [output], opset=20)
-
-
-@functools.cache
-def lowered_model(head_dimension: int, threshold: float) -> onnx.ModelProto:
-    model = gs.export_onnx(lower_query_map(toy_graph(head_dimension, threshold)))
-    model.ir_version = 10  # what opset 20 needs; the newest is beyond some runtimes
-    return model
 
 
 @functools.cache
@@ -235,6 +215,21 @@ def test_boxes_add_up_as_in_the_oracle(images, count):
     found = lowered(images["keys"], masks, weights, 0.95)
     # Each box may contribute its weight times its own error, 1e-3 at most.
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(weights).sum(1).max())
+
+
+@pytest.mark.parametrize(("layers", "parts"), [(4, 2), (5, 3), (6, 3)])
+def test_layers_beyond_24_heads_are_computed_in_parts_and_come_out_in_order(layers, parts):
+    model = lowered_model(16, 0.9, (layers, 12))
+    scopes = {node.name.split("/")[1] for node in model.graph.node if "/steered_00/" in node.name}
+    assert scopes == {f"part_{number}" for number in range(parts)}
+    keys = power_law(np.random.default_rng(10), 2 * layers * 12, 16, 40).reshape(2, layers, 12, 40, 16)
+    masks, weights = boxes(np.random.default_rng(11), 3)
+    in_parts = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = in_parts.run(None, {"keys": keys, "object_masks": masks, "box_weights": weights})[0]
+    # The same numbers go through the same operators; a library may add up shorter tensors in another order.
+    np.testing.assert_allclose(found, lowered(keys, masks, weights, 0.9), atol=1e-4)
+    none = {"keys": keys, "object_masks": masks[:, :0], "box_weights": weights[:, :0]}
+    assert np.array_equal(in_parts.run(None, none)[0], np.broadcast_to(np.eye(16, dtype=np.float32), found.shape))
 
 
 @pytest.mark.parametrize("count", [0, 1, 8])

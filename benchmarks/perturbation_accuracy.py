@@ -1,0 +1,121 @@
+"""How exact the perturbation's subgraph is: the projectors of many key spectra, against float64 `torch.linalg.eigh`.
+
+    python benchmarks/perturbation_accuracy.py --out benchmarks/results/perturbation_accuracy.json
+
+The spectra are those of the tests (`tests/spectra.py`), many more of them. Asked for are the cuts that float32 can
+decide: |c − τ| > 1e-5, and a gap above 1e-5 λ_1. Beside it stands what an exact eigendecomposition makes of the same
+float32 Gram matrices: no method that starts from them can do better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from qpert.graphs.perturbation.oracle import KeySubspaces, key_subspaces
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+from lowered import lowered_model  # noqa: E402
+from spectra import SPECTRA, Generator, close_pairs  # noqa: E402
+
+ADMITTED = 1e-5
+GREATEST_ERROR = 1e-3
+SETTINGS = ((64, 0.85), (64, 0.9), (64, 0.95), (64, 0.99), (32, 0.95), (16, 0.9), (16, 0.99))
+"""Head dimension d and threshold τ."""
+SETS: dict[str, dict[str, Generator]] = {"battery": SPECTRA, "close pairs": {"close pairs": close_pairs}}
+
+Floats = npt.NDArray[np.float64]
+
+
+def session(head_dimension: int, threshold: float) -> onnxruntime.InferenceSession:
+    """The subgraph alone, in ONNX Runtime on the CPU."""
+    model = lowered_model(head_dimension, threshold)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def lowered(run: onnxruntime.InferenceSession, keys: npt.NDArray[np.float32]) -> Floats:
+    """P of each of [count, N, d] under one box over everything: M − I with weight 1."""
+    masks, weights = np.ones((1, 1, keys.shape[1]), np.float32), np.ones((1, 1), np.float32)
+    feed = {"keys": keys[None, None], "object_masks": masks, "box_weights": weights}
+    return run.run(None, feed)[0][0, 0].astype(np.float64) - np.eye(keys.shape[-1])
+
+
+def from_single(keys: npt.NDArray[np.float32], threshold: float) -> Floats:
+    """The same from the float32 Gram matrices by an exact eigendecomposition in float64."""
+    values, vectors = np.linalg.eigh((keys.swapaxes(-1, -2) @ keys).astype(np.float64))
+    values, vectors = values[:, ::-1].clip(0), vectors[..., ::-1]
+    ranks = np.maximum(1, (values.cumsum(-1) < threshold * values.sum(-1, keepdims=True)).sum(-1))
+    leading = vectors * (np.arange(keys.shape[-1]) < ranks[:, None])[:, None]
+    return leading @ leading.swapaxes(-1, -2)
+
+
+def errors(found: Floats, expected: KeySubspaces) -> Floats:
+    """‖P − P_oracle‖_F of the admitted; infinite where the rank is wrong."""
+    margins, gaps, ranks = (x[0, 0, 0].numpy() for x in (expected.margins, expected.gaps, expected.ranks))
+    distance = np.linalg.norm(found - expected.projectors[0, 0, 0].numpy(), axis=(-2, -1))
+    wrong = np.trace(found, axis1=-2, axis2=-1).round() != ranks
+    return np.where(wrong, np.inf, distance)[(margins > ADMITTED) & (gaps > ADMITTED)]
+
+
+def cases(generators: dict[str, Generator], count: int) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
+    for number, generate in enumerate(generators.values()):
+        for setting, (head_dimension, threshold) in enumerate(SETTINGS):
+            rng = np.random.default_rng([12, number, setting])
+            yield generate(rng, count, head_dimension), threshold
+
+
+def summary(found: Floats) -> dict[str, Any]:
+    quantiles = {f"{q:g}": float(f"{np.quantile(found, q):.2g}") for q in (0.5, 0.9, 0.99, 0.999)}
+    return {
+        "admitted": len(found),
+        "wrong_rank": int(np.isinf(found).sum()),
+        "error_above_1e-3": int((np.isfinite(found) & (found > GREATEST_ERROR)).sum()),
+        "error_quantiles": quantiles,
+    }
+
+
+def measure(generators: dict[str, Generator], count: int) -> dict[str, Any]:
+    ours, exact, unsettled, matrices = [], [], 0, 0
+    sessions = {setting: session(*setting) for setting in SETTINGS}
+    for keys, threshold in cases(generators, count):
+        expected = key_subspaces(
+            torch.from_numpy(keys)[None, None], torch.ones(1, 1, keys.shape[1]), threshold=threshold
+        )
+        found = lowered(sessions[keys.shape[-1], threshold], keys)
+        ours.append(errors(found, expected))
+        exact.append(errors(from_single(keys, threshold), expected))
+        unsettled += int((np.abs(found @ found - found).max(axis=(-2, -1)) > 1e-4).sum())
+        matrices += len(keys)
+    single = summary(np.concatenate(exact))
+    return {"matrices": matrices, "not_idempotent_to_1e-4": unsettled} | {
+        "lowering": summary(np.concatenate(ours)),
+        "eigh_of_float32_gram": single,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--count", type=int, default=300, help="matrices of each spectrum, head dimension and threshold"
+    )
+    parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
+    options = parser.parse_args()
+    report = {name: measure(generators, options.count) for name, generators in SETS.items()}
+    text = json.dumps(report, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
