@@ -71,6 +71,20 @@ def duplicates_away_from_the_cut(rng: np.random.Generator, count: int, d: int) -
     return with_spectrum(rng, np.repeat(0.55 ** np.arange(d // 4), 4)[None] * np.ones((count, 1)), 2 * d)
 
 
+def ratio_near(
+    rng: np.random.Generator, count: int, d: int, threshold: float, *, rank: int, least: float = 3e-5
+) -> np.ndarray:
+    """Low rank, as of a box over few tokens, with one cumulative ratio `least` to 1e-3 from the threshold on either
+    side, and eigenvalues a tenth of each other apart or more."""
+    steps = 0.8 ** np.arange(rank) * rng.uniform(0.95, 1.05, (count, rank))
+    lead = np.arange(rank) < rng.integers(1, rank, (count, 1))
+    ratio = threshold + np.exp(rng.uniform(np.log(least), np.log(1e-3), (count, 1))) * rng.choice([-1, 1], (count, 1))
+    share = np.where(
+        lead, ratio / (steps * lead).sum(-1, keepdims=True), (1 - ratio) / (steps * ~lead).sum(-1, keepdims=True)
+    )
+    return with_spectrum(rng, np.pad(steps * share, ((0, 0), (0, d - rank))), 2 * d)
+
+
 def close_pairs(rng: np.random.Generator, count: int, d: int) -> np.ndarray:
     """Falling eigenvalues in pairs that lie 10⁻⁵ to 10⁻² of the greatest apart: small gaps at many cuts."""
     level = 0.93 ** np.arange(d // 2) * rng.uniform(0.97, 1.0, (count, d // 2))

@@ -25,8 +25,8 @@ class KeySubspaces:
     ranks: Tensor
     """[B, O, A, H] int64: p, zero where nothing is covered."""
     margins: Tensor
-    """[B, O, A, H] float64: min(|c_p − τ|, |c_{p+1} − τ|), the two ratios that decide the cut; c_1 never does, as p is
-    at least one; +inf where nothing is decided."""
+    """[B, O, A, H] float64: min(|c_p − τ|, |c_{p+1} − τ|), the two ratios that decide the cut. c_1 counts as well, though
+    p is one on either side of it: what steers by energy stands between the two. +inf where nothing is covered."""
     gaps: Tensor
     """[B, O, A, H] float64: (λ_p − λ_{p+1}) / λ_1, with λ_{d+1} = 0; +inf where nothing is covered."""
 
@@ -129,9 +129,8 @@ def _masked_gram(keys: Tensor, object_masks: Tensor) -> Tensor:
 
 
 def _margins(ratios: Tensor, ranks: Tensor, threshold: float) -> Tensor:
-    """min over c_p and c_{p+1} of |c − τ|. c_1 decides nothing (p is at least one), and c_{d+1} does not exist."""
+    """min over c_p and c_{p+1} of |c − τ|; c_{d+1} does not exist."""
     distance = torch.nn.functional.pad((ratios - threshold).abs(), (0, 1), value=torch.inf)
-    distance[..., 0] = torch.inf
     at_rank = distance.gather(-1, (ranks - 1).clamp(min=0)[..., None])[..., 0]
     after = distance.gather(-1, ranks[..., None])[..., 0]
     return torch.minimum(at_rank, after)

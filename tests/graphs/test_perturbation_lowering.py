@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from lowered import lowered_model, toy_graph
-from spectra import SPECTRA, close_pairs, identical_eigenvalues, power_law, with_spectrum
+from spectra import SPECTRA, close_pairs, identical_eigenvalues, power_law, ratio_near, with_spectrum
 
 from qpert.graphs.perturbation.lowering import lower_query_map
 from qpert.graphs.perturbation.oracle import KeySubspaces, key_subspaces, query_map
@@ -83,6 +83,17 @@ def test_every_spectrum_gives_the_projector_of_the_eigendecomposition(name, thre
     admitted = ((expected.margins > ADMITTED) & (expected.gaps > ADMITTED))[0, 0, 0].numpy()
     assert (np.trace(found, axis1=-2, axis2=-1)[admitted].round() == expected.ranks[0, 0, 0].numpy()[admitted]).all()
     assert (errors(found, expected)[admitted] < 1e-3).all()
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("head_dimension", [16, 64])
+def test_ratios_close_to_the_threshold_are_decided(head_dimension, rank):
+    """Down to 3e-5 from τ: then X is steered by one direction of which only a little is left, or missing."""
+    keys = ratio_near(np.random.default_rng([11, head_dimension, rank]), 1000, head_dimension, 0.95, rank=rank)
+    found, expected = projectors(keys, 0.95), oracle(keys, 0.95)
+    assert_projector(found)
+    assert expected.gaps.min() > ADMITTED
+    assert errors(found, expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
