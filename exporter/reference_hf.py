@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qpert.exporter.renaming import HUGGING_FACE_NAMES, Pair, fill, to_pattern
 from qpert.exporter.stock import Pairs, StockReference
+from qpert.graphs.config import Blip2Config
 from qpert.runtime.errors import CheckpointError, UnavailableError
+
+
+class LavisTensors(Protocol):
+    """Parameters by LAVIS name."""
+
+    def names(self) -> Any: ...
+
+    def get(self, name: str) -> Tensor: ...
 
 
 class HuggingFaceReference(StockReference):
@@ -36,6 +47,27 @@ class HuggingFaceReference(StockReference):
         """
         model = _load(str(folder_or_id))
         heads = model.config.qformer_config.num_attention_heads
+        return cls(model, heads=heads, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
+
+    @classmethod
+    def from_lavis(
+        cls,
+        tensors: LavisTensors,
+        config: Blip2Config,
+        *,
+        threshold: float = 0.95,
+        preserve_norm: bool = False,
+        stages: str = "itc",
+    ) -> HuggingFaceReference:
+        """The stock model of that architecture with a LAVIS checkpoint's weights, in float32 on the CPU.
+
+        Raises:
+            UnavailableError: transformers is not installed, or has no such vision transformer (CLIP's).
+            CheckpointError: the stock model has a parameter that the checkpoint does not.
+        """
+        model = _stock_model(config)
+        model.load_state_dict(hugging_face_state(tensors, model.state_dict()), strict=True)
+        heads = config.qformer.heads
         return cls(model, heads=heads, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
@@ -75,14 +107,108 @@ class HuggingFaceReference(StockReference):
         return [(block.query, block.key) for block in blocks]
 
 
+def _stock_model(config: Blip2Config) -> Any:
+    """Stock `Blip2ForImageTextRetrieval` of those dimensions, its weights at random."""
+    if config.vision.family != "eva":
+        raise UnavailableError(
+            f"the Hugging Face reference has no vision transformer of the {config.vision.family!r} family, only EVA's; "
+            "take --reference lavis or torch"
+        )
+    try:
+        from transformers import Blip2Config as StockConfig
+        from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
+    except ImportError as error:
+        raise _no_transformers(error) from error
+    vision, qformer = config.vision, config.qformer
+    stock = StockConfig(
+        vision_config=Blip2VisionConfig(
+            hidden_size=vision.width,
+            intermediate_size=vision.mlp_width,
+            num_hidden_layers=vision.layers,
+            num_attention_heads=vision.heads,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            layer_norm_eps=vision.layer_norm_eps,
+            qkv_bias=vision.qkv_bias,
+        ).to_dict(),
+        qformer_config=Blip2QFormerConfig(
+            vocab_size=qformer.vocab_size,
+            hidden_size=qformer.width,
+            num_hidden_layers=qformer.layers,
+            num_attention_heads=qformer.heads,
+            intermediate_size=qformer.mlp_width,
+            max_position_embeddings=qformer.max_positions,
+            layer_norm_eps=qformer.layer_norm_eps,
+            cross_attention_frequency=qformer.cross_attention_frequency,
+            encoder_hidden_size=vision.width,
+            use_qformer_text_input=True,
+        ).to_dict(),
+        num_query_tokens=qformer.queries,
+        image_text_hidden_size=config.embed_dim,
+        image_token_index=None,
+    )
+    stock._attn_implementation = "eager"
+    model = Blip2ForImageTextRetrieval(stock).eval().requires_grad_(False)
+    # LAVIS's LayerNorm after the blocks has an eps of its own (1e-5); transformers takes the blocks' (1e-6).
+    model.vision_model.post_layernorm.eps = config.ln_vision_eps
+    return model
+
+
+def hugging_face_state(tensors: LavisTensors, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A LAVIS checkpoint's parameters under the names, and in the shapes, of the stock model's `state_dict`.
+
+    Args:
+        tensors: by LAVIS name.
+        wanted: the stock model's; buffers that no checkpoint holds (position ids) are kept.
+
+    Raises:
+        CheckpointError: a parameter has no counterpart.
+    """
+    there, state, missing = set(tensors.names()), {}, []
+    for name, own in wanted.items():
+        parts = [(fill(pair.lavis, match.groups()), pair) for pair, match in _pairs_of(name)]
+        if not parts and not own.is_floating_point():
+            state[name] = own
+        elif not parts or any(lavis not in there for lavis, _ in parts):
+            missing.append(name)
+        else:
+            state[name] = _joined([(tensors.get(lavis).float(), pair) for lavis, pair in parts], own)
+    if missing:
+        raise CheckpointError(
+            f"the LAVIS checkpoint has nothing for {len(missing)} parameters of Blip2ForImageTextRetrieval: "
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}; take --reference torch"
+        )
+    return state
+
+
+def _pairs_of(name: str) -> list[tuple[Pair, Any]]:
+    return [
+        (pair, match)
+        for pair in HUGGING_FACE_NAMES
+        if (match := to_pattern(pair.hugging_face).fullmatch(name)) is not None
+    ]
+
+
+def _joined(parts: list[tuple[Tensor, Pair]], own: Tensor) -> Tensor:
+    """One tensor, or its thirds with zeros where there is none: EVA's keys have no bias."""
+    if parts[0][1].third is None:
+        return parts[0][0].reshape(own.shape)
+    whole = torch.zeros_like(own)
+    for tensor, pair in parts:
+        whole.chunk(3)[cast(int, pair.third)].copy_(tensor)
+    return whole
+
+
+def _no_transformers(error: ImportError) -> UnavailableError:
+    return UnavailableError(f"the Hugging Face reference needs transformers ({error}): pip install 'qpert[hf]'")
+
+
 def _load(folder_or_id: str) -> Any:
     """The stock model, float32, with every one of its tensors from the checkpoint and none left over."""
     try:
         from transformers import Blip2Config, Blip2ForImageTextRetrieval
     except ImportError as error:
-        raise UnavailableError(
-            f"the Hugging Face reference needs transformers ({error}): pip install 'qpert[hf]'"
-        ) from error
+        raise _no_transformers(error) from error
     try:
         config = Blip2Config.from_pretrained(folder_or_id)
         if config.model_type != "blip-2":

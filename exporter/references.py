@@ -123,6 +123,14 @@ def open_reference(kind: str, checkpoint: Checkpoint, manifest: Manifest) -> Ite
 def open_stock(kind: str, checkpoint: Checkpoint, settings: Perturbation) -> StockReference | LavisReference:
     """Stock Hugging Face (`hf`) or stock LAVIS (`lavis`)."""
     first, *others = checkpoint.tensors.store.files or (Path(checkpoint.record.source),)
+    if kind == "hf" and checkpoint.record.family != "huggingface":
+        return HuggingFaceReference.from_lavis(
+            checkpoint.tensors,
+            checkpoint.config,
+            threshold=settings.threshold,
+            preserve_norm=settings.preserve_norm,
+            stages=settings.stages,
+        )
     if kind == "hf":
         return HuggingFaceReference.open(
             first.parent, threshold=settings.threshold, preserve_norm=settings.preserve_norm, stages=settings.stages

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_lavis
 import torch
 from safetensors.torch import load_file, save_file
 from stock_models import SHAPES, small_hf_folder, small_inputs
 
+from qpert.exporter.checkpoint import open_checkpoint
 from qpert.exporter.reference_hf import HuggingFaceReference
 from qpert.runtime.errors import CheckpointError, UnavailableError
 
@@ -152,3 +154,50 @@ def test_without_transformers_it_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UnavailableError, match=r"pip install 'qpert\[hf\]'"):
         HuggingFaceReference.open(tmp_path)
+
+
+def test_a_lavis_checkpoint_gives_the_stock_model_its_numbers(folder: Path, inputs: dict[str, torch.Tensor]):
+    """The stock folder, read under LAVIS's names and written back under Hugging Face's, is the same model."""
+    with open_checkpoint(str(folder)) as checkpoint:
+        rebuilt = HuggingFaceReference.from_lavis(checkpoint.tensors, checkpoint.config, stages="both")
+    stock = HuggingFaceReference.open(folder, stages="both")
+    vision, texts = arrays(inputs)
+    embeds = stock.run("vision", vision)
+    objects = boxes(embeds["image_embeds"].shape[1], 2.0)
+    named = {"vision": vision, "image_query": embeds | objects, "text": texts, "itm": pairs(embeds, texts) | objects}
+    for graph, given in named.items():
+        (found,), (expected,) = (list(reference.run(graph, given).values()) for reference in (rebuilt, stock))
+        # The stock model's random bias of the keys is lost: softmax does not see it, rounding does.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=graph)
+
+
+def test_a_lavis_file_is_a_reference_too(tmp_path: Path):
+    """Position ids and the temperature are no parameters of the stock model; LAVIS's eps after the blocks is kept."""
+    path = small_lavis.save(tmp_path / "small.pth", small_lavis.random_state() | small_lavis.unused_state())
+    with open_checkpoint(str(path), options=small_lavis.HEADS) as checkpoint:
+        model = HuggingFaceReference.from_lavis(checkpoint.tensors, checkpoint.config).model
+        torch.testing.assert_close(model.query_tokens.data, checkpoint.tensors.get("query_tokens"))
+        q_bias, v_bias = (checkpoint.tensors.get(f"visual_encoder.blocks.1.attn.{kind}_bias") for kind in "qv")
+    bias = model.vision_model.encoder.layers[1].self_attn.qkv.bias.data
+    torch.testing.assert_close(bias, torch.cat([q_bias, torch.zeros_like(q_bias), v_bias]))
+    assert model.vision_model.post_layernorm.eps == checkpoint.config.ln_vision_eps
+
+
+def test_lavis_tensors_that_are_missing_are_named(tmp_path: Path):
+    state = small_lavis.random_state()
+    del state["itm_head.bias"]
+    with pytest.raises(CheckpointError, match=r"nothing for 1 parameters .*: itm_head\.bias"):
+        HuggingFaceReference.from_lavis(_Named(state), small_lavis.EVA)
+
+
+def test_clip_has_no_stock_hugging_face_model():
+    with pytest.raises(UnavailableError, match=r"no vision transformer of the 'clip' family.*--reference lavis"):
+        HuggingFaceReference.from_lavis(_Named(small_lavis.random_state(small_lavis.CLIP)), small_lavis.CLIP)
+
+
+class _Named(dict[str, torch.Tensor]):
+    def names(self) -> set[str]:
+        return set(self)
+
+    def get(self, name: str) -> torch.Tensor:  # type: ignore[override]
+        return self[name]
