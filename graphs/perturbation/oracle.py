@@ -25,8 +25,8 @@ class KeySubspaces:
     ranks: Tensor
     """[B, O, A, H] int64: p, zero where nothing is covered."""
     margins: Tensor
-    """[B, O, A, H] float64: min(|c_p − τ|, |c_{p+1} − τ|), the two ratios that decide the cut. c_1 counts as well, though
-    p is one on either side of it: what steers by energy stands between the two. +inf where nothing is covered."""
+    """[B, O, A, H] float64: min(|c_p − τ|, |c_{p+1} − τ|), the two ratios that decide the cut; +inf where nothing is
+    covered. c_1 counts as well, though p is one on either side of it: what steers by energy stands between the two."""
     gaps: Tensor
     """[B, O, A, H] float64: (λ_p − λ_{p+1}) / λ_1, with λ_{d+1} = 0; +inf where nothing is covered."""
 

@@ -19,13 +19,16 @@ Clock = Callable[[], float]
 class Schedule:
     """How often each call is measured: `repeats` times after `warmup` rounds that do not count.
 
-    Once `seconds` have passed no further round begins, but `least` are always done.
+    Once `seconds` have passed no further round begins, but `least` are always done. `pause`: seconds before each
+    measured call. Threads of the one before wait by spinning (ONNX Runtime's and OpenMP's do); in it they fall asleep,
+    instead of taking the next one's cores.
     """
 
     repeats: int = 20
     warmup: int = 2
     seconds: float = 30.0
     least: int = 3
+    pause: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def interleaved(
     schedule: Schedule,
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, Timing]:
     """Call each in turn, round after round; every round begins with another one, so that none always goes first."""
     for _ in range(schedule.warmup):
@@ -68,6 +72,7 @@ def interleaved(
             break
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
+            sleep(schedule.pause)
             before, cpu_before = clock(), cpu_clock()
             calls[name]()
             measured[name].append((clock() - before, cpu_clock() - cpu_before))

@@ -123,6 +123,13 @@ def test_calls_are_measured_in_turns_that_begin_with_another_each_round(clock):
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
 
 
+def test_each_measured_call_waits_until_the_threads_of_the_one_before_sleep(clock):
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    interleaved(calls, Schedule(repeats=2, warmup=1, pause=0.5), clock, sleep=order.append)
+    assert order == ["a", "b", 0.5, "a", 0.5, "b", 0.5, "b", 0.5, "a"]
+
+
 def test_every_measured_call_counts_and_no_warm_up(clock):
     seconds = iter([100, 1, 2, 4])
     timing = interleaved({"a": lambda: clock.work(next(seconds))()}, Schedule(repeats=3, warmup=1), clock, clock)["a"]
