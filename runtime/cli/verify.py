@@ -59,8 +59,8 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "limit", "rerank", "allow")
     "--allow",
     multiple=True,
     metavar="NAME=VALUE",
-    help="rank, recall: another limit than the precision's: itc, itm (largest difference of a score), first, order, "
-    "decision (percent that change outside ties), r1 (points)",
+    help="rank, recall: another limit than the precision's: itc, itm (how far a score may lie off), far (percent of "
+    "scores that may lie farther off), first, order, decision (percent that change outside ties), r1 (points)",
 )
 @click.option("--html", type=click.Path(path_type=Path), help="also write the report page here")
 @click.option("--markdown", type=click.Path(path_type=Path), help="also write the report as Markdown here")

@@ -3,7 +3,8 @@
 Scores are never equal to the last bit, so two candidates that score alike may change places and mean nothing. When
 every score lies within δ of the reference's, two candidates can only change places if the reference's scores of them
 differ by less than 2δ: that is called a tie. δ is the limit of the precision, which is judged too (a gate on the
-largest difference), and not what was observed: with the observed one no disagreement could ever lie outside.
+largest difference; below float16, where differences are noise, on the share beyond δ), and not what was observed: with
+the observed one no disagreement could ever lie outside.
 """
 
 from __future__ import annotations
@@ -64,13 +65,14 @@ class RankComparison:
     """Both directions query by query, and the pairs that both sides matched.
 
     keys: int64 [P], image · T + text of those pairs; reference_itm and deployed_itm float32 [P]. itc_difference: the
-    largest of all pairs.
+    largest of all pairs; itc_far: how many differ by more than the limit, in percent.
     """
 
     limits: RankLimits
     t2i: tuple[QueryComparison, ...]
     i2t: tuple[QueryComparison, ...]
     itc_difference: float
+    itc_far: float
     keys: Indices = field(repr=False)
     reference_itm: Floats = field(repr=False)
     deployed_itm: Floats = field(repr=False)
@@ -78,6 +80,11 @@ class RankComparison:
     @property
     def itm_difference(self) -> float:
         return float(np.abs(self.reference_itm - self.deployed_itm).max(initial=0))
+
+    @property
+    def itm_far(self) -> float:
+        """Percent of the pairs whose score lies farther off than the limit."""
+        return share_beyond(self.reference_itm - self.deployed_itm, self.limits.itm)
 
     @property
     def flipped(self) -> int:
@@ -91,8 +98,8 @@ class RankComparison:
         return int(np.count_nonzero(other & (np.abs(self.reference_itm) > self.limits.itm)))
 
     def gates(self) -> Iterator[Gate]:
-        yield Gate("itc: largest difference of a score", self.itc_difference, self.limits.itc)
-        yield Gate("itm: largest difference of a score", self.itm_difference, self.limits.itm)
+        yield self._scores_gate("itc", self.itc_difference, self.itc_far, self.limits.itc)
+        yield self._scores_gate("itm", self.itm_difference, self.itm_far, self.limits.itm)
         for name, queries in (("t2i", self.t2i), ("i2t", self.i2t)):
             changed = sum(query.changed and not query.tied for query in queries)
             moved, pairs = sum(query.moved for query in queries), sum(query.pairs for query in queries)
@@ -100,6 +107,12 @@ class RankComparison:
             yield Gate(f"{name}: pairs in another order outside ties, %", percent(moved, pairs), self.limits.order)
         decisions = percent(self.flipped_outside, len(self.keys))
         yield Gate("itm: other decision outside ties, %", decisions, self.limits.decision)
+
+    def _scores_gate(self, stage: str, largest: float, far: float, limit: float) -> Gate:
+        """On the largest difference where none may exceed the limit, else on the share of those that do."""
+        if not self.limits.far:
+            return Gate(f"{stage}: largest difference of a score", largest, limit)
+        return Gate(f"{stage}: scores farther off than {limit:g}, %", far, self.limits.far)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; percentages 0 to 100."""
@@ -109,9 +122,11 @@ class RankComparison:
             "flipped": self.flipped,
             "flipped_outside_ties": self.flipped_outside,
             "largest_difference": self.itm_difference,
+            "far": self.itm_far,
         }
         ties = {"itc": self.limits.itc_tie, "final": self.limits.tie, "decision": self.limits.itm}
-        return ways | {"itm": itm, "itc": {"largest_difference": self.itc_difference}, "tie_widths": ties}
+        itc = {"largest_difference": self.itc_difference, "far": self.itc_far}
+        return ways | {"itm": itm, "itc": itc, "tie_widths": ties}
 
 
 def compare_ranks(reference: PairScores, deployed: PairScores, limits: RankLimits) -> RankComparison:
@@ -124,6 +139,7 @@ def compare_ranks(reference: PairScores, deployed: PairScores, limits: RankLimit
         compare_way(text_to_image(reference), text_to_image(deployed), limits),
         compare_way(image_to_text(reference), image_to_text(deployed), limits),
         float(np.abs(reference.itc - deployed.itc).max()),
+        share_beyond(reference.itc - deployed.itc, limits.itc),
         keys,
         reference.itm[mine],
         deployed.itm[theirs],
@@ -190,6 +206,11 @@ def shared(before: Indices, now: Indices, cut: int) -> float:
     """Share of the `cut` best that are in both, of as many as there are."""
     length = min(cut, len(before))
     return len(np.intersect1d(before[:length], now[:length])) / length
+
+
+def share_beyond(differences: Floats, limit: float) -> float:
+    """Percent of the differences that exceed the limit, or are NaN."""
+    return percent(int(np.count_nonzero(~(np.abs(differences) <= limit))), differences.size)
 
 
 def percent(part: float, whole: int) -> float:

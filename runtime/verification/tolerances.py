@@ -52,8 +52,9 @@ rank that flips changes one direction of one head. What that costs in angle is b
 class RankLimits:
     """Limits of the levels `rank` and `recall` for one precision.
 
-    itc, itm: the largest difference of a score. first, order, decision: percent of first results, of pairs of
-    candidates, and of ITM decisions that differ although the reference's scores are no tie. r1: points of R@1.
+    itc, itm: how far a score may lie off. far: percent of scores that may lie farther off. first, order, decision:
+    percent of first results, of pairs of candidates, and of ITM decisions that differ although the reference's scores
+    are no tie. r1: points of R@1.
     """
 
     itc: float
@@ -62,6 +63,7 @@ class RankLimits:
     order: float
     decision: float
     r1: float
+    far: float = 0
 
     @property
     def itc_tie(self) -> float:
@@ -82,7 +84,9 @@ RANK_LIMITS: dict[str, RankLimits] = {
     "fp16": RankLimits(itc=5e-3, itm=5e-2, first=0, order=0, decision=0, r1=0.2),
     # Eight times the steps of fp16.
     "bf16": RankLimits(itc=4e-2, itm=4e-1, first=0, order=0, decision=0, r1=0.2),
-    # Eight bits move scores by more than what separates neighbours: what is promised is recall.
-    "int8": RankLimits(itc=2e-1, itm=1.0, first=1, order=1, decision=1, r1=0.5),
-    "fp8": RankLimits(itc=3e-1, itm=1.5, first=2, order=2, decision=2, r1=0.5),
+    # Eight bits move scores by more than what separates neighbours: what is promised is recall. The differences are
+    # noise with a long tail: of 31,000 pairs of the demonstration ITM has a root mean square of 0.29 (scores spread by
+    # 3.8), 0.4 % are above 1 and the largest is 2.2. The largest of more pairs would be larger, the share would not.
+    "int8": RankLimits(itc=2e-1, itm=1.0, first=1, order=1, decision=1, r1=0.5, far=1),
+    "fp8": RankLimits(itc=3e-1, itm=1.5, first=2, order=2, decision=2, r1=0.5, far=2),
 }

@@ -1,6 +1,7 @@
 """Levels rank and recall: agreement, ties, intervals; what is wrong in a bundle shows in its ranks."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from qpert.runtime.evaluation.schedule import Schedule
 from qpert.runtime.metrics import metrics_of_ranks
 from qpert.runtime.verification.evidence import SHOWN
 from qpert.runtime.verification.live import limits_for
-from qpert.runtime.verification.ranks import compare_ranks, inversions, kendall_tau
+from qpert.runtime.verification.ranks import compare_ranks, inversions, kendall_tau, share_beyond
 from qpert.runtime.verification.recall import (
     DRAWS_AT_ONCE,
     compare_recall,
@@ -103,6 +104,19 @@ def test_decisions_flip_where_a_logit_changes_its_sign_and_count_beyond_what_it_
     assert gates["itm: other decision outside ties, %"].value == pytest.approx(100 / 6)
     assert gates["itm: largest difference of a score"].value == pytest.approx(1)
     assert gates["itc: largest difference of a score"].value == 0
+
+
+def test_where_some_scores_may_lie_far_off_their_share_is_judged():
+    """One of six ITM scores moves by 1: more than the limit of 0.04, and 16.7 % of them."""
+    moved = scored(ITC, [[ITM[0][0] + 1, *ITM[0][1:]], *ITM[1:]], 3)
+    for far, passed in ((10, False), (20, True)):
+        compared = compare_ranks(scored(ITC, ITM, 3), moved, replace(LIMITS, far=far))
+        found = {gate.name: gate for gate in compared.gates()}
+        assert "itm: largest difference of a score" not in found
+        assert found["itm: scores farther off than 0.04, %"].value == pytest.approx(100 / 6)
+        assert found["itm: scores farther off than 0.04, %"].passed is passed
+        assert found["itc: scores farther off than 0.01, %"].value == 0
+    assert share_beyond(np.array([np.nan, 0.0], np.float32), 1.0) == 50, "NaN is never near"
 
 
 def test_limits_are_those_of_the_precision_until_others_are_allowed():
