@@ -90,6 +90,7 @@ class _Masks(NamedTuple):
     squared: gs.Tensor  # [B, 1, 1, O, 1, N]
     stacked: gs.Tensor  # int64 [5], the shape [B, A, H, O d, N]
     apart: gs.Tensor  # int64 [6], the shape [B, A, H, O, d, d]
+    count: int | str | None  # O
 
 
 def _squared_masks(ops: Operators, object_masks: gs.Tensor) -> _Masks:
@@ -102,7 +103,7 @@ def _squared_masks(ops: Operators, object_masks: gs.Tensor) -> _Masks:
     stacked = ops("Concat", lead, ops("Mul", lengths, square, dtype=np.int64), axis=0, dtype=np.int64)
     boxes = ops("Shape", object_masks, start=1, end=2, dtype=np.int64)
     apart = ops("Concat", lead, boxes, ops.constant("sides", [ops.size] * 2, np.int64), axis=0, dtype=np.int64)
-    return _Masks(squared, stacked, apart)
+    return _Masks(squared, stacked, apart, object_masks.shape[1] if object_masks.shape else None)
 
 
 def _grams(ops: Operators, keys: gs.Tensor, masks: _Masks) -> gs.Tensor:
@@ -114,4 +115,9 @@ def _grams(ops: Operators, keys: gs.Tensor, masks: _Masks) -> gs.Tensor:
     turned = ops("Transpose", keys, perm=[0, 1, 2, 4, 3])
     turned = ops("Unsqueeze", turned, ops.constant("object_axis", [3], np.int64))  # [B, A, H, 1, d, N]
     masked = ops("Reshape", ops("Mul", masks.squared, turned), masks.stacked)  # [B, A, H, O d, N]
-    return ops("Reshape", ops("MatMul", masked, keys), masks.apart)
+    grams = ops("Reshape", ops("MatMul", masked, keys), masks.apart)
+    if keys.shape and masks.count is not None:
+        # ONNX Runtime can't tell what a computed shape is, and from here on would reuse no memory, as it does not know
+        # which tensors are of one size; it looked for ones that are until opening took a second and a half.
+        grams.shape = [*keys.shape[:3], masks.count, ops.size, ops.size]
+    return grams

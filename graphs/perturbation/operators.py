@@ -56,6 +56,9 @@ class Operators:
         (node,) = first.inputs
         rest = [gs.Variable(f"{node.name}:{i}", np.float32) for i in range(1, len(sizes.values))]
         node.outputs.extend(rest)
+        if tensor.shape is not None:
+            for part, length in zip(node.outputs, sizes.values.tolist(), strict=True):
+                part.shape = [*tensor.shape[:axis], length, *tensor.shape[axis + 1 :]]
         return [first, *rest]
 
     def dot(self, left: gs.Tensor, right: gs.Tensor) -> gs.Variable:

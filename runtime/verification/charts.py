@@ -108,7 +108,7 @@ class Interval:
 
 def interval_plot(rows: Sequence[Interval], what: str) -> str:
     """Differences around zero with their intervals."""
-    left, right, step = 150, 880, 22
+    left, right, step = 110, 520, 30
     reach = max([0.1, *(abs(number) for row in rows for number in (row.value, row.low, row.high))]) * 1.1
     middle, bottom = (left + right) / 2, 20 + step * len(rows)
 
@@ -117,7 +117,7 @@ def interval_plot(rows: Sequence[Interval], what: str) -> str:
 
     parts = [f'<path class="axis" d="M{middle:.0f} 10V{bottom}"/>']
     for value in (-reach / 1.1, 0.0, reach / 1.1):
-        parts.append(f'<text x="{place(value):.0f}" y="{bottom + 14}" text-anchor="middle">{value:+.2g}</text>')
+        parts.append(f'<text x="{place(value):.0f}" y="{bottom + 14}" text-anchor="middle">{signed(value)}</text>')
     for number, row in enumerate(rows):
         y = 24 + step * number
         parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{html.escape(row.name)}</text>')
@@ -125,7 +125,11 @@ def interval_plot(rows: Sequence[Interval], what: str) -> str:
         parts.append(
             f'<circle class="point" cx="{place(row.value):.1f}" cy="{y}" r="5"><title>{row.value:+.3f}</title></circle>'
         )
-    return drawing(960, bottom + 20, what, parts)
+    return drawing(560, bottom + 20, what, parts)
+
+
+def signed(value: float) -> str:
+    return f"{value:+.2g}" if value else "0"
 
 
 def drawing(width: float, height: float, what: str, parts: Sequence[str]) -> str:

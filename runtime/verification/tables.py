@@ -68,8 +68,8 @@ def rank_rows(ranks: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("Kendall τ of the shortlist, mean", *(f"{way['kendall_tau']:.5f}" for way in ways)),
         ("… least", *(f"{way['kendall_tau_least']:.5f}" for way in ways)),
         ("pairs moved that are no tie", *(f"{way['pairs_moved_outside_ties']:,} of {way['pairs']:,}" for way in ways)),
-        ("largest difference, ITC", f"{ranks['itc']['largest_difference']:.2e}", ""),
-        ("largest difference, ITM", f"{itm['largest_difference']:.2e}", ""),
+        ("largest difference, ITC", f"{ranks['itc']['largest_difference']:.3g}", ""),
+        ("largest difference, ITM", f"{itm['largest_difference']:.3g}", ""),
         ("ITM decisions that flip", f"{itm['flipped']:,} of {itm['pairs']:,}", ""),
     ]
     return [*rows, ("… and are no tie", f"{itm['flipped_outside_ties']:,}", "")]

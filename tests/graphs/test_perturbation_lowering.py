@@ -148,6 +148,22 @@ def test_only_standard_operators_remain_and_the_model_is_valid():
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [20]
 
 
+@pytest.mark.parametrize("heads", [("A", "H"), (6, 12)])
+def test_the_size_of_every_matrix_is_known(heads):
+    """Else ONNX Runtime reuses no memory, and takes long to find that out."""
+    inferred = onnx.shape_inference.infer_shapes(lowered_model(64, 0.95, heads))
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in inferred.graph.value_info
+    }
+    products = [node.output[0] for node in inferred.graph.node if node.op_type == "MatMul" and "steered" in node.name]
+    assert len(products) > 24
+    for name in products:
+        assert shapes[name][0] == "B", name
+        assert shapes[name][3] == "O", name
+        assert shapes[name][4:] in ([64, 64], [1, 1]), name
+
+
 def test_the_number_of_matrix_products_is_the_stated_one():
     """Traces are products too, but of a row and a column: their names say `dot`."""
     products = [node for node in lowered_model(64, 0.95).graph.node if node.op_type == "MatMul"]
