@@ -26,15 +26,17 @@ from qpert.graphs.perturbation.oracle import KeySubspaces, key_subspaces
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 from lowered import lowered_model  # noqa: E402
-from spectra import SPECTRA, Generator, close_pairs  # noqa: E402
+from spectra import SPECTRA, Generator, close_pairs, ratio_near  # noqa: E402
 
 ADMITTED = 1e-5
 GREATEST_ERROR = 1e-3
 SETTINGS = ((64, 0.85), (64, 0.9), (64, 0.95), (64, 0.99), (32, 0.95), (16, 0.9), (16, 0.99))
 """Head dimension d and threshold τ."""
-SETS: dict[str, dict[str, Generator]] = {"battery": SPECTRA, "close pairs": {"close pairs": close_pairs}}
+RANKS = (2, 3, 5)
+SETS = ("battery", "close pairs", "ratios close to the threshold")
 
 Floats = npt.NDArray[np.float64]
+Cases = Iterator[tuple[npt.NDArray[np.float32], float]]
 
 
 def session(head_dimension: int, threshold: float) -> onnxruntime.InferenceSession:
@@ -67,7 +69,23 @@ def errors(found: Floats, expected: KeySubspaces) -> Floats:
     return np.where(wrong, np.inf, distance)[(margins > ADMITTED) & (gaps > ADMITTED)]
 
 
-def cases(generators: dict[str, Generator], count: int) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
+def cases_of(name: str, count: int) -> Cases:
+    """Keys [count, N, d] and τ of one of `SETS`."""
+    if name == "battery":
+        return cases(SPECTRA, count)
+    if name == "close pairs":
+        return cases({name: close_pairs}, count)
+    return near_the_threshold(5 * count)
+
+
+def near_the_threshold(count: int) -> Cases:
+    for rank in RANKS:
+        for head_dimension in (16, 64):
+            rng = np.random.default_rng([5, rank, head_dimension])
+            yield ratio_near(rng, count, head_dimension, 0.95, rank=rank), 0.95
+
+
+def cases(generators: dict[str, Generator], count: int) -> Cases:
     for number, generate in enumerate(generators.values()):
         for setting, (head_dimension, threshold) in enumerate(SETTINGS):
             rng = np.random.default_rng([12, number, setting])
@@ -84,10 +102,10 @@ def summary(found: Floats) -> dict[str, Any]:
     }
 
 
-def measure(generators: dict[str, Generator], count: int) -> dict[str, Any]:
+def measure(name: str, count: int) -> dict[str, Any]:
     ours, exact, unsettled, matrices = [], [], 0, 0
-    sessions = {setting: session(*setting) for setting in SETTINGS}
-    for keys, threshold in cases(generators, count):
+    sessions = {setting: session(*setting) for setting in (*SETTINGS, (16, 0.95))}
+    for keys, threshold in cases_of(name, count):
         expected = key_subspaces(
             torch.from_numpy(keys)[None, None], torch.ones(1, 1, keys.shape[1]), threshold=threshold
         )
@@ -110,7 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     options = parser.parse_args()
-    report = {name: measure(generators, options.count) for name, generators in SETS.items()}
+    report = {name: measure(name, options.count) for name in SETS}
     text = json.dumps(report, indent=1)
     print(text)
     if options.out:
