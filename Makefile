@@ -11,7 +11,7 @@ demo: $(STAMP)            ## export, verify and search the demonstration; prints
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 soak: $(STAMP)            ## ten thousand hostile inputs; watches for crashes, hangs and leaks
 	PYTHONPATH=tests $(BIN)/python -m soak

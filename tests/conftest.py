@@ -1,4 +1,7 @@
-"""What the whole suite shares. Tracing takes long, so bundles are exported once; tests that damage one take a copy."""
+"""What the whole suite shares. Tracing takes long, so bundles are exported once; tests that damage one take a copy.
+
+`make test` runs the suite in several processes (pytest-xdist, whole files at a time). `made_once` is what they share.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from tiny_model import OPTIONS, THRESHOLD, VOCABULARY, tiny_checkpoint
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
@@ -39,27 +43,41 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration checkpoint with default settings. Not to be written to."""
-    from qpert.exporter.export import ExportRequest, export_bundle
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(name, make)`: the path that `make(path)` filled, in whichever process of this run came first."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
-    return export_bundle(ExportRequest("demo", tmp_path_factory.mktemp("demo") / "bundle")).folder
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            done = root / f"{name}.done"
+            if not done.exists():
+                shutil.rmtree(root / name, ignore_errors=True)  # of a process that failed halfway
+                make(root / name)
+                done.touch()
+        return root / name
+
+    return make_once
 
 
 @pytest.fixture(scope="session")
-def both_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle(made_once: Callable) -> Path:
+    """The demonstration checkpoint with default settings. Not to be written to."""
+    from qpert.exporter.export import ExportRequest, export_bundle
+
+    return made_once("demo-bundle", lambda folder: export_bundle(ExportRequest("demo", folder)))
+
+
+@pytest.fixture(scope="session")
+def both_bundle(made_once: Callable) -> Path:
     """The demonstration checkpoint with `--perturb both`. Not to be written to."""
     from qpert.exporter.export import ExportRequest, export_bundle
     from qpert.exporter.signatures import Limits
     from qpert.runtime.perturbation import Perturbation
 
-    request = ExportRequest(
-        "demo",
-        tmp_path_factory.mktemp("both") / "bundle",
-        perturbation=Perturbation(stages="both"),
-        limits=Limits(batch=3, boxes=8, texts=9),  # verification takes as long as the largest batch is large
-    )
-    return export_bundle(request).folder
+    limits = Limits(batch=3, boxes=8, texts=9)  # verification takes as long as the largest batch is large
+    settings = {"perturbation": Perturbation(stages="both"), "limits": limits}
+    return made_once("both-bundle", lambda folder: export_bundle(ExportRequest("demo", folder, **settings)))
 
 
 @pytest.fixture(scope="session")

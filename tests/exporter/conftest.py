@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import lavis_models
@@ -12,10 +13,10 @@ from qpert.runtime.errors import UnavailableError
 
 
 @pytest.fixture(scope="session")
-def lavis_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lavis_folder(made_once: Callable) -> Path:
     """Folders `eva`, `clip` and `stage1`, made by stock LAVIS (see lavis_models.py); skips where LAVIS is not."""
     try:
         python = lavis_python()
     except UnavailableError as error:
         pytest.skip(str(error))
-    return lavis_models.generate(python, tmp_path_factory.mktemp("lavis"))
+    return made_once("lavis-models", lambda folder: lavis_models.generate(python, folder))
