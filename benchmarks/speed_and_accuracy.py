@@ -19,6 +19,8 @@ from typing import Any
 
 BASELINES = {"fp32": "torch,torch-sdpa,torch-compile,hf", "fp16": "torch", "int8": "torch"}
 """On the CPU PyTorch computes in float32, whatever the bundle's precision."""
+SIZES = {"fp32": ["--batch=1,8", "--boxes=0,1,8,32"]}
+"""Every stage; of the others only what the README shows."""
 MADE_BY = {
     "fp32": ["export", "blip2", "--out", "fp32"],
     "fp16": ["export", "blip2", "--out", "fp16", "--precision", "fp16"],
@@ -65,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="a folder for the bundles and what is finished")
     parser.add_argument("--out", type=Path, required=True, help="where the figures go, as JSON")
-    parser.add_argument("--repeats", default="15")
+    parser.add_argument("--repeats", default="11")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     for precision, command in MADE_BY.items():

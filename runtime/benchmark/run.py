@@ -130,7 +130,7 @@ class _Bench:
         settings = {
             "repeats": request.schedule.repeats,
             "warmup": request.schedule.warmup,
-            "pause_seconds": request.schedule.pause,
+            "settle_seconds": request.schedule.settle,
             "threads": request.threads or "chosen by the runtime",
         }
         return Benchmark(tuple(rows), machine | {"peak": self.peaks}, cold, settings, tuple(self.notes))

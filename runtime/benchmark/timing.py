@@ -19,16 +19,18 @@ Clock = Callable[[], float]
 class Schedule:
     """How often each call is measured: `repeats` times after `warmup` rounds that do not count.
 
-    Once `seconds` have passed no further round begins, but `least` are always done. `pause`: seconds before each
-    measured call. Threads of the one before wait by spinning (ONNX Runtime's and OpenMP's do); in it they fall asleep,
-    instead of taking the next one's cores.
+    Once `seconds` have passed no further round begins, but `least` are always done.
+
+    `settle`: seconds for which a call is made without being measured at the start of each of its turns. Threads of the
+    library before it wait by spinning, on the cores that this one needs (ONNX Runtime's for some 50 ms), while its own
+    have gone to sleep; what is measured is how it runs in a program that uses nothing else.
     """
 
     repeats: int = 20
     warmup: int = 2
     seconds: float = 30.0
     least: int = 3
-    pause: float = 0.02
+    settle: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,6 @@ def interleaved(
     schedule: Schedule,
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
-    sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, Timing]:
     """Call each in turn, round after round; every round begins with another one, so that none always goes first."""
     for _ in range(schedule.warmup):
@@ -72,7 +73,9 @@ def interleaved(
             break
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
-            sleep(schedule.pause)
+            arrived = clock()
+            while clock() - arrived < schedule.settle:
+                calls[name]()
             before, cpu_before = clock(), cpu_clock()
             calls[name]()
             measured[name].append((clock() - before, cpu_clock() - cpu_before))

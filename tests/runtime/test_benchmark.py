@@ -109,7 +109,9 @@ def bench(encoder: Encoder, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -
     encoder.sessions = {name: TimedSession(session, clock, 1.0) for name, session in plain.items()}
 
     def run_it(stages=("text",), batches=(2,), boxes=(0,), baselines=(), repeats=3):
-        request = BenchRequest(Sizes(stages, batches, boxes), schedule=Schedule(repeats, warmup=1, seconds=1e9))
+        request = BenchRequest(
+            Sizes(stages, batches, boxes), schedule=Schedule(repeats, warmup=1, seconds=1e9, settle=0)
+        )
         made = [FakeBaseline(plain, clock, **each) for each in baselines]
         return benchmark(encoder, request, made, Silent(), clock=clock)
 
@@ -119,27 +121,33 @@ def bench(encoder: Encoder, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -
 def test_calls_are_measured_in_turns_that_begin_with_another_each_round(clock):
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
-    interleaved(calls, Schedule(repeats=3, warmup=1), clock)
+    interleaved(calls, Schedule(repeats=3, warmup=1, settle=0), clock)
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
 
 
-def test_each_measured_call_waits_until_the_threads_of_the_one_before_sleep(clock):
+def test_each_turn_begins_with_calls_that_do_not_count(clock):
+    """Threads of the other library stop spinning, and this one's wake up."""
     order = []
-    calls = {name: lambda name=name: order.append(name) for name in "ab"}
-    interleaved(calls, Schedule(repeats=2, warmup=1, pause=0.5), clock, sleep=order.append)
-    assert order == ["a", "b", 0.5, "a", 0.5, "b", 0.5, "b", 0.5, "a"]
+    seconds = {"a": 1, "b": 5}
+    calls = {name: lambda name=name: (order.append(name), clock.work(seconds[name])()) for name in "ab"}
+    timings = interleaved(calls, Schedule(repeats=2, warmup=0, settle=3), clock)
+    assert "".join(order) == "aaa" + "a" + "b" + "b" + "b" + "b" + "aaa" + "a"
+    assert timings["a"].seconds == (1, 1)
+    assert timings["b"].seconds == (5, 5)
 
 
 def test_every_measured_call_counts_and_no_warm_up(clock):
     seconds = iter([100, 1, 2, 4])
-    timing = interleaved({"a": lambda: clock.work(next(seconds))()}, Schedule(repeats=3, warmup=1), clock, clock)["a"]
+    timing = interleaved(
+        {"a": lambda: clock.work(next(seconds))()}, Schedule(repeats=3, warmup=1, settle=0), clock, clock
+    )["a"]
     assert timing == Timing((1, 2, 4), (1, 2, 4))
 
 
 def test_a_row_ends_early_when_its_time_is_up_but_not_before_the_least(clock):
-    timings = interleaved({"a": clock.work(10)}, Schedule(repeats=50, warmup=0, seconds=15, least=3), clock)
+    timings = interleaved({"a": clock.work(10)}, Schedule(repeats=50, warmup=0, seconds=15, least=3, settle=0), clock)
     assert len(timings["a"].seconds) == 3
-    timings = interleaved({"a": clock.work(10)}, Schedule(repeats=50, warmup=0, seconds=65, least=3), clock)
+    timings = interleaved({"a": clock.work(10)}, Schedule(repeats=50, warmup=0, seconds=65, least=3, settle=0), clock)
     assert len(timings["a"].seconds) == 7  # the seventh begins after 60 seconds
 
 
