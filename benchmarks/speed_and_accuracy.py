@@ -19,8 +19,6 @@ from typing import Any
 
 BASELINES = {"fp32": "torch,torch-sdpa,torch-compile,hf", "fp16": "torch", "int8": "torch"}
 """On the CPU PyTorch computes in float32, whatever the bundle's precision."""
-SIZES = {"fp32": ["--batch=1,8", "--boxes=0,1,8,32"]}
-"""Every stage; of the others only what the README shows."""
 MADE_BY = {
     "fp32": ["export", "blip2", "--out", "fp32"],
     "fp16": ["export", "blip2", "--out", "fp16", "--precision", "fp16"],
