@@ -90,7 +90,7 @@ class _Masks(NamedTuple):
     squared: gs.Tensor  # [B, 1, 1, O, 1, N]
     stacked: gs.Tensor  # int64 [5], the shape [B, A, H, O d, N]
     apart: gs.Tensor  # int64 [6], the shape [B, A, H, O, d, d]
-    count: int | str | None  # O
+    objects: int | str | None  # O
 
 
 def _squared_masks(ops: Operators, object_masks: gs.Tensor) -> _Masks:
@@ -116,8 +116,8 @@ def _grams(ops: Operators, keys: gs.Tensor, masks: _Masks) -> gs.Tensor:
     turned = ops("Unsqueeze", turned, ops.constant("object_axis", [3], np.int64))  # [B, A, H, 1, d, N]
     masked = ops("Reshape", ops("Mul", masks.squared, turned), masks.stacked)  # [B, A, H, O d, N]
     grams = ops("Reshape", ops("MatMul", masked, keys), masks.apart)
-    if keys.shape and masks.count is not None:
+    if keys.shape and masks.objects is not None:
         # ONNX Runtime can't tell what a computed shape is, and from here on would reuse no memory, as it does not know
         # which tensors are of one size; it looked for ones that are until opening took a second and a half.
-        grams.shape = [*keys.shape[:3], masks.count, ops.size, ops.size]
+        grams.shape = [*keys.shape[:3], masks.objects, ops.size, ops.size]
     return grams
