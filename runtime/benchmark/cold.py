@@ -58,7 +58,14 @@ def first_search(bundle: Path, provider: str, threads: int) -> dict[str, float]:
 
 
 def peak_memory_mb() -> float:
-    """The most resident memory that this process has held, as the kernel counts it."""
+    """The most resident memory that this program has held, as the kernel counts it.
+
+    Linux's `ru_maxrss` does not do: a process inherits it from the one that started it, even across `exec`.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e6
     try:
         import resource
     except ImportError as error:

@@ -21,6 +21,7 @@ from qpert.graphs.blip2 import Blip2Retrieval
 from qpert.graphs.config import CONFIGS
 from qpert.graphs.perturbation.oracle import query_map
 from qpert.runtime.benchmark import run as run_module
+from qpert.runtime.benchmark.cold import peak_memory_mb
 from qpert.runtime.benchmark.run import BenchRequest, benchmark
 from qpert.runtime.benchmark.timing import Schedule, Timing, interleaved
 from qpert.runtime.benchmark.work import itm_flops, query_flops, text_flops, vision_flops
@@ -309,7 +310,8 @@ def test_the_command_prints_one_document_and_keeps_it_in_the_bundle(tiny_bundle,
     ]
     assert all(row["baseline"] == "torch" and row["ratio"] > 0 for row in printed["rows"])
     cold = printed["cold_start"]
-    assert cold["peak_memory_mb"] > 20  # an interpreter with NumPy alone holds more
+    # An interpreter with NumPy alone holds more than 20 MB; this process, with PyTorch, which started it, far more.
+    assert 20 < cold["peak_memory_mb"] < peak_memory_mb() / 2
     assert cold["process_seconds"] > cold["open_seconds"] + cold["first_search_seconds"] > 0
     assert run(["inspect", str(folder), "--json"]) == 0  # the report's hash is in the manifest
 
