@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qpert.exporter.renaming import HUGGING_FACE_NAMES, Pair, fill, to_pattern
+from qpert.exporter.renaming import lavis_origins
 from qpert.exporter.stock import Pairs, StockReference
 from qpert.graphs.config import Blip2Config
 from qpert.runtime.errors import CheckpointError, UnavailableError
@@ -19,7 +19,7 @@ from qpert.runtime.errors import CheckpointError, UnavailableError
 class LavisTensors(Protocol):
     """Parameters by LAVIS name."""
 
-    def names(self) -> Any: ...
+    def names(self) -> Iterable[str]: ...
 
     def get(self, name: str) -> Tensor: ...
 
@@ -66,7 +66,7 @@ class HuggingFaceReference(StockReference):
             CheckpointError: the stock model has a parameter that the checkpoint does not.
         """
         model = _stock_model(config)
-        model.load_state_dict(hugging_face_state(tensors, model.state_dict()), strict=True)
+        copy_from_lavis(tensors, model.state_dict())
         heads = config.qformer.heads
         return cls(model, heads=heads, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
 
@@ -154,49 +154,32 @@ def _stock_model(config: Blip2Config) -> Any:
     return model
 
 
-def hugging_face_state(tensors: LavisTensors, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A LAVIS checkpoint's parameters under the names, and in the shapes, of the stock model's `state_dict`.
+def copy_from_lavis(tensors: LavisTensors, stock: Mapping[str, Tensor]) -> None:
+    """Copy a LAVIS checkpoint's parameters into the stock model's.
 
     Args:
-        tensors: by LAVIS name.
-        wanted: the stock model's; buffers that no checkpoint holds (position ids) are kept.
+        tensors: by LAVIS name, any floating dtype.
+        stock: the stock model's `state_dict()`, which shares its memory. Position ids stay as they are; a third of a
+            `qkv.bias` that LAVIS does not have becomes zero: EVA's keys have no bias.
 
     Raises:
         CheckpointError: a parameter has no counterpart.
     """
-    there, state, missing = set(tensors.names()), {}, []
-    for name, own in wanted.items():
-        parts = [(fill(pair.lavis, match.groups()), pair) for pair, match in _pairs_of(name)]
-        if not parts and not own.is_floating_point():
-            state[name] = own
-        elif not parts or any(lavis not in there for lavis, _ in parts):
-            missing.append(name)
-        else:
-            state[name] = _joined([(tensors.get(lavis).float(), pair) for lavis, pair in parts], own)
+    origins = lavis_origins("huggingface", stock)
+    known = {origin.name for origin in origins.values()}
+    missing = sorted(origins.keys() - set(tensors.names()))
+    missing += [name for name, own in stock.items() if own.is_floating_point() and name not in known]
     if missing:
         raise CheckpointError(
             f"the LAVIS checkpoint has nothing for {len(missing)} parameters of Blip2ForImageTextRetrieval: "
             f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}; take --reference torch"
         )
-    return state
-
-
-def _pairs_of(name: str) -> list[tuple[Pair, Any]]:
-    return [
-        (pair, match)
-        for pair in HUGGING_FACE_NAMES
-        if (match := to_pattern(pair.hugging_face).fullmatch(name)) is not None
-    ]
-
-
-def _joined(parts: list[tuple[Tensor, Pair]], own: Tensor) -> Tensor:
-    """One tensor, or its thirds with zeros where there is none: EVA's keys have no bias."""
-    if parts[0][1].third is None:
-        return parts[0][0].reshape(own.shape)
-    whole = torch.zeros_like(own)
-    for tensor, pair in parts:
-        whole.chunk(3)[cast(int, pair.third)].copy_(tensor)
-    return whole
+    for name in known:
+        stock[name].zero_()
+    for lavis, origin in origins.items():
+        whole = stock[origin.name]
+        part = whole if origin.third is None else whole.chunk(3)[origin.third]
+        part.copy_(tensors.get(lavis).reshape(part.shape))
 
 
 def _no_transformers(error: ImportError) -> UnavailableError:

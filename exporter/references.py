@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,26 +124,13 @@ def open_reference(kind: str, checkpoint: Checkpoint, manifest: Manifest) -> Ite
 def open_stock(kind: str, checkpoint: Checkpoint, settings: Perturbation) -> StockReference | LavisReference:
     """Stock Hugging Face (`hf`) or stock LAVIS (`lavis`)."""
     first, *others = checkpoint.tensors.store.files or (Path(checkpoint.record.source),)
-    if kind == "hf" and checkpoint.record.family != "huggingface":
-        return HuggingFaceReference.from_lavis(
-            checkpoint.tensors,
-            checkpoint.config,
-            threshold=settings.threshold,
-            preserve_norm=settings.preserve_norm,
-            stages=settings.stages,
-        )
-    if kind == "hf":
-        return HuggingFaceReference.open(
-            first.parent, threshold=settings.threshold, preserve_norm=settings.preserve_norm, stages=settings.stages
-        )
-    return LavisReference.open(
-        first,
-        config=checkpoint.config,
-        vision_checkpoint=others[0] if others else None,
-        threshold=settings.threshold,
-        preserve_norm=settings.preserve_norm,
-        stages=settings.stages,
-    )
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("threshold", "preserve_norm", "stages")}
+    if kind == "lavis":
+        vision = others[0] if others else None
+        return LavisReference.open(first, config=checkpoint.config, vision_checkpoint=vision, **options)
+    if checkpoint.record.family == "huggingface":
+        return HuggingFaceReference.open(first.parent, **options)
+    return HuggingFaceReference.from_lavis(checkpoint.tensors, checkpoint.config, **options)
 
 
 def check_same(checkpoint: Checkpoint, manifest: Manifest) -> None:

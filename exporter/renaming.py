@@ -7,7 +7,7 @@ Everything works on names and shapes; no numbers are touched. Sources: LAVIS `bl
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from qpert.exporter.sources import TensorInfo, shorten
@@ -108,7 +108,7 @@ _FROM_HUGGING_FACE = tuple((to_pattern(pair.hugging_face), pair) for pair in HUG
 _FROM_LAVIS = tuple((to_pattern(pair.lavis), pair) for pair in HUGGING_FACE_NAMES)
 
 
-def lavis_origins(family: str, names: Mapping[str, TensorInfo]) -> dict[str, Origin]:
+def lavis_origins(family: str, names: Iterable[str]) -> dict[str, Origin]:
     """LAVIS names → where they lie, for every tensor that has one; what has none is found by `check_names`."""
     if family == "lavis":
         return {name: Origin(name) for name in names}
