@@ -22,8 +22,9 @@ from qpert.graphs.perturbation.purification import PRODUCTS
 
 THRESHOLDS = (0.85, 0.9, 0.95, 0.99)
 STANDARD_OPERATORS = (
-    {"Add", "And", "Clip", "Concat", "Div", "Exp", "GreaterOrEqual", "Less", "MatMul", "Max", "Min", "Mul", "Neg"}
-    | {"Not", "Or", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Sub", "Transpose", "Unsqueeze", "Where"}
+    {"Abs", "Add", "And", "Clip", "Concat", "Div", "Exp", "GreaterOrEqual", "Less", "MatMul", "Max", "Min", "Mul"}
+    | {"Neg", "Not", "Or", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Sub", "Transpose"}
+    | {"Unsqueeze", "Where"}
 )  # fmt: skip
 
 ADMITTED = 1e-5
@@ -101,7 +102,7 @@ def test_cuts_between_close_eigenvalues_are_found(threshold):
     """Pairs 1e-5 to 1e-2 of λ_1 apart. Ranks are asked down to 1e-5; the error of 1e-3 only from gaps of 1e-3 on.
 
     By perturbation theory an error ε λ_1 in C, or in a step, turns the vectors at the cut by ε / gap. The next test
-    works a case in which C alone does that; 36 steps in float32 add to it.
+    works a case in which C alone does that; 34 steps in float32 add to it.
     """
     keys = close_pairs(np.random.default_rng([8, int(100 * threshold)]), 40, 64)
     found, expected = projectors(keys, threshold), oracle(keys, threshold)
@@ -167,7 +168,7 @@ def test_the_size_of_every_matrix_is_known(heads):
 def test_the_number_of_matrix_products_is_the_stated_one():
     """Traces are products too, but of a row and a column: their names say `dot`."""
     products = [node for node in lowered_model(64, 0.95).graph.node if node.op_type == "MatMul"]
-    assert len([node for node in products if "/dot/" not in node.name]) == PRODUCTS + 1 == 43  # and one for C
+    assert len([node for node in products if "/dot/" not in node.name]) == PRODUCTS + 1 == 41  # and one for C
 
 
 def test_added_names_start_with_the_prefix_and_the_threshold_has_its_own():
@@ -244,12 +245,12 @@ def test_boxes_add_up_as_in_the_oracle(images, count):
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(weights).sum(1).max())
 
 
-@pytest.mark.parametrize(("layers", "parts"), [(4, 2), (5, 3), (6, 3)])
-def test_layers_beyond_24_heads_are_computed_in_parts_and_come_out_in_order(layers, parts):
-    model = lowered_model(16, 0.9, (layers, 12))
+@pytest.mark.parametrize(("layers", "heads", "parts"), [(2, 12, 2), (4, 6, 2), (5, 6, 3), (6, 2, 1)])
+def test_layers_beyond_12_heads_are_computed_in_parts_and_come_out_in_order(layers, heads, parts):
+    model = lowered_model(16, 0.9, (layers, heads))
     scopes = {node.name.split("/")[1] for node in model.graph.node if "/steered_00/" in node.name}
     assert scopes == {f"part_{number}" for number in range(parts)}
-    keys = power_law(np.random.default_rng(10), 2 * layers * 12, 16, 40).reshape(2, layers, 12, 40, 16)
+    keys = power_law(np.random.default_rng(10), 2 * layers * heads, 16, 40).reshape(2, layers, heads, 40, 16)
     masks, weights = boxes(np.random.default_rng(11), 3)
     in_parts = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     found = in_parts.run(None, {"keys": keys, "object_masks": masks, "box_weights": weights})[0]
