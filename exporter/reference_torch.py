@@ -52,8 +52,9 @@ class TorchReference:
         clear = []
         with torch.inference_mode():
             keys, _ = self.model.Qformer.keys_and_values(torch.from_numpy(image_embeds).float())
+            stacked = torch.stack(keys, dim=1)  # [B, A, H, N, d]
             for masks in torch.from_numpy(object_masks).split(BOXES_AT_ONCE, dim=1):
-                cut = key_subspaces(keys, masks, threshold=self.model.perturbation.threshold)
+                cut = key_subspaces(stacked, masks, threshold=self.model.perturbation.threshold)
                 clear.append(torch.minimum(cut.margins, cut.gaps).flatten(2).amin(-1))
         return torch.cat(clear, dim=1).numpy()
 

@@ -68,7 +68,8 @@ class Blip2Retrieval(nn.Module):
         keys, values = self.Qformer.keys_and_values(image_embeds.to(self.query_tokens.dtype))
         if self.perturbation is None or object_masks is None or box_weights is None:
             return ImageContext(keys, values, None)
-        mapped = self.query_map(keys.float(), object_masks, box_weights, threshold=self.perturbation.threshold)
+        stacked = torch.stack([layer.float() for layer in keys], dim=1)  # [B, A, H, N, d]
+        mapped = self.query_map(stacked, object_masks, box_weights, threshold=self.perturbation.threshold)
         return ImageContext(keys, values, mapped, self.perturbation.preserve_norm)
 
     def encode_queries(

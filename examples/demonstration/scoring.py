@@ -89,12 +89,13 @@ class Perturber:
             object_masks(split.boxes, grid=vision.grid, image_size=vision.image_size, coverage="exact")
         )  # [B, O, N]
         self.keys, self.values = model.Qformer.keys_and_values(split.image_embeds)
-        _, layers, heads, _, size = self.keys.shape
+        stacked = torch.stack(self.keys, dim=1)
+        _, layers, heads, _, size = stacked.shape
         self.projectors = torch.zeros(*masks.shape[:2], layers, heads, size, size)
         counts = torch.tensor([len(boxes) for boxes in split.boxes])
         for part in counts.argsort().split(50):  # alike in number of boxes, so that little padding is decomposed
             most = int(counts[part].max())
-            found = key_subspaces(self.keys[part], masks[part, :most], threshold=threshold)
+            found = key_subspaces(stacked[part], masks[part, :most], threshold=threshold)
             self.projectors[part, :most] = found.projectors.float()
 
     def query_embeds(self, setting: Perturbation) -> Tensor:
@@ -104,7 +105,8 @@ class Perturber:
         for start in range(0, len(weights), 50):
             part = slice(start, start + 50)
             added = torch.einsum("bo,boahij->bahij", weights[part], self.projectors[part])
-            context = ImageContext(self.keys[part], self.values[part], added + torch.eye(added.shape[-1]))
+            keys, values = ([layer[part] for layer in layers] for layers in (self.keys, self.values))
+            context = ImageContext(keys, values, added + torch.eye(added.shape[-1]))
             rows.append(self.model.Qformer.encode_queries(self.model.query_tokens, context))
         return unit_length(self.model.vision_proj(torch.cat(rows)))
 

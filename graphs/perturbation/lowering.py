@@ -18,10 +18,11 @@ from qpert.graphs.perturbation.purification import Projectors, leading_projector
 PREFIX = "query_map"
 """Names of what this pass adds start with it; the initializer `query_map/threshold` is τ and may be overwritten."""
 
-HEADS_AT_ONCE = 12
-"""Layers × heads whose matrices are computed side by side. An iteration goes over whole tensors many times: 12 heads
-and 8 boxes make 1.5 MB each, of which the few that live stay in a CPU's cache. On a Xeon with 2 MB of second-level
-cache a core, 24 at once took 9 % longer, all 72 of BLIP-2 6 %; on an EPYC, 72 took half as long again."""
+HEADS_AT_ONCE = 24
+"""Layers × heads whose matrices are computed side by side. An iteration goes over whole tensors many times: 24 heads
+and 8 boxes make 3 MB each, of which the few that live stay in a CPU's cache. Fewer at once are more operators, which
+take their time without boxes too: on a Xeon, for 0 / 1 / 8 / 32 boxes, 12 at once took 11 / 36 / 153 / 632 ms, 24 took
+7 / 28 / 169 / 596, BLIP-2's 72 took 4 / 23 / 158 / 770; on an EPYC with less cache 72 took half as long again."""
 
 
 def lower_query_map(graph: gs.Graph) -> gs.Graph:
@@ -63,8 +64,20 @@ def _parts(ops: Operators, keys: gs.Tensor) -> list[gs.Tensor]:
     count = min(layers, -(-layers * heads // HEADS_AT_ONCE))
     if count == 1:
         return [keys]
-    sizes = [len(part) for part in np.array_split(np.arange(layers), count)]
-    return ops.split(keys, ops.constant("part_sizes", sizes, np.int64), axis=1)
+    groups = np.array_split(np.arange(layers), count)
+    stack = keys.inputs[0] if keys.inputs else None
+    if stack is not None and stack.op == "Concat" and len(stack.inputs) == layers:  # undone, not cut up again
+        return [_stacked(ops, [stack.inputs[i] for i in group], keys.shape) for group in groups]
+    return ops.split(keys, ops.constant("part_sizes", [len(group) for group in groups], np.int64), axis=1)
+
+
+def _stacked(ops: Operators, layers: list[gs.Tensor], shape: list[int | str]) -> gs.Tensor:
+    """Tensors [B, 1, H, N, d] as one [B, A, H, N, d], of whose `shape` all but A is right."""
+    if len(layers) == 1:
+        return layers[0]
+    stacked = ops("Concat", *layers, axis=1)
+    stacked.shape = [shape[0], len(layers), *shape[2:]]
+    return stacked
 
 
 def _map(ops: Operators, projectors: Projectors, weights: gs.Tensor) -> gs.Tensor:

@@ -183,7 +183,7 @@ def lean_on_neighbours(graph: onnx.GraphProto) -> None:
         ("vision", "visual_encoder.patch_embed.proj.weight.reshaped.transposed"),
         ("vision", "visual_encoder.blocks.0.attn.qkv.weight.transposed"),
         ("vision", "ln_vision.weight"),
-        ("image_query", "Qformer.bert.encoder.layer.0.crossattention.self.key.weight.and_3_more.transposed"),
+        ("image_query", "Qformer.bert.encoder.layer.0.crossattention.self.key.weight.transposed"),
         ("image_query", "Qformer.bert.encoder.layer.1.output_query.dense.weight.transposed"),
         ("text", "Qformer.bert.encoder.layer.1.intermediate.dense.weight.transposed"),
         ("text", "text_proj.weight"),
