@@ -67,9 +67,9 @@ def test_the_manifest_says_what_was_done_with_what(int8_bundle: Bundle, demo_bun
     assert manifest.verification is None
     assert {name: graph["products"] for name, graph in block["graphs"].items()} == {
         "vision": 1 + 4 * 4,  # patches; of four blocks qkv, proj, fc1, fc2
-        "image_query": 1 + 4 * 6 + 2 * 2 + 1,  # keys and values; four layers' q, k, v, out, FFN; cross q, out; head
+        "image_query": 2 * 2 + 4 * 6 + 2 * 2 + 1,  # keys and values; four layers' q, k, v, out, FFN; cross q, out; head
         "text": 4 * 6 + 1,
-        "itm": 1 + 4 * 4 + (3 * 4 + 2) + 2 * 2 + 1,  # queries and texts have FFNs of their own, the last layer one
+        "itm": 2 * 2 + 4 * 4 + (3 * 4 + 2) + 2 * 2 + 1,  # queries and texts have FFNs of their own, the last layer one
     }
     assert block["data"]["range_images"] == block["data"]["gate_images"] == 16
     assert len(block["data"]["sha256"]) == 64
