@@ -18,11 +18,12 @@ from qpert.graphs.perturbation.purification import Projectors, leading_projector
 PREFIX = "query_map"
 """Names of what this pass adds start with it; the initializer `query_map/threshold` is τ and may be overwritten."""
 
-HEADS_AT_ONCE = 12
-"""Layers × heads whose matrices are computed side by side. An iteration goes over whole tensors many times: 12 heads
-and 8 boxes make 1.5 MB each, of which the few that live stay in a CPU's cache. Fewer at once are more operators, which
-take their time without boxes too. BLIP-2's `image_query` on a Xeon, for 0 / 1 / 8 boxes, beside PyTorch: 12 at once
-126 / 151 / 263 ms, 24 at once 120 / 145 / 292 ms; on an EPYC with less cache all 72 took half as long again as 24."""
+HEADS_AT_ONCE = 24
+"""Layers × heads whose matrices are computed side by side. An iteration goes over whole tensors many times: 24 heads
+and 8 boxes make 3 MB each, of which the few that live stay in a CPU's cache; on an EPYC all 72 of BLIP-2 took half as
+long again. Fewer at once are more operators, which take their time without boxes too: `image_query` on a Xeon, for 0, 1
+and 8 boxes, takes 120, 145 and 292 ms with 24 and 126, 151 and 263 ms with 12, which TensorRT-RTX compiles in 116 s
+instead of 30."""
 
 
 def lower_query_map(graph: gs.Graph) -> gs.Graph:

@@ -245,8 +245,8 @@ def test_boxes_add_up_as_in_the_oracle(images, count):
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(weights).sum(1).max())
 
 
-@pytest.mark.parametrize(("layers", "heads", "parts"), [(2, 12, 2), (4, 6, 2), (5, 6, 3), (6, 2, 1)])
-def test_layers_beyond_12_heads_are_computed_in_parts_and_come_out_in_order(layers, heads, parts):
+@pytest.mark.parametrize(("layers", "heads", "parts"), [(4, 12, 2), (5, 12, 3), (6, 12, 3), (6, 4, 1)])
+def test_layers_beyond_24_heads_are_computed_in_parts_and_come_out_in_order(layers, heads, parts):
     model = lowered_model(16, 0.9, (layers, heads))
     scopes = {node.name.split("/")[1] for node in model.graph.node if "/steered_00/" in node.name}
     assert scopes == {f"part_{number}" for number in range(parts)}
@@ -260,7 +260,7 @@ def test_layers_beyond_12_heads_are_computed_in_parts_and_come_out_in_order(laye
     assert np.array_equal(in_parts.run(None, none)[0], np.broadcast_to(np.eye(16, dtype=np.float32), found.shape))
 
 
-@pytest.mark.parametrize(("heads", "stacks"), [(12, 0), (6, 3)])
+@pytest.mark.parametrize(("heads", "stacks"), [(24, 0), (12, 3)])
 def test_layers_that_were_stacked_are_taken_as_they_were(heads, stacks):
     """As in BLIP-2's graphs: the keys of six layers in one Concat, of which nothing is left."""
     layers = [gs.Variable(f"keys_{i}", np.float32, ["B", 1, heads, "N", 16]) for i in range(6)]
