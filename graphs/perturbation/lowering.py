@@ -30,8 +30,8 @@ def lower_query_map(graph: gs.Graph) -> gs.Graph:
     """Replace each `qpert::QueryMap` node by standard operators.
 
     Inputs of the node are float32: keys [B, A, H, N, d], object_masks [B, O, N], box_weights [B, O]; its output is
-    [B, A, H, d, d]. All but d may be symbolic, and O may be 0: M is then exactly I, as it is with zero weights. M is I as well
-    where keys of that head, or one of the image's masks, hold anything that is not finite.
+    [B, A, H, d, d]. All but d may be symbolic, and O may be 0: M is then exactly I, as it is with zero weights. M is
+    I as well where keys of that head, or one of the image's masks, hold anything that is not finite.
 
     Raises:
         ValueError: the head dimension d of a node's keys is not a number.
