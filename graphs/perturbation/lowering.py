@@ -68,7 +68,8 @@ def _parts(ops: Operators, keys: gs.Tensor) -> list[gs.Tensor]:
         return [keys]
     groups = np.array_split(np.arange(layers), count)
     stack = keys.inputs[0] if keys.inputs else None
-    if stack is not None and stack.op == "Concat" and len(stack.inputs) == layers:  # undone, not cut up again
+    if stack is not None and (stack.op, stack.attrs.get("axis"), len(stack.inputs)) == ("Concat", 1, layers):
+        # Undone, not cut up again.
         return [_stacked(ops, [stack.inputs[i] for i in group], keys.shape) for group in groups]
     return ops.split(keys, ops.constant("part_sizes", [len(group) for group in groups], np.int64), axis=1)
 
