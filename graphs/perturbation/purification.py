@@ -25,8 +25,8 @@ d = 64, 32 and 16 and τ in {0.85, 0.9, 0.95, 0.99}, where |c − τ| > 1e-5 and
 
 - 25,696 matrices of the battery: no wrong rank, no error ‖P − P_oracle‖_F above 1e-3; 8.5e-7 in the median, 1.8e-4 at
   the 99th percentile. An exact eigendecomposition of the same float32 C has 3.3e-7 and 1.8e-4.
-  With `--seed 101` and `202` no wrong rank, 4 errors above 1e-3 of 51,409 (18 + 17 steps: 1; an earlier version's 12 + 23: 1, and
-  a wrong rank).
+  With `--seed 101` and `202` no wrong rank, 4 errors above 1e-3 of 51,409 (18 + 17 steps: 1; an earlier version's
+  12 + 23: 1, and a wrong rank).
 - 2,089 with pairs of eigenvalues 1e-5 to 1e-2 λ_1 apart: two wrong ranks, 180 errors above 1e-3, where the exact
   decomposition of the float32 C has 95: there float32 sets the limit.
 - 9,000 of rank 2, 3 and 5 with a ratio 3e-5 to 1e-3 from τ: no wrong rank, no error above 1e-3.
