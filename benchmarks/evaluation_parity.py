@@ -24,19 +24,19 @@ import torch
 from full_size import machine
 from torch import Tensor
 
-from qpert.exporter.checkpoint import open_checkpoint
+from qpert.exporter.checkpoints.open import open_checkpoint
 from qpert.exporter.export import ExportRequest, export_bundle
-from qpert.exporter.reference_torch import TorchReference
-from qpert.graphs.blip2 import GraphPerturbation
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder
+from qpert.exporter.references.eager import TorchReference
+from qpert.graphs.families.blip2.model import GraphPerturbation
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.evaluate import evaluate
 from qpert.runtime.evaluation.inputs import EvaluationData, open_data
 from qpert.runtime.evaluation.result import Evaluation
 from qpert.runtime.evaluation.work import Binding, open_work
-from qpert.runtime.images import preprocess_images
-from qpert.runtime.perturbation import box_weights, object_masks
+from qpert.runtime.inputs.images import preprocess_images
+from qpert.runtime.inputs.perturbation import box_weights, object_masks
 from qpert.runtime.progress import Terminal
+from qpert.runtime.retrieval.encoder import Encoder
 
 K = 64
 NOT_RERANKED = -100.0

@@ -77,9 +77,9 @@ def measured(command: list[str]) -> dict[str, Any]:
 
 def compare_one(bundle: Path) -> dict[str, Any]:
     """One recorded image and one pair in ONNX Runtime against what PyTorch recorded: largest difference by graph."""
-    from qpert.runtime.bundle import Bundle
-    from qpert.runtime.samples import Samples
-    from qpert.runtime.session import open_session
+    from qpert.runtime.bundle.folder import Bundle
+    from qpert.runtime.bundle.samples import Samples
+    from qpert.runtime.sessions.open import open_session
     from qpert.runtime.verification import run_selected, select
 
     opened = Bundle.open(bundle)
@@ -147,8 +147,8 @@ def parameter_counts() -> dict[str, int]:
     """Numbers in each parameter that retrieval uses."""
     import torch
 
-    from qpert.graphs.blip2 import Blip2Retrieval
-    from qpert.graphs.config import CONFIGS
+    from qpert.graphs.families.blip2.config import CONFIGS
+    from qpert.graphs.families.blip2.model import Blip2Retrieval
 
     with torch.device("meta"):
         return {name: tensor.numel() for name, tensor in Blip2Retrieval(CONFIGS["coco"]).state_dict().items()}

@@ -20,8 +20,8 @@ from typing import Any
 
 from full_size import ITEM_SIZE, machine, make_vocabulary, measured
 
-from qpert.runtime.engines import RECORD_NAME, engine_folders
-from qpert.runtime.manifest import GRAPH_NAMES
+from qpert.runtime.bundle.manifest import GRAPH_NAMES
+from qpert.runtime.sessions.tensorrt.engines import RECORD_NAME, engine_folders
 
 TARGETS = "sm80+sm86+sm89+sm120,sm80,sm86,sm89,sm120"
 QPERT = (sys.executable, "-m", "qpert.runtime.cli")

@@ -34,11 +34,11 @@ def make_graph(work: Path, blocks: int) -> Path:
     """The tower's fp32 graph, exported as every graph is."""
     import torch
 
-    from qpert.exporter.onnx_files import write_graphs
-    from qpert.exporter.signatures import Limits, signatures
-    from qpert.exporter.tracing import hollow_model, trace
-    from qpert.exporter.weights import WeightedGraph, fold_weights
-    from qpert.graphs.config import CONFIGS
+    from qpert.exporter.families.blip2.graph_specs import Limits, signatures
+    from qpert.exporter.tracing.onnx_files import write_graphs
+    from qpert.exporter.tracing.trace import hollow_model, trace
+    from qpert.exporter.tracing.weights import WeightedGraph, fold_weights
+    from qpert.graphs.families.blip2.config import CONFIGS
     from qpert.graphs.passes import run_passes
     from qpert.runtime.progress import Silent
 

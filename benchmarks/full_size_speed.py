@@ -31,8 +31,8 @@ def make_checkpoint(path: Path, blocks: int) -> None:
     """A LAVIS `.pth` of random numbers, scaled so that activations stay of order one."""
     import torch
 
-    from qpert.graphs.blip2 import Blip2Retrieval
-    from qpert.graphs.config import CONFIGS
+    from qpert.graphs.families.blip2.config import CONFIGS
+    from qpert.graphs.families.blip2.model import Blip2Retrieval
 
     coco = CONFIGS["coco"]
     config = replace(

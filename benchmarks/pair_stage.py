@@ -33,12 +33,12 @@ import torch
 from full_size import machine, make_vocabulary
 
 from qpert.exporter.export import ExportRequest, export_bundle
-from qpert.exporter.reference_hf import HuggingFaceReference
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder, ImageFeatures
+from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceReference
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.inputs import open_data
-from qpert.runtime.perturbation import Perturbation
-from qpert.runtime.text import TokenizedTexts, Tokenizer
+from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer
+from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
 
 VISION = {
     "hidden_size": 1408,
@@ -85,9 +85,9 @@ def exported(work: Path) -> tuple[Path, Bundle]:
 
 def caption_lengths(count: int) -> np.ndarray:
     """Tokens of captions of the generated test split, in its own vocabulary: 17.7 on average, 32 at most."""
+    from qpert.exporter.checkpoints.tokenizer import build_tokenizer
     from qpert.exporter.demo import VOCABULARY as DEMO_WORDS
-    from qpert.exporter.tokenizer import build_tokenizer
-    from qpert.graphs.config import CONFIGS
+    from qpert.graphs.families.blip2.config import CONFIGS
 
     backend = build_tokenizer(DEMO_WORDS, vocab_size=CONFIGS["demo"].qformer.vocab_size)
     captions = open_data("demo").dataset.captions

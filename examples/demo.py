@@ -22,11 +22,11 @@ from PIL import Image
 
 from qpert.runtime import Boxes, Retriever
 from qpert.runtime.cli import run
-from qpert.runtime.datasets import RetrievalDataset, read_dataset
-from qpert.runtime.metrics import recall, text_to_image_ranks
+from qpert.runtime.evaluation.metrics import recall, text_to_image_ranks
+from qpert.runtime.inputs.datasets import RetrievalDataset, read_dataset
 from qpert.runtime.progress import Terminal
+from qpert.runtime.retrieval.scores import itc_scores
 from qpert.runtime.scenes import write_dataset
-from qpert.runtime.scores import itc_scores
 
 OUT = Path("demo")
 SCENES = 200

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from qpert.runtime import Boxes, Hit
-from qpert.runtime.datasets import RetrievalDataset
-from qpert.runtime.page import document, figure, table
+from qpert.runtime.html import document, figure, table
+from qpert.runtime.inputs.datasets import RetrievalDataset
 
 SHOWN = 4
 """Pictures shown of each search."""

@@ -14,29 +14,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qpert.exporter.architecture import ArchitectureOptions
-from qpert.exporter.checkpoint import Checkpoint, open_checkpoint
-from qpert.exporter.literal_boxes import box_samples
-from qpert.exporter.onnx_files import check_graph, write_graphs
-from qpert.exporter.recording import CAPTIONS, InputMaker, record
-from qpert.exporter.reference_torch import TorchReference
-from qpert.exporter.signatures import Limits, signatures
-from qpert.exporter.staging import check_target, staged_folder
-from qpert.exporter.tokenizer import build_tokenizer, save_tokenizer
-from qpert.exporter.tokenizer_source import find_tokenizer
-from qpert.exporter.tracing import PRECISIONS, hollow_model, trace
-from qpert.exporter.weights import WeightedGraph, fold_weights
-from qpert.graphs.blip2 import GraphPerturbation
+from qpert.exporter.checkpoints.open import Checkpoint, open_checkpoint
+from qpert.exporter.checkpoints.tokenizer import build_tokenizer, save_tokenizer
+from qpert.exporter.checkpoints.tokenizer_source import find_tokenizer
+from qpert.exporter.families.blip2.architecture import ArchitectureOptions
+from qpert.exporter.families.blip2.graph_specs import Limits, signatures
+from qpert.exporter.references.boxes import box_samples
+from qpert.exporter.references.eager import TorchReference
+from qpert.exporter.references.recording import CAPTIONS, InputMaker, record
+from qpert.exporter.tracing.onnx_files import check_graph, write_graphs
+from qpert.exporter.tracing.trace import PRECISIONS, hollow_model, trace
+from qpert.exporter.tracing.weights import WeightedGraph, fold_weights
+from qpert.graphs.families.blip2.model import GraphPerturbation
 from qpert.graphs.passes import run_passes
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest, TokenizerSpec
+from qpert.runtime.bundle.staging import check_target, staged_folder
 from qpert.runtime.errors import InputError, QpertWarning
 from qpert.runtime.files import sha256_of
-from qpert.runtime.images import ImagePreprocessing
-from qpert.runtime.manifest import MANIFEST_NAME, GraphSpec, Manifest, TokenizerSpec
-from qpert.runtime.perturbation import Perturbation
+from qpert.runtime.inputs.images import ImagePreprocessing
+from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.inputs.text import Tokenizer
 from qpert.runtime.progress import Progress, Silent, byte_listener
-from qpert.runtime.scores import SCORE_FORMULAS
-from qpert.runtime.text import Tokenizer
+from qpert.runtime.retrieval.scores import SCORE_FORMULAS
 
 TOOLS = ("qpert", "torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "tokenizers", "pillow", "numpy")
 

@@ -13,22 +13,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qpert.runtime.boxes import Boxes
-    from qpert.runtime.bundle import Bundle
-    from qpert.runtime.encoder import ImageFeatures
+    from qpert.runtime.bundle.folder import Bundle
     from qpert.runtime.errors import QpertError, QpertWarning
     from qpert.runtime.gallery.reader import StoredGallery
     from qpert.runtime.gallery.search import Gallery, Hit, TextGallery, TextHit
-    from qpert.runtime.perturbation import Perturbation
+    from qpert.runtime.inputs.boxes import Boxes
+    from qpert.runtime.inputs.perturbation import Perturbation
+    from qpert.runtime.retrieval.encoder import ImageFeatures
     from qpert.runtime.retriever import Retriever
 
 _HOME = {
-    "Boxes": "boxes",
-    "Bundle": "bundle",
+    "Boxes": "inputs.boxes",
+    "Bundle": "bundle.folder",
     "Gallery": "gallery.search",
     "Hit": "gallery.search",
-    "ImageFeatures": "encoder",
-    "Perturbation": "perturbation",
+    "ImageFeatures": "retrieval.encoder",
+    "Perturbation": "inputs.perturbation",
     "QpertError": "errors",
     "QpertWarning": "errors",
     "Retriever": "retriever",

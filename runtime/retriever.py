@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder, ImageFeatures
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.gallery.search import (
     Gallery,
     Hit,
@@ -23,9 +21,11 @@ from qpert.runtime.gallery.search import (
     search_images,
     search_texts,
 )
-from qpert.runtime.images import ImageInput
-from qpert.runtime.perturbation import Perturbation
-from qpert.runtime.scores import itc_scores
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.images import ImageInput
+from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.scores import itc_scores
 
 if TYPE_CHECKING:
     from qpert.runtime.gallery.reader import StoredGallery
@@ -92,7 +92,7 @@ class Retriever:
     def itc_scores(
         self, query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """Contrastive scores [B, T] of [B, Q, E] and [T, E]; see `qpert.runtime.scores.itc_scores`."""
+        """Contrastive scores [B, T] of [B, Q, E] and [T, E]; see `qpert.runtime.retrieval.scores.itc_scores`."""
         return itc_scores(query_embeds, text_embeds)
 
     def itm_scores(self, features: ImageFeatures, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -72,8 +72,8 @@ def demo_bundle(made_once: Callable) -> Path:
 def both_bundle(made_once: Callable) -> Path:
     """The demonstration checkpoint with `--perturb both`. Not to be written to."""
     from qpert.exporter.export import ExportRequest, export_bundle
-    from qpert.exporter.signatures import Limits
-    from qpert.runtime.perturbation import Perturbation
+    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.runtime.inputs.perturbation import Perturbation
 
     limits = Limits(batch=3, boxes=8, texts=9)  # verification takes as long as the largest batch is large
     settings = {"perturbation": Perturbation(stages="both"), "limits": limits}
@@ -107,7 +107,7 @@ def traced(own_cache: Path, tiny_weights: Path) -> Iterator[dict]:
 def export_tiny(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, traced: dict) -> Callable[..., Path]:
     """Exports the tiny model with the given fields of `ExportRequest` into a new folder."""
     from qpert.exporter.export import ExportRequest, export_bundle
-    from qpert.exporter.signatures import Limits
+    from qpert.exporter.families.blip2.graph_specs import Limits
 
     def export(**fields) -> Path:
         settings = {"limits": Limits(3, 4, 6, 12), "tokenizer": str(VOCABULARY), "options": OPTIONS} | fields
@@ -120,7 +120,7 @@ def export_tiny(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, tr
 @pytest.fixture(scope="session")
 def tiny_bundle(export_tiny: Callable[..., Path]) -> Path:
     """The tiny model, `--perturb both`, with small limits: quick to verify. Not to be written to."""
-    from qpert.runtime.perturbation import Perturbation
+    from qpert.runtime.inputs.perturbation import Perturbation
 
     return export_tiny(perturbation=Perturbation(stages="both", threshold=THRESHOLD))
 
@@ -129,8 +129,8 @@ def tiny_bundle(export_tiny: Callable[..., Path]) -> Path:
 def export_again(tiny_bundle: Path, tiny_weights: Path, traced: dict) -> Callable[..., Path]:
     """Exports what `tiny_bundle` is once more to a given folder, without tracing once more: the rest is quick."""
     import qpert.exporter.export as module
-    from qpert.exporter.signatures import Limits
-    from qpert.runtime.perturbation import Perturbation
+    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.runtime.inputs.perturbation import Perturbation
 
     graphs = traced["both", "fp32"]
 
@@ -148,7 +148,7 @@ def export_again(tiny_bundle: Path, tiny_weights: Path, traced: dict) -> Callabl
 @pytest.fixture(scope="session")
 def half_bundle(export_tiny: Callable[..., Path]) -> Path:
     """The tiny model in fp16 with `--perturb both --preserve-norm`. Not to be written to."""
-    from qpert.runtime.perturbation import Perturbation
+    from qpert.runtime.inputs.perturbation import Perturbation
 
     perturbation = Perturbation(stages="both", threshold=THRESHOLD, preserve_norm=True)
     return export_tiny(precision="fp16", perturbation=perturbation)
@@ -215,7 +215,7 @@ def photo_boxes(photos: list[Path]) -> list:
     """The boxes of the photographs, made by hand, as `Boxes`."""
     from PIL import Image
 
-    from qpert.runtime.box_files import read_box_file
+    from qpert.runtime.inputs.box_files import read_box_file
 
     table = read_box_file(PHOTOS / "boxes.jsonl")
     return [table.for_image(photo.name, Image.open(photo).size) for photo in photos]

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.gallery.catalogue import has_catalogue
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.writer import open_writer
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.retrieval.encoder import Encoder
 
 DELETED = 5
 """The first images, which are taken out at the end."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qpert.exporter.architecture import ArchitectureOptions, parameter_shapes
-from qpert.graphs.config import Blip2Config, QFormerConfig, VisionConfig
+from qpert.exporter.families.blip2.architecture import ArchitectureOptions, parameter_shapes
+from qpert.graphs.families.blip2.config import Blip2Config, QFormerConfig, VisionConfig
 
 EVA = Blip2Config(
     "small",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click import Context
 
+from qpert.exporter.commands.export import command as export_command
 from qpert.runtime.cli import cli, run
-from qpert.runtime.cli.export import command as export_command
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

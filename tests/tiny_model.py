@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qpert.exporter.architecture import ArchitectureOptions
-from qpert.graphs.blip2 import Blip2Retrieval, GraphPerturbation
-from qpert.graphs.config import Blip2Config, QFormerConfig, VisionConfig
+from qpert.exporter.families.blip2.architecture import ArchitectureOptions
+from qpert.graphs.families.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from qpert.graphs.families.blip2.model import Blip2Retrieval, GraphPerturbation
 
 VOCABULARY = Path(__file__).parents[1] / "exporter" / "demo" / "vocab.txt"
 

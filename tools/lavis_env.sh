@@ -2,7 +2,7 @@
 # Makes the environment that runs stock LAVIS as a reference: .cache/lavis, or $QPERT_LAVIS_ENV.
 #
 # LAVIS 1.0.2 does not work with a current transformers, so it lives apart from qpert. What else it depends on
-# (torchvision, opencv, decord, spacy, ...) serves parts of it that are not used; exporter/lavis_worker.py stands in.
+# (torchvision, opencv, decord, spacy, ...) serves parts of it that are not used; exporter/families/blip2/lavis_worker.py stands in.
 # Does nothing when the environment was made with the same pins; an interrupted run leaves no stamp and starts again.
 # PYTHON chooses the interpreter that it is made with (default python3).
 set -eu
@@ -44,7 +44,7 @@ install() {
 install $pins
 # shellcheck disable=SC2086
 install --no-deps $pins_alone
-"$env/bin/python" -I -W ignore "$root/exporter/lavis_worker.py" --check >&2
+"$env/bin/python" -I -W ignore "$root/exporter/families/blip2/lavis_worker.py" --check >&2
 echo "$wanted" > "$stamp.part"
 mv "$stamp.part" "$stamp"
 echo "LAVIS environment is ready: $env" >&2

@@ -61,7 +61,9 @@ def count(parameters: Any) -> dict[str, int]:
 
 def lavis_fixtures() -> dict[str, Any]:
     """In the LAVIS environment. The vision transformer of `coco` and `pretrain` is LAVIS's own `create_eva_vit_g`."""
-    spec = importlib.util.spec_from_file_location("lavis_worker", ROOT / "exporter" / "lavis_worker.py")
+    spec = importlib.util.spec_from_file_location(
+        "lavis_worker", ROOT / "exporter" / "families" / "blip2" / "lavis_worker.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     worker = importlib.util.module_from_spec(spec)

@@ -24,12 +24,12 @@ from qpert.calibration.quantization.speed import SLOWER, speed_ratio
 from qpert.calibration.quantization.static import FORMATS, load
 from qpert.calibration.quantization.storage import data_location, write_models
 from qpert.calibration.quantization.variants import running
-from qpert.exporter.staging import staged_folder
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.manifest import GRAPH_NAMES, MANIFEST_NAME, Manifest
+from qpert.runtime.bundle.staging import staged_folder
 from qpert.runtime.files import sha256_of
-from qpert.runtime.manifest import GRAPH_NAMES, MANIFEST_NAME, Manifest
 from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification import Gate
 
 WORK = "work"

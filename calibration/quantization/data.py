@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from qpert.calibration.quantization.request import MIN_SAMPLES, QuantizeRequest
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.datasets import ENTITY_FOLDERS, RetrievalDataset, read_dataset
-from qpert.runtime.encoder import Encoder, trimmed
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.inputs import demo_folder
 from qpert.runtime.files import cache_folder, sha256_of
-from qpert.runtime.images import load_image, preprocess_images
-from qpert.runtime.perturbation import box_weights, object_masks
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.datasets import ENTITY_FOLDERS, RetrievalDataset, read_dataset
+from qpert.runtime.inputs.images import load_image, preprocess_images
+from qpert.runtime.inputs.perturbation import box_weights, object_masks
 from qpert.runtime.progress import Progress
+from qpert.runtime.retrieval.encoder import Encoder, trimmed
 
 Feed = dict[str, np.ndarray]
 """Inputs of one call of a graph, by name."""

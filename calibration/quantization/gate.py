@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.calibration.quantization.data import chunks, limited
-from qpert.runtime.datasets import RetrievalDataset
-from qpert.runtime.encoder import Encoder, ImageFeatures
 from qpert.runtime.errors import QpertError
-from qpert.runtime.images import load_image
-from qpert.runtime.metrics import image_to_text_ranks, recall, text_to_image_ranks
+from qpert.runtime.evaluation.metrics import image_to_text_ranks, recall, text_to_image_ranks
+from qpert.runtime.inputs.datasets import RetrievalDataset
+from qpert.runtime.inputs.images import load_image
 from qpert.runtime.progress import Progress
-from qpert.runtime.scores import final_scores, itc_scores
+from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.scores import final_scores, itc_scores
 from qpert.runtime.verification import Gate
 
 PAIR_IMAGES = 64

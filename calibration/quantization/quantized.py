@@ -16,7 +16,7 @@ from qpert.calibration.quantization.request import QuantizeRequest
 from qpert.calibration.quantization.static import FORMATS, load, quantize_all, tensor_ranges
 from qpert.calibration.quantization.tables import fold_weights, quantize_tables
 from qpert.calibration.quantization.variants import Form, free_other_readers, variant
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from qpert.runtime.page import document
+from qpert.runtime.html import document
 from qpert.runtime.verification.page import VERDICT_STYLE
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpert.exporter.staging import check_target
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.manifest import GRAPH_NAMES
+from qpert.runtime.bundle.staging import check_target
 from qpert.runtime.errors import InputError
-from qpert.runtime.manifest import GRAPH_NAMES
 
 PRECISIONS = ("int8", "fp8")
 TARGETS = ("cpu", "tensorrt")

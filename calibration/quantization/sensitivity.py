@@ -16,10 +16,10 @@ from qpert.calibration.quantization.gate import changed_first
 from qpert.calibration.quantization.quantized import QuantizedGraph
 from qpert.calibration.quantization.static import load
 from qpert.calibration.quantization.variants import Form, running, variant
-from qpert.runtime.encoder import Encoder
 from qpert.runtime.progress import Progress
-from qpert.runtime.scores import itc_scores
-from qpert.runtime.session import Session
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.scores import itc_scores
+from qpert.runtime.sessions.open import Session
 
 Outputs = list[np.ndarray]
 

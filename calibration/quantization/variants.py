@@ -15,8 +15,8 @@ from typing import Literal
 import onnx
 
 from qpert.calibration.quantization.candidates import Candidate
-from qpert.runtime.manifest import GraphSpec
-from qpert.runtime.session import Session, open_session
+from qpert.runtime.bundle.manifest import GraphSpec
+from qpert.runtime.sessions.open import Session, open_session
 
 Form = Literal["quantized", "weights", "float"]
 QDQ = ("QuantizeLinear", "DequantizeLinear")

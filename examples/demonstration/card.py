@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from qpert.graphs.config import CONFIGS
+from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.runtime.files import sha256_of, write_atomically
 
 DEMO = Path(__file__).parents[2] / "exporter" / "demo"

@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from qpert.exporter.checkpoints.tokenizer import build_tokenizer
 from qpert.exporter.demo import VOCABULARY
-from qpert.exporter.tokenizer import build_tokenizer
-from qpert.graphs.config import CONFIGS
+from qpert.graphs.families.blip2.config import CONFIGS
+from qpert.runtime.inputs.text import Tokenizer
 from qpert.runtime.progress import Progress
 from qpert.runtime.scenes import Scene, describe, draw_scene, object_map, sample_scene
 from qpert.runtime.scenes.captions import TEXTURE_VISIBLE
 from qpert.runtime.scenes.facts import Mention, cell_of, size_word_class
 from qpert.runtime.scenes.objects import BACKGROUNDS, COLOURS, KINDS, TEXTURES
-from qpert.runtime.text import Tokenizer
 
 SHARD = 2500
 """Pictures in a shard."""

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from scoring import EncodedSplit, Matcher, Perturber, encode_split, itc, open_model, settings_grid
 
-from qpert.runtime.datasets import read_dataset
+from qpert.runtime.evaluation.metrics import RetrievalMetrics
 from qpert.runtime.files import sha256_of, write_atomically
-from qpert.runtime.metrics import RetrievalMetrics
-from qpert.runtime.perturbation import WEIGHT_FUNCTIONS, Perturbation
+from qpert.runtime.inputs.datasets import read_dataset
+from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.scenes import SPLIT_SIZES, caption_ceiling, generate, write_dataset
 

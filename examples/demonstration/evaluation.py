@@ -9,9 +9,9 @@ from losses import itc_similarities
 from student import Student
 from torch import Tensor
 
-from qpert.graphs.config import CONFIGS
-from qpert.runtime.images import ImagePreprocessing, preprocess_images
-from qpert.runtime.metrics import image_to_text_ranks, recall, text_to_image_ranks
+from qpert.graphs.families.blip2.config import CONFIGS
+from qpert.runtime.evaluation.metrics import image_to_text_ranks, recall, text_to_image_ranks
+from qpert.runtime.inputs.images import ImagePreprocessing, preprocess_images
 from qpert.runtime.scenes import draw_scene, generate
 
 QUICK = 500

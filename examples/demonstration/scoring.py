@@ -14,15 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qpert.graphs.blip2 import Blip2Retrieval, unit_length
-from qpert.graphs.config import CONFIGS
+from qpert.graphs.families.blip2.config import CONFIGS
+from qpert.graphs.families.blip2.model import Blip2Retrieval, unit_length
+from qpert.graphs.families.blip2.qformer import ImageContext
 from qpert.graphs.perturbation.oracle import key_subspaces
-from qpert.graphs.qformer import ImageContext
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.datasets import RetrievalDataset
-from qpert.runtime.images import ImagePreprocessing, preprocess_images
-from qpert.runtime.metrics import RetrievalMetrics, largest_area, retrieval_metrics
-from qpert.runtime.perturbation import Perturbation, box_weights, object_masks
+from qpert.runtime.evaluation.metrics import RetrievalMetrics, largest_area, retrieval_metrics
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.datasets import RetrievalDataset
+from qpert.runtime.inputs.images import ImagePreprocessing, preprocess_images
+from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
 from qpert.runtime.progress import Progress
 
 Floats = npt.NDArray[np.floating]

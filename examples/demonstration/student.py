@@ -8,8 +8,8 @@ import torch
 from data import ATTRIBUTES, COLOUR_BLOCK, CONCEPTS, PLACES
 from torch import Tensor, nn
 
-from qpert.graphs.blip2 import Blip2Retrieval
-from qpert.graphs.config import Blip2Config
+from qpert.graphs.families.blip2.config import Blip2Config
+from qpert.graphs.families.blip2.model import Blip2Retrieval
 
 RARE = -3.3
 """Log-odds of a concept: heads begin at its usual rarity, so that no first lesson pushes all queries the same way."""

@@ -24,7 +24,7 @@ from losses import concept_loss, itc_loss, itc_similarities, itm_loss, many_hot,
 from student import new_student
 from torch import Tensor
 
-from qpert.graphs.config import CONFIGS
+from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.runtime.progress import Progress, Terminal
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpert.exporter.checkpoint import Checkpoint, at_image_size
-from qpert.exporter.renaming import Origin
-from qpert.exporter.sources import open_tensors
-from qpert.exporter.tensors import LazyTensors
-from qpert.graphs.config import CONFIGS
+from qpert.exporter.checkpoints.files import open_tensors
+from qpert.exporter.checkpoints.open import Checkpoint, at_image_size
+from qpert.exporter.checkpoints.parameters import LazyTensors
+from qpert.exporter.families.blip2.names import Origin
+from qpert.graphs.families.blip2.config import CONFIGS
+from qpert.runtime.bundle.manifest import CheckpointRecord
 from qpert.runtime.files import sha256_of
-from qpert.runtime.manifest import CheckpointRecord
 
 VOCABULARY = Path(__file__).with_name("vocab.txt")
 MODEL = Path(__file__).with_name("model.safetensors")

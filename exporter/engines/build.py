@@ -21,14 +21,14 @@ from qpert.exporter.engines.builder import BuildJob, BuiltEngine, build_engine
 from qpert.exporter.engines.monitor import STEPS
 from qpert.exporter.engines.profiles import profile_of
 from qpert.exporter.engines.targets import BuildPlan, Target, plan_build
-from qpert.exporter.staging import scratch_folder
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.engines import ENGINES, RECORD_NAME, Engine, EngineFile, EngineRecord, read_engine
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.manifest import GRAPH_NAMES, GraphSpec
+from qpert.runtime.bundle.staging import scratch_folder
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.files import cache_folder, sha256_of, sync_folder, write_atomically
-from qpert.runtime.gpus import first_gpu
-from qpert.runtime.manifest import GRAPH_NAMES, GraphSpec
 from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.sessions.gpus import first_gpu
+from qpert.runtime.sessions.tensorrt.engines import ENGINES, RECORD_NAME, Engine, EngineFile, EngineRecord, read_engine
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from qpert.exporter.engines.monitor import make_monitor
-from qpert.runtime.engines import Profile
 from qpert.runtime.errors import QpertError
 from qpert.runtime.progress import Advance
-from qpert.runtime.tensorrt_log import make_log
+from qpert.runtime.sessions.tensorrt.engines import Profile
+from qpert.runtime.sessions.tensorrt.log import make_log
 
 
 class EngineError(QpertError):

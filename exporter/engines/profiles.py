@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qpert.runtime.engines import Profile, Shape
-from qpert.runtime.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.sessions.tensorrt.engines import Profile, Shape
 
 LEAST = {"O": 1}
 """Where an engine starts later than its graph. An image without boxes goes in with one box of weight zero, which is

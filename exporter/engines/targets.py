@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qpert.runtime.errors import InputError, UnavailableError
-from qpert.runtime.flavors import FLAVORS, Flavor, find_flavor, flavor_version, load_flavor
-from qpert.runtime.gpus import Gpu
+from qpert.runtime.sessions.gpus import Gpu
+from qpert.runtime.sessions.tensorrt.libraries import FLAVORS, Flavor, find_flavor, flavor_version, load_flavor
 
 ARCHITECTURE = re.compile(r"sm\d{2,3}")
 FIRST_WITH = {"bf16": 80, "fp8": 89}

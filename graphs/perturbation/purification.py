@@ -44,7 +44,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qpert.graphs.perturbation.operators import Operators
-from qpert.graphs.perturbation.settlement import settle
+from qpert.graphs.perturbation.undecided import settle
 
 ACCELERATED_STEPS = 16
 STEERED_STEPS = 17

@@ -39,8 +39,8 @@ def measure_cold_start(bundle: Path, provider: str, *, threads: int = 0) -> dict
 def first_search(bundle: Path, provider: str, threads: int) -> dict[str, float]:
     """Import, open, encode one picture and search it once."""
     began = time.perf_counter()
+    from qpert.runtime.bundle.samples import Samples
     from qpert.runtime.retriever import Gallery, Retriever
-    from qpert.runtime.samples import Samples
 
     imported = time.perf_counter()
     with Retriever.open(bundle, provider, threads=threads) as retriever:

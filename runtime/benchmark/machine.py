@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qpert.runtime.errors import UnavailableError
-from qpert.runtime.gpus import find_gpus
+from qpert.runtime.sessions.gpus import find_gpus
 
 LIBRARIES = (
     *("qpert", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),

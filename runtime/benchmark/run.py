@@ -21,11 +21,11 @@ from qpert.runtime.benchmark.machine import describe_machine, measure_peaks
 from qpert.runtime.benchmark.result import Benchmark, Row
 from qpert.runtime.benchmark.timing import Clock, Schedule, Timing, interleaved
 from qpert.runtime.benchmark.workloads import END_TO_END, Sizes, Workload, make_workload, sizes_of
-from qpert.runtime.encoder import Encoder
+from qpert.runtime.bundle.manifest import GraphSpec
 from qpert.runtime.errors import InputError, UnavailableError
-from qpert.runtime.manifest import GraphSpec
 from qpert.runtime.progress import Progress
-from qpert.runtime.session import Arrays
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.sessions.open import Arrays
 
 LARGEST_DIFFERENCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 5e-1, "fp8": 5e-1}
 """Between a session's output and a baseline's, as a share of the baseline's largest number: some ten times what

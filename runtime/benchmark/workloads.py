@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qpert.runtime.benchmark.work import itm_flops, query_flops, text_flops, vision_flops
+from qpert.runtime.bundle.manifest import GRAPH_NAMES, Manifest
 from qpert.runtime.errors import InputError
-from qpert.runtime.manifest import GRAPH_NAMES, Manifest
 
 END_TO_END = ("encode", "search")
 STAGES = (*GRAPH_NAMES, *END_TO_END)

@@ -10,43 +10,39 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 import click
 
 from qpert.runtime.errors import QpertError, QpertWarning
 
-COMMANDS: dict[str, str] = {
-    "export": "checkpoint to bundle",
-    "verify": "does a bundle compute what PyTorch computes?",
-    "eval": "recall on a data set, by object size too",
-    "calibrate": "perturbation settings by search on a validation split",
-    "quantize": "INT8 or FP8, with a gate on recall",
-    "build": "TensorRT engines for a bundle",
-    "index": "images to a gallery on disk",
-    "search": "a gallery, by text or by image",
-    "bench": "how fast a bundle is here, beside PyTorch",
-    "inspect": "what is in a bundle, hashes checked",
-    "doctor": "what this machine can run, and why",
-}
-"""Each command lives in the module of its name, and is imported when it is called."""
+ORDER = (
+    *("export", "verify", "eval", "calibrate", "quantize", "build", "index", "search", "bench", "inspect", "doctor"),
+)
+"""The order in which `qpert --help` lists commands; others follow by name."""
+
+OWN = ("verify", "eval", "index", "search", "bench", "inspect", "doctor")
+"""Commands of this package: each lives in the module of its name."""
+
+ENTRY_POINTS = "qpert.commands"
+"""The entry-point group in which other packages (`qpert.exporter`, `qpert.calibration`, yours) register commands."""
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module when the command is used, so that `qpert --help` loads nothing heavy."""
+    """Imports a command's module when the command is used, so that `qpert search` loads nothing but what it needs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        found = {*OWN, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}
+        return [*(name for name in ORDER if name in found), *sorted(found.difference(ORDER))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f"{__name__}.{cmd_name}")
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        if cmd_name in OWN:
+            command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+            return command
+        for entry in entry_points(group=ENTRY_POINTS, name=cmd_name):
+            found: click.Command = entry.load()
+            return found
+        return None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

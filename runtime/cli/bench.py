@@ -14,16 +14,16 @@ from qpert.runtime.benchmark.result import Benchmark, Row
 from qpert.runtime.benchmark.run import Baseline, BenchRequest, benchmark
 from qpert.runtime.benchmark.timing import Schedule
 from qpert.runtime.benchmark.workloads import STAGES, Sizes, parse_names, parse_numbers
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import bundle_argument, json_option, provider_option, require_export_extra
-from qpert.runtime.encoder import Encoder
 from qpert.runtime.progress import Progress, Terminal
+from qpert.runtime.retrieval.encoder import Encoder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-@click.command("bench", context_settings={"show_default": True})
+@click.command("bench", short_help="how fast a bundle is here, beside PyTorch", context_settings={"show_default": True})
 @bundle_argument
 @click.option(
     "--baseline", "baselines", default="", help="torch, torch-sdpa, torch-compile, hf; several with commas between"
@@ -77,7 +77,7 @@ def opened_baselines(
         yield ()
         return
     require_export_extra("a baseline")
-    from qpert.exporter.baselines import open_baselines
+    from qpert.exporter.references.baselines import open_baselines
 
     with open_baselines(
         parse_names(names), bundle.manifest, checkpoint, provider=request.provider, threads=request.threads

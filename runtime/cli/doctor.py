@@ -7,10 +7,10 @@ import json
 import click
 
 from qpert.runtime.cli.options import json_option
-from qpert.runtime.doctor import Finding, examine
+from qpert.runtime.sessions.doctor import Finding, examine
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="what this machine can run, and why")
 @json_option
 def command(as_json: bool) -> None:
     """Show versions, providers and GPU of this machine, what will be used, and what to install for the rest."""

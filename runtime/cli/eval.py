@@ -10,10 +10,9 @@ from typing import Any, get_args
 
 import click
 
-from qpert.runtime.box_files import XmlCoordinates
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.manifest import read_manifest
 from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
-from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.evaluate import check_data, evaluate, overridden
 from qpert.runtime.evaluation.inputs import ENTITIES, NO_BOXES, EvaluationData, open_data
@@ -21,10 +20,11 @@ from qpert.runtime.evaluation.page import render
 from qpert.runtime.evaluation.result import Evaluation
 from qpert.runtime.evaluation.tables import Table, bin_table, notes, published_table, recall_table
 from qpert.runtime.evaluation.work import Binding, check_room, open_work
-from qpert.runtime.manifest import read_manifest
-from qpert.runtime.perturbation import Coverage, Perturbation, Reduction, Semantics
+from qpert.runtime.inputs.box_files import XmlCoordinates
+from qpert.runtime.inputs.perturbation import Coverage, Perturbation, Reduction, Semantics
 from qpert.runtime.progress import Progress, Terminal
-from qpert.runtime.report import environment
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.verification.report import environment
 
 DEFAULT_COORDINATES: dict[Semantics, XmlCoordinates] = {
     "paper": "one_based_inclusive",
@@ -32,7 +32,7 @@ DEFAULT_COORDINATES: dict[Semantics, XmlCoordinates] = {
 }
 
 
-@click.command("eval", context_settings={"show_default": True})
+@click.command("eval", short_help="recall on a data set, by object size too", context_settings={"show_default": True})
 @bundle_argument
 @click.option("--dataset", required=True, help="a folder in LAVIS's layout, or demo: the generated scenes")
 @click.option("--split", default="test", help="train, val or test")

@@ -10,22 +10,22 @@ from typing import get_args
 
 import click
 
-from qpert.runtime.box_files import XmlCoordinates
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
-from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
 from qpert.runtime.gallery.entries import ImageEntry, read_entries, with_boxes
 from qpert.runtime.gallery.indexing import IndexSummary, index_images
 from qpert.runtime.gallery.spec import FEATURE_MODES, FeatureMode
 from qpert.runtime.gallery.writer import open_writer
+from qpert.runtime.inputs.box_files import XmlCoordinates
 from qpert.runtime.progress import Progress, Terminal
+from qpert.runtime.retrieval.encoder import Encoder
 
 PATH = click.Path(path_type=Path)
 
 
-@click.command("index", context_settings={"show_default": True})
+@click.command("index", short_help="images to a gallery on disk", context_settings={"show_default": True})
 @bundle_argument
 @click.argument("images", type=PATH, required=False)
 @click.option("--out", type=PATH, required=True, help="the gallery's folder; one that exists is gone on with")

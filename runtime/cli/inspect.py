@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from qpert.runtime.bundle import Bundle, FileState
+from qpert.runtime.bundle.folder import Bundle, FileState
+from qpert.runtime.bundle.manifest import Manifest, read_manifest
 from qpert.runtime.cli.options import bundle_argument, json_option
-from qpert.runtime.engines import ENGINES, EngineRecord, changed_sources, engine_folders, read_engine
 from qpert.runtime.errors import BundleError
-from qpert.runtime.manifest import Manifest, read_manifest
+from qpert.runtime.sessions.tensorrt.engines import ENGINES, EngineRecord, changed_sources, engine_folders, read_engine
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="what is in a bundle, hashes checked")
 @bundle_argument
 @json_option
 def command(bundle: Path, as_json: bool) -> int:

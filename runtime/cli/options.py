@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from qpert.runtime.errors import UnavailableError
-from qpert.runtime.session import PROVIDERS
+from qpert.runtime.sessions.open import PROVIDERS
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 provider_option = click.option(

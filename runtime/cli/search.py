@@ -10,24 +10,24 @@ from pathlib import Path
 
 import click
 
-from qpert.runtime.box_files import read_box_file
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import json_option, provider_option
-from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.gallery.catalogue import open_catalogue
 from qpert.runtime.gallery.entries import image_size
 from qpert.runtime.gallery.reader import StoredGallery
 from qpert.runtime.gallery.search import Hit, TextGallery, TextHit
-from qpert.runtime.perturbation import Perturbation
+from qpert.runtime.inputs.box_files import read_box_file
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retriever import Retriever
 
 PATH = click.Path(path_type=Path)
 
 
-@click.command("search", context_settings={"show_default": True})
+@click.command("search", short_help="a gallery, by text or by image", context_settings={"show_default": True})
 @click.argument("gallery", type=PATH)
 @click.argument("texts", nargs=-1, metavar='["TEXT"]…')
 @click.option("--image", type=PATH, help="find the texts for this image, instead of images for a text")
@@ -138,7 +138,7 @@ def told(queries: Sequence[str], found: Sequence[Sequence[Hit] | Sequence[TextHi
 
 
 def image_page(gallery: StoredGallery, texts: Sequence[str], found: Sequence[Sequence[Hit]]) -> str:
-    from qpert.runtime.search_page import Picture, render_images
+    from qpert.runtime.gallery.page import Picture, render_images
 
     rows = {name: row for row, name in enumerate(gallery.images)}
 
@@ -149,7 +149,7 @@ def image_page(gallery: StoredGallery, texts: Sequence[str], found: Sequence[Seq
 
 
 def text_page(image: Path, boxes: Boxes | None, hits: Sequence[TextHit]) -> str:
-    from qpert.runtime.search_page import Picture, render_texts
+    from qpert.runtime.gallery.page import Picture, render_texts
 
     return render_texts(Picture(image, boxes), hits)
 

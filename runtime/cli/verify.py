@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.samples import Case, Samples
 from qpert.runtime.cli.options import (
     bundle_argument,
     command_line,
@@ -17,13 +18,12 @@ from qpert.runtime.cli.options import (
     provider_option,
     require_export_extra,
 )
-from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import InputError
 from qpert.runtime.progress import Progress, Terminal
-from qpert.runtime.report import environment, write_report
-from qpert.runtime.samples import Case, Samples
+from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification.live import limits_for, verify_live
 from qpert.runtime.verification.markdown import render_markdown
+from qpert.runtime.verification.report import environment, write_report
 from qpert.runtime.verification.result import Verification
 from qpert.runtime.verification.tables import WAYS, gate_cells, lead, rank_rows, recall_rows, tie_words
 from qpert.runtime.verification.tensors import verify_tensors
@@ -35,7 +35,9 @@ IMAGES = {"rank": 50, "recall": 100}
 DATA_OPTIONS = ("dataset", "split", "boxes", "limit", "rerank", "allow")
 
 
-@click.command("verify", context_settings={"show_default": True})
+@click.command(
+    "verify", short_help="does a bundle compute what PyTorch computes?", context_settings={"show_default": True}
+)
 @bundle_argument
 @click.option(
     "--level",
@@ -135,7 +137,7 @@ def verify(
 
 def live_cases(bundle: Bundle, reference: str, checkpoint: str | None, samples: Samples, seed: int) -> list[Case]:
     require_export_extra(f"a live reference ({reference})")
-    from qpert.exporter.references import live_cases as cases_of
+    from qpert.exporter.references.open import live_cases as cases_of
 
     return cases_of(bundle.manifest, reference, checkpoint, samples, seed=seed)
 
@@ -156,7 +158,7 @@ def verify_order(
             "torch, hf or lavis, or --level tensor"
         )
     require_export_extra(f"a live reference ({reference})")
-    from qpert.exporter.references import open_scorer
+    from qpert.exporter.references.open import open_scorer
 
     limits = limits_for(bundle.manifest.precision, allowed(data["allow"]))
     split = opened_data(bundle, level, data, progress)
@@ -193,8 +195,8 @@ def allowed(options: tuple[str, ...]) -> dict[str, float]:
 
 def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Progress) -> Any:
     """The split to score; what was chosen for the user is said."""
-    from qpert.runtime.datasets import has_entities
     from qpert.runtime.evaluation.inputs import DEMO, ENTITIES, NO_BOXES, open_data
+    from qpert.runtime.inputs.datasets import has_entities
 
     dataset = data["dataset"] or DEMO
     boxes = data["boxes"]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from qpert.runtime.encoder import Encoder, ImageFeatures, concatenated
 from qpert.runtime.errors import InputError, LimitError, TextError
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.evaluation.journal import DiskJournal
@@ -17,9 +16,10 @@ from qpert.runtime.evaluation.running import ImagesInMemory, ImageStore, Watch, 
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
-from qpert.runtime.perturbation import Coverage, Perturbation, Reduction, Semantics
+from qpert.runtime.inputs.perturbation import Coverage, Perturbation, Reduction, Semantics
+from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.text import TokenizedTexts
+from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures, concatenated
 
 IMAGES_AT_ONCE = 64
 GALLERY_NAME = "gallery"

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.box_files import XmlCoordinates, read_box_file
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.datasets import RetrievalDataset, has_entities, read_dataset
 from qpert.runtime.errors import BoxError, ImageError, InputError, QpertWarning
+from qpert.runtime.evaluation.metrics import largest_area
 from qpert.runtime.files import cache_folder
-from qpert.runtime.metrics import largest_area
+from qpert.runtime.inputs.box_files import XmlCoordinates, read_box_file
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.datasets import RetrievalDataset, has_entities, read_dataset
 from qpert.runtime.progress import Progress, Silent
 
 DEMO = "demo"
@@ -82,7 +82,7 @@ def open_data(
         split: `train`, `val` or `test`.
         boxes: which perturb: `entities`, `none`, or a box file.
         bin_boxes: which sort into size bins, likewise; None takes Entities where the data set has them, else `boxes`.
-        xml_coordinates: how corners in XML are counted; see `qpert.runtime.box_files`.
+        xml_coordinates: how corners in XML are counted; see `qpert.runtime.inputs.box_files`.
         limit: only the first so many images, with their captions.
 
     Raises:

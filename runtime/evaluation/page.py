@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 
+from qpert.runtime.evaluation.metrics import CUTS
 from qpert.runtime.evaluation.result import Evaluation
 from qpert.runtime.evaluation.tables import (
     WAYS,
@@ -18,7 +19,6 @@ from qpert.runtime.evaluation.tables import (
     stage,
     way_of,
 )
-from qpert.runtime.metrics import CUTS
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from qpert.runtime.evaluation.metrics import RetrievalMetrics, metrics_of_ranks
 from qpert.runtime.evaluation.schedule import Schedule
-from qpert.runtime.metrics import RetrievalMetrics, metrics_of_ranks
-from qpert.runtime.scores import final_scores, ranking
+from qpert.runtime.retrieval.scores import final_scores, ranking
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -76,7 +76,7 @@ class PairScores:
         return ranks
 
     def metrics(self, image_of_text: Indices, largest_areas: npt.NDArray[np.float64]) -> RetrievalMetrics:
-        """R@K and mR@K of both directions; see `qpert.runtime.metrics.retrieval_metrics` for the arguments."""
+        """R@K and mR@K of both directions; arguments as in `qpert.runtime.evaluation.metrics.retrieval_metrics`."""
         return metrics_of_ranks(
             self.t2i_ranks(image_of_text),
             self.i2t_ranks(image_of_text),

@@ -13,8 +13,8 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
 
-from qpert.runtime.datasets import RetrievalDataset
-from qpert.runtime.text import clean_caption
+from qpert.runtime.inputs.datasets import RetrievalDataset
+from qpert.runtime.inputs.text import clean_caption
 
 
 @dataclass(frozen=True)

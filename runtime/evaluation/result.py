@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qpert.runtime.evaluation.inputs import EvaluationData
+from qpert.runtime.evaluation.metrics import RetrievalMetrics
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.published import Published, published_for
-from qpert.runtime.metrics import RetrievalMetrics
-from qpert.runtime.perturbation import Perturbation
+from qpert.runtime.inputs.perturbation import Perturbation
 
 
 @dataclass(frozen=True, eq=False)

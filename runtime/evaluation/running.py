@@ -14,14 +14,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.encoder import ImageFeatures
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.journal import Forgetful, Journal, key_of
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.schedule import Schedule
+from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.scores import itc_scores
-from qpert.runtime.text import TokenizedTexts
+from qpert.runtime.retrieval.encoder import ImageFeatures
+from qpert.runtime.retrieval.scores import itc_scores
 
 TEXTS_A_RECORD = 256
 

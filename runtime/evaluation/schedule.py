@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.scores import ranking
+from qpert.runtime.retrieval.scores import ranking
 
 Indices = npt.NDArray[np.int64]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qpert.runtime.evaluation.metrics import BINS, CUTS, SMALL_BIN, DirectionMetrics, RetrievalMetrics
 from qpert.runtime.evaluation.result import Evaluation
-from qpert.runtime.metrics import BINS, CUTS, SMALL_BIN, DirectionMetrics, RetrievalMetrics
 
 UNDEFINED = "–"
 WAYS = {"t2i": "text → image", "i2t": "image → text"}

@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.files import cache_folder, write_atomically
 from qpert.runtime.gallery.spec import bundle_identity
+from qpert.runtime.retrieval.encoder import Encoder
 
 BINDING_NAME = "evaluation.json"
 DIFFERENCES = {

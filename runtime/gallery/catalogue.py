@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from qpert.runtime.boxes import Boxes
 from qpert.runtime.errors import GalleryError
 from qpert.runtime.gallery.columns import Column
 from qpert.runtime.gallery.spec import GallerySpec
+from qpert.runtime.inputs.boxes import Boxes
 
 CATALOGUE_NAME = "gallery.sqlite"
 SCHEMA_VERSION = 1

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qpert.runtime.box_files import XmlCoordinates, read_box_file
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.datasets import read_annotation
 from qpert.runtime.errors import ImageError, InputError
-from qpert.runtime.images import load_image
+from qpert.runtime.inputs.box_files import XmlCoordinates, read_box_file
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.datasets import read_annotation
+from qpert.runtime.inputs.images import load_image
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ORIENTATION = 0x0112
@@ -54,7 +54,7 @@ def with_boxes(
     """The same images with their boxes from a file; those of which it has none get an empty `Boxes`.
 
     An image that cannot be read stays without boxes: indexing it tells. Raises BoxError for what
-    `qpert.runtime.box_files.read_box_file` refuses, and for boxes of images that are not among `entries`.
+    `qpert.runtime.inputs.box_files.read_box_file` refuses, and for boxes of images that are not among `entries`.
     """
     table = read_box_file(box_file, xml_coordinates=xml_coordinates).require(entry.name for entry in entries)
 

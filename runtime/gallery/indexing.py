@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qpert.runtime.encoder import Encoder, ImageFeatures, concatenated
 from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.gallery.catalogue import Catalogue, boxes_to_json
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.spec import FeatureMode
 from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
-from qpert.runtime.images import load_image
+from qpert.runtime.inputs.images import load_image
 from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures, concatenated
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.bundle import HashMemory
-from qpert.runtime.encoder import Encoder, Floats, ImageFeatures
+from qpert.runtime.bundle.folder import HashMemory
 from qpert.runtime.errors import GalleryError, ImageError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.gallery.catalogue import (
@@ -30,6 +28,8 @@ from qpert.runtime.gallery.catalogue import (
 )
 from qpert.runtime.gallery.scan import Codes, Nearest, nearest
 from qpert.runtime.gallery.shards import ShardReader
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.retrieval.encoder import Encoder, Floats, ImageFeatures
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
-from qpert.runtime.scores import itc_scores, ranking
+from qpert.runtime.retrieval.scores import itc_scores, ranking
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

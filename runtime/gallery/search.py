@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.encoder import Encoder, ImageFeatures
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.scan import Nearest, nearest, top
-from qpert.runtime.scores import final_scores, itc_scores, ranking
+from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.scores import final_scores, itc_scores, ranking
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

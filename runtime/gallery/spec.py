@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.errors import GalleryError
-from qpert.runtime.manifest import Manifest
+from qpert.runtime.retrieval.encoder import Encoder
 
 FeatureMode = Literal["stored", "recomputed"]
 FEATURE_MODES: tuple[FeatureMode, ...] = ("stored", "recomputed")

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.bundle import HashMemory
-from qpert.runtime.encoder import Encoder, ImageFeatures
+from qpert.runtime.bundle.folder import HashMemory
 from qpert.runtime.errors import GalleryError, UnavailableError
 from qpert.runtime.gallery.catalogue import (
     CATALOGUE_NAME,
@@ -44,6 +43,7 @@ from qpert.runtime.gallery.lock import LOCK_NAME, OWNER_NAME, writer_lock
 from qpert.runtime.gallery.scan import encode_codes
 from qpert.runtime.gallery.shards import FEATURE_FOLDER, check_shard, kept_arrays, write_shard
 from qpert.runtime.gallery.spec import FeatureMode, GallerySpec
+from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
 
 
 @dataclass(frozen=True, eq=False)

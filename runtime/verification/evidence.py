@@ -6,7 +6,7 @@ import numpy as np
 
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.evaluation.pair_scores import PairScores
-from qpert.runtime.scores import final_scores
+from qpert.runtime.retrieval.scores import final_scores
 from qpert.runtime.verification.ranks import QueryComparison, RankComparison
 from qpert.runtime.verification.result import Candidate, Disagreement, Evidence
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.encoder import Encoder
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.errors import QpertWarning
-from qpert.runtime.images import preprocess_images
-from qpert.runtime.perturbation import box_weights, object_masks
-from qpert.runtime.samples import Samples
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.images import preprocess_images
+from qpert.runtime.inputs.perturbation import box_weights, object_masks
+from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification.result import Gate
 
 

@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.boxes import Boxes
-from qpert.runtime.encoder import Encoder, ImageFeatures
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.evaluate import check_data, encoded
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.running import ImagesInMemory, PairScorer, score_pairs
+from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.samples import Samples
+from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
 from qpert.runtime.verification.evidence import evidence_of
 from qpert.runtime.verification.host import host_gates
 from qpert.runtime.verification.ranks import RankComparison, compare_ranks

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from qpert.runtime.errors import ImageError
-from qpert.runtime.images import load_image
-from qpert.runtime.page import document, figure, table
+from qpert.runtime.html import document, figure, table
+from qpert.runtime.inputs.images import load_image
 from qpert.runtime.verification import charts
 from qpert.runtime.verification.result import Candidate, Comparison, Disagreement, Evidence, Gate, Verification
 from qpert.runtime.verification.tables import (

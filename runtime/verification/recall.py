@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.metrics import BINS, CUTS, SMALL_BIN, size_bins
+from qpert.runtime.evaluation.metrics import BINS, CUTS, SMALL_BIN, size_bins
 from qpert.runtime.verification.ranks import QueryComparison
 from qpert.runtime.verification.result import Gate
 from qpert.runtime.verification.tolerances import RANK_LIMITS, RankLimits

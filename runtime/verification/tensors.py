@@ -14,12 +14,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.encoder import Encoder
+from qpert.runtime.bundle.manifest import GraphSpec, TensorSpec
+from qpert.runtime.bundle.samples import Case, Samples
 from qpert.runtime.errors import BundleError
-from qpert.runtime.manifest import GraphSpec, TensorSpec
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.samples import Case, Samples
-from qpert.runtime.session import Session
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.sessions.open import Session
 from qpert.runtime.verification.host import host_gates
 from qpert.runtime.verification.result import Comparison, Gate, Verification
 from qpert.runtime.verification.tolerances import PERTURBED_COSINE_DISTANCE, TOLERANCES

@@ -28,8 +28,8 @@ def write_boxes(root, images):
 @pytest.fixture(scope="session")
 def itc_bundle(export_tiny):
     """The tiny model with boxes in ITC only. Not to be written to."""
-    from qpert.exporter.signatures import Limits
-    from qpert.runtime.perturbation import Perturbation
+    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.runtime.inputs.perturbation import Perturbation
 
     perturbation = Perturbation(stages="itc", threshold=THRESHOLD)
     return export_tiny(perturbation=perturbation, limits=Limits(4, 4, 8, 12))

@@ -7,14 +7,14 @@ import onnx
 import pytest
 from tiny_model import THRESHOLD
 
-import qpert.calibration.apply as module
-from qpert.calibration.apply import apply_settings
-from qpert.exporter.signatures import Limits
-from qpert.runtime.bundle import Bundle
+import qpert.calibration.perturbation.apply as module
+from qpert.calibration.perturbation.apply import apply_settings
+from qpert.exporter.families.blip2.graph_specs import Limits
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run
 from qpert.runtime.errors import InputError, QpertError
-from qpert.runtime.perturbation import Perturbation
-from qpert.runtime.samples import Samples
+from qpert.runtime.inputs.perturbation import Perturbation
 
 SETTINGS = Perturbation(stages="itc", threshold=0.995, alpha=4.0, beta=0.5, gamma=-1.0, reduction="mean")
 PROVENANCE = {"best": "by hand"}
@@ -87,7 +87,7 @@ def test_the_same_threshold_needs_no_checkpoint(source, tmp_path, monkeypatch, c
     def refuse(*_, **__):
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr("qpert.exporter.checkpoint.open_checkpoint", refuse)
+    monkeypatch.setattr("qpert.exporter.checkpoints.open.open_checkpoint", refuse)
     settings = Perturbation(stages="itc", threshold=THRESHOLD, alpha=2.0, reduction="mean")
     new = apply_settings(source, settings, tmp_path / "new", provenance={}, reports={})
     assert new.manifest.files["onnx/image_query.onnx"] == source.manifest.files["onnx/image_query.onnx"]

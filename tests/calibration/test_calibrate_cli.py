@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from evaluation_sets import write_set
 
-import qpert.runtime.cli.calibrate as module
-from qpert.calibration.grid import Grid
-from qpert.calibration.page import render
-from qpert.calibration.result import Calibration
-from qpert.calibration.search import SearchResult, Trial
-from qpert.calibration.words import headline, verdict
-from qpert.runtime.bundle import Bundle
+import qpert.calibration.commands.calibrate as module
+from qpert.calibration.perturbation.grid import Grid
+from qpert.calibration.perturbation.page import render
+from qpert.calibration.perturbation.result import Calibration
+from qpert.calibration.perturbation.search import SearchResult, Trial
+from qpert.calibration.perturbation.summary import headline, verdict
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import run
-from qpert.runtime.metrics import metrics_of_ranks
-from qpert.runtime.perturbation import Perturbation
-from qpert.runtime.report import environment
+from qpert.runtime.evaluation.metrics import metrics_of_ranks
+from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.verification.report import environment
 
 SMALL = ["--alphas", "2,8", "--weights", "constant,S", "--thresholds", "0.8,0.96", "--threads", "1"]
 MARGIN = 1e-9

@@ -5,17 +5,17 @@ import onnx
 import pytest
 from tiny_model import tiny_network
 
-from qpert.calibration.apply import write_threshold
-from qpert.calibration.cut import cut_image_query
-from qpert.calibration.grid import Grid
-from qpert.calibration.queries import CutEncoder
-from qpert.exporter.recording import decided_masks
-from qpert.exporter.reference_torch import TorchReference
-from qpert.graphs.blip2 import GraphPerturbation
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder
+from qpert.calibration.perturbation.apply import write_threshold
+from qpert.calibration.perturbation.grid import Grid
+from qpert.calibration.perturbation.split_encoder import CutEncoder
+from qpert.calibration.perturbation.split_graph import cut_image_query
+from qpert.exporter.references.eager import TorchReference
+from qpert.exporter.references.recording import decided_masks
+from qpert.graphs.families.blip2.model import GraphPerturbation
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import BundleError
-from qpert.runtime.perturbation import box_weights, object_masks
+from qpert.runtime.inputs.perturbation import box_weights, object_masks
+from qpert.runtime.retrieval.encoder import Encoder
 
 ROUNDING = 1e-5
 """Sums of up to four projectors times 10 in another order, in float32; a wrong rank would show as 1e-2 or more."""

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from qpert.calibration.grid import Grid, parse_numbers
+from qpert.calibration.perturbation.grid import Grid, parse_numbers
 from qpert.runtime.errors import InputError
-from qpert.runtime.perturbation import Perturbation
+from qpert.runtime.inputs.perturbation import Perturbation
 
 
 def test_the_default_is_the_papers_grid_under_both_reductions():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qpert.calibration.ranks import SettingRanks
+from qpert.calibration.perturbation.ranks import SettingRanks
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.schedule import Schedule
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import qpert.calibration.search as module
-from qpert.calibration.apply import apply_settings
-from qpert.calibration.blocks import QueryBlocks
-from qpert.calibration.grid import Grid, Setting
-from qpert.calibration.search import search, without_boxes
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder
+import qpert.calibration.perturbation.search as module
+from qpert.calibration.perturbation.apply import apply_settings
+from qpert.calibration.perturbation.grid import Grid, Setting
+from qpert.calibration.perturbation.query_cache import QueryBlocks
+from qpert.calibration.perturbation.search import search, without_boxes
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.evaluate import evaluate
+from qpert.runtime.retrieval.encoder import Encoder
 
 GRID = Grid(alphas=(2.0, 8.0), weights=("constant", "S-0.5"), thresholds=(0.8, 0.96))
 RERANK = 5
@@ -117,7 +117,7 @@ class Stopping:
 def test_an_interrupted_search_goes_on_and_finds_the_same(
     where, name, at, found, encoder, boxed_data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("qpert.calibration.blocks.BLOCK_BYTES", 1 << 13)  # four small images a file
+    monkeypatch.setattr("qpert.calibration.perturbation.query_cache.BLOCK_BYTES", 1 << 13)  # four small images a file
     monkeypatch.setattr("qpert.runtime.evaluation.journal.COMMIT_SECONDS", 0)  # nothing is lost, so it can be counted
     owner = {"query_embeds": module.CutEncoder, "ranks": module._Split, "itm_scores": type(encoder)}[name]
     function = getattr(owner, name)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from qpert.calibration.spread import Hits, scores, spread
-from qpert.runtime.metrics import metrics_of_ranks
+from qpert.calibration.perturbation.bootstrap import Hits, scores, spread
+from qpert.runtime.evaluation.metrics import metrics_of_ranks
 
 IMAGES = 60
 AREAS = np.where(np.arange(IMAGES) < 3, np.nan, (np.arange(IMAGES) % 10) / 10 + 0.05)

@@ -14,10 +14,10 @@ from onnx import numpy_helper
 from qpert.calibration.quantization.build import quantize_bundle
 from qpert.calibration.quantization.gate import AccuracyError
 from qpert.calibration.quantization.request import QuantizeRequest
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run
-from qpert.runtime.encoder import Encoder
-from qpert.runtime.samples import Samples
+from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification import verify_tensors
 
 GRAPHS = ("vision", "image_query", "text", "itm")

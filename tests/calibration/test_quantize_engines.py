@@ -12,9 +12,9 @@ from qpert.calibration.quantization.build import quantize_bundle
 from qpert.calibration.quantization.modelopt import modelopt_python
 from qpert.calibration.quantization.request import QuantizeRequest
 from qpert.exporter.engines.build import BuildRequest, build_engines
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import UnavailableError
+from qpert.runtime.retrieval.encoder import Encoder
 
 GRAPHS = ("vision", "text")
 """The others are built by `qpert build` as well; the perturbation in them takes 20 seconds each."""

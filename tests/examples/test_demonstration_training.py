@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from qpert.exporter import demo
-from qpert.exporter.checkpoint import load_state
-from qpert.graphs.blip2 import Blip2Retrieval
-from qpert.graphs.config import CONFIGS
+from qpert.exporter.checkpoints.open import load_state
+from qpert.graphs.families.blip2.config import CONFIGS
+from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.runtime.progress import Silent
 from qpert.runtime.scenes import object_map, sample_scene
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import lavis_models
 import pytest
 
-from qpert.exporter.reference_lavis import lavis_python
+from qpert.exporter.families.blip2.reference_lavis import lavis_python
 from qpert.runtime.errors import UnavailableError
 
 

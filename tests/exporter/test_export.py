@@ -18,10 +18,10 @@ from tiny_model import TINY, VOCABULARY, tiny_network, tiny_state
 
 import qpert.exporter.export as module
 from qpert.exporter.export import ExportRequest
-from qpert.graphs.blip2 import Blip2Retrieval, GraphPerturbation
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.encoder import Encoder
+from qpert.graphs.families.blip2.model import Blip2Retrieval, GraphPerturbation
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import InputError, QpertError
+from qpert.runtime.retrieval.encoder import Encoder
 
 GRAPHS = ("vision", "image_query", "text", "itm")
 
@@ -114,7 +114,7 @@ def test_weights_that_graphs_share_are_stored_once(demo_bundle):
     on_disk = sum(path.stat().st_size for path in (demo_bundle / "onnx").glob("*.data"))
     assert on_disk <= 1.05 * sum(places.values())
     bundle = Bundle.open(demo_bundle)
-    from qpert.graphs.config import Blip2Config
+    from qpert.graphs.families.blip2.config import Blip2Config
 
     with torch.device("meta"):
         network = Blip2Retrieval(Blip2Config.from_dict(bundle.manifest.architecture))
@@ -322,7 +322,7 @@ def test_two_exports_of_one_checkpoint_are_the_same_but_for_the_time(export_agai
 
 
 def test_a_graph_that_does_not_come_out_as_declared_makes_no_bundle(export_again, tmp_path, monkeypatch):
-    from qpert.exporter.onnx_files import GraphError
+    from qpert.exporter.tracing.onnx_files import GraphError
 
     def write(folder, graphs, source, progress):
         real(folder, graphs, source, progress)

@@ -14,10 +14,10 @@ from onnx.reference import ReferenceEvaluator
 from tiny_model import OPTIONS, THRESHOLD, VOCABULARY, tiny_state
 
 from qpert.exporter.export import ExportRequest, export_bundle
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run
-from qpert.runtime.perturbation import Perturbation
-from qpert.runtime.samples import Samples
+from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.verification import batch_axes, cosine_distance, select
 
 COSINE = {"fp16": 0.9999, "bf16": 0.999}

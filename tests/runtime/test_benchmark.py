@@ -16,9 +16,9 @@ import torch
 from tiny_model import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
-from qpert.exporter.baselines import eigh_query_map, open_baselines, without_empty_boxes
-from qpert.graphs.blip2 import Blip2Retrieval
-from qpert.graphs.config import CONFIGS
+from qpert.exporter.references.baselines import eigh_query_map, open_baselines, without_empty_boxes
+from qpert.graphs.families.blip2.config import CONFIGS
+from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.graphs.perturbation.oracle import query_map
 from qpert.runtime.benchmark import run as run_module
 from qpert.runtime.benchmark.cold import peak_memory_mb
@@ -26,12 +26,12 @@ from qpert.runtime.benchmark.run import BenchRequest, benchmark
 from qpert.runtime.benchmark.timing import Schedule, Timing, interleaved
 from qpert.runtime.benchmark.work import itm_flops, query_flops, text_flops, vision_flops
 from qpert.runtime.benchmark.workloads import Sizes
-from qpert.runtime.bundle import Bundle
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run
-from qpert.runtime.encoder import Encoder
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.progress import Silent
-from qpert.runtime.samples import Samples
+from qpert.runtime.retrieval.encoder import Encoder
 
 
 @dataclass

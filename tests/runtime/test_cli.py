@@ -10,7 +10,7 @@ from tiny_model import VOCABULARY
 
 from qpert.runtime import cli
 from qpert.runtime.cli import run
-from qpert.runtime.session import PROVIDERS, available_providers
+from qpert.runtime.sessions.open import PROVIDERS, available_providers
 
 TINY = ["--max-length", "32", "--tokenizer", str(VOCABULARY), "--vision-heads", "2", "--qformer-heads", "2"]
 
@@ -330,7 +330,7 @@ def test_verify_of_perturb_none_passes(stock_export, copy_of, capsys):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("qpert.runtime.doctor.platform.platform", lambda: 1 / 0)
+    monkeypatch.setattr("qpert.runtime.sessions.doctor.platform.platform", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(["doctor"])
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from qpert.runtime.errors import InputError
-from qpert.runtime.metrics import size_bins
+from qpert.runtime.evaluation.metrics import size_bins
 from qpert.runtime.scenes import caption_ceiling, draw_scene, generate, object_map, sample_scene, write_dataset
 from qpert.runtime.scenes.captions import MOST_WORDS, Caption
 from qpert.runtime.scenes.facts import Claim, Mention, Relation, is_true

@@ -39,8 +39,8 @@ def main() -> int:
 
 def tiny_bundle(folder: Path) -> Path:
     from qpert.exporter.export import ExportRequest, export_bundle
-    from qpert.exporter.signatures import Limits
-    from qpert.runtime.perturbation import Perturbation
+    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.runtime.inputs.perturbation import Perturbation
 
     checkpoint = tiny_checkpoint(folder / "tiny.pth")
     request = ExportRequest(

@@ -13,10 +13,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from qpert.runtime import Retriever
-from qpert.runtime.box_files import read_box_file
-from qpert.runtime.bundle import Bundle
-from qpert.runtime.datasets import read_dataset
-from qpert.runtime.encoder import Encoder
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.inputs.box_files import read_box_file
+from qpert.runtime.inputs.datasets import read_dataset
+from qpert.runtime.retrieval.encoder import Encoder
 from soak import inputs
 
 SIZE = (31, 24)

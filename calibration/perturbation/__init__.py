@@ -1,0 +1,1 @@
+"""Perturbation settings by grid search on a validation split."""

@@ -1,0 +1,186 @@
+"""A bundle with other perturbation settings: as if it had been exported with them, and with where they came from.
+
+α, weight and reduction are defaults in the manifest. The threshold is a number inside the graphs, so it is replaced
+there; what PyTorch recorded with boxes depends on it too and is recorded anew, from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qpert.calibration.perturbation.split_graph import threshold_names
+from qpert.runtime.bundle.folder import REPORTS, Bundle
+from qpert.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest
+from qpert.runtime.bundle.samples import Case, Samples
+from qpert.runtime.errors import BundleError, InputError
+from qpert.runtime.files import sha256_of, write_atomically
+from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from qpert.exporter.references.recording import Reference
+
+ENGINES = "engines"
+
+
+def apply_settings(
+    bundle: Bundle,
+    settings: Perturbation,
+    target: Path,
+    *,
+    provenance: dict[str, Any],
+    reports: Mapping[str, str],
+    checkpoint: str | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write a bundle with `settings` to `target`, which may be the bundle itself.
+
+    Args:
+        bundle: the source; it is not changed unless it is the target, and then it is replaced whole or not at all.
+        settings: of the same coverage, stages and norm as the bundle's, which its graphs and files have fixed.
+        target: a new folder, or `bundle.folder`.
+        provenance: becomes the manifest's `calibration`.
+        reports: files to write below `reports/`, by name.
+        checkpoint: where the weights are, if not where they were exported from; only a new threshold needs them.
+
+    Raises:
+        InputError: the target exists, or the checkpoint is not the exported one. UnavailableError: it cannot be had.
+    """
+    from qpert.runtime.bundle.staging import staged_folder
+
+    progress = progress or Silent()
+    manifest = bundle.manifest
+    retuned = settings.threshold != manifest.perturbation.threshold
+    graphs = perturbed_graphs(manifest) if retuned else []
+    with progress.stage("recording reference outputs from PyTorch" if retuned else "recording box weights"):
+        samples = new_samples(bundle, settings, checkpoint)
+    in_place = target.resolve() == bundle.folder.resolve()
+    with progress.stage("writing the bundle"), staged_folder(target, force=in_place) as folder:
+        changed = {graph.file for graph in graphs} | {manifest.samples}
+        carry_files(bundle, folder, leave_out=changed, engines=not retuned, link=in_place)
+        for graph in graphs:
+            write_threshold(bundle.graph_path(graph), folder / graph.file, settings.threshold)
+        save_samples(samples, folder / manifest.samples)
+        for name, text in reports.items():
+            (folder / REPORTS).mkdir(exist_ok=True)
+            write_atomically(folder / REPORTS / name, text)
+        written = [*(graph.file for graph in graphs), manifest.samples, *(REPORTS + name for name in reports)]
+        kept = {name: digest for name, digest in manifest.files.items() if not name.startswith(REPORTS)}
+        files = kept | {name: sha256_of(folder / name) for name in written}
+        new = replace(
+            manifest,
+            perturbation=settings,
+            files=dict(sorted(files.items())),
+            verification=None,
+            calibration=provenance,
+        )
+        write_atomically(folder / MANIFEST_NAME, new.to_json())
+    if retuned and (bundle.folder / ENGINES).is_dir():
+        progress.say(f"engines were built for another threshold and are left out; next: qpert build {target}")
+    return Bundle.just_written(target)
+
+
+def perturbed_graphs(manifest: Manifest) -> list[GraphSpec]:
+    """The graphs that hold the threshold."""
+    return [graph for graph in manifest.graphs.values() if graph.takes_boxes]
+
+
+def write_threshold(source: Path, target: Path, threshold: float) -> None:
+    """The graph in `source` with another τ, its weights where they were.
+
+    Raises:
+        BundleError: there is no τ in the graph.
+    """
+    import onnx
+
+    model = onnx.load_model(source, load_external_data=False)
+    names = threshold_names(model.graph)
+    if not names:
+        raise BundleError(f"{source} has no initializer named …/threshold; export the bundle again with this version")
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            value = np.array(threshold, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    onnx.save_model(model, target)
+
+
+def carry_files(bundle: Bundle, folder: Path, *, leave_out: set[str], engines: bool, link: bool) -> None:
+    """The bundle's files but reports and what `leave_out` names, and its engines if wanted.
+
+    `link`: the bundle is about to be deleted, so its files may be the new folder's as they are. They must not stay in
+    two folders: the onnx library takes a data file with several hard links for an attack and does not read it.
+    """
+    names = [name for name in bundle.manifest.files if not name.startswith(REPORTS) and name not in leave_out]
+    if engines:
+        built = (path for path in (bundle.folder / ENGINES).rglob("*") if path.is_file())
+        names += [path.relative_to(bundle.folder).as_posix() for path in built]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (os.link if link else shutil.copy2)(bundle.path(name).resolve(), folder / name)
+
+
+# Recorded outputs
+
+
+def new_samples(bundle: Bundle, settings: Perturbation, checkpoint: str | None) -> Samples:
+    """The bundle's samples as an export with `settings` would have recorded them."""
+    from qpert.exporter.references.boxes import box_samples
+
+    manifest = bundle.manifest
+    samples = Samples.load(bundle.path(manifest.samples))
+    boxes = box_samples(settings, grid=manifest.grid, image_size=manifest.preprocessing.size)
+    cases = samples.cases
+    if settings.threshold != manifest.perturbation.threshold:
+        cases = recorded_again(bundle, samples, settings, checkpoint)
+    return replace(samples, cases=cases, boxes=boxes)
+
+
+def recorded_again(
+    bundle: Bundle, samples: Samples, settings: Perturbation, checkpoint: str | None
+) -> tuple[Case, ...]:
+    """The cases, those with boxes recorded anew from PyTorch at the new threshold."""
+    from qpert.exporter.checkpoints.open import open_checkpoint
+    from qpert.exporter.references.eager import TorchReference
+    from qpert.exporter.references.open import check_same, reopening
+    from qpert.exporter.references.recording import InputMaker
+    from qpert.graphs.families.blip2.model import GraphPerturbation
+
+    manifest = bundle.manifest
+    source, options = reopening(manifest, checkpoint)
+    with open_checkpoint(source, image_size=manifest.preprocessing.size, options=options) as opened:
+        check_same(opened, manifest)
+        reference = TorchReference.open(opened, GraphPerturbation(settings.threshold, settings.preserve_norm))
+        maker = InputMaker(opened.config, manifest.graphs, manifest.preprocessing)
+        made = {name: with_boxes(reference, maker, samples, manifest.graphs[name]) for name in manifest.graphs}
+    return tuple(made[case.graph].get(case.name, case) for case in samples.cases)
+
+
+def with_boxes(reference: Reference, maker: Any, samples: Samples, graph: GraphSpec) -> dict[str, Case]:
+    """The cases of a graph that depend on the threshold, by name; none where it takes no boxes."""
+    from qpert.exporter.references.recording import box_inputs, run_case
+
+    if not graph.takes_boxes:
+        return {}
+    features = next(case.expected["image_embeds"] for case in samples.cases if case.graph == "vision")
+    known = {case.name: case for case in samples.cases if case.graph == graph.name}
+    found = {}
+    for name, objects in box_inputs(reference, maker, features, graph).items():
+        if name not in known:
+            raise InputError(f"the samples hold no case {name!r} of graph {graph.name!r}; export the bundle again")
+        found[name] = run_case(reference, graph.name, name, known[name].inputs | objects)
+    return found
+
+
+def save_samples(samples: Samples, path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    arrays, metadata = samples.to_arrays()
+    save_file(arrays, str(path), metadata=metadata)
+    path.chmod(0o644)  # safetensors writes files that only their owner can read

@@ -1,0 +1,113 @@
+"""The settings that a search tries: the paper's grid by default.
+
+Source: Sogi, Shibata, Terao, ECCV 2024, section 5.1: α in 2, 4 … 10, five weight functions of a box's share S of the
+image, contribution-ratio thresholds 0.85, 0.9, 0.95 and 0.99. Whether boxes are summed (the paper) or averaged (the
+authors' release) is a choice of its own here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from qpert.runtime.errors import InputError
+from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation, Reduction
+
+ALPHAS = (2.0, 4.0, 6.0, 8.0, 10.0)
+THRESHOLDS = (0.85, 0.9, 0.95, 0.99)
+REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean")
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """One point of the grid."""
+
+    threshold: float
+    reduction: Reduction
+    weight: str
+    alpha: float
+
+    def perturbation(self, exported: Perturbation) -> Perturbation:
+        """The exported settings with this point's; the rest (coverage, stages, norm) stays."""
+        beta, gamma = WEIGHT_FUNCTIONS[self.weight]
+        return replace(
+            exported,
+            alpha=self.alpha,
+            beta=beta,
+            gamma=gamma,
+            threshold=self.threshold,
+            reduction=self.reduction,
+        )
+
+    @property
+    def short(self) -> str:
+        return f"α {self.alpha:g}, {self.weight}, τ {self.threshold:g}, {self.reduction}"
+
+    def __str__(self) -> str:
+        return f"α {self.alpha:g}, weight {self.weight}, τ {self.threshold:g}, {self.reduction}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every combination of the values. Raises InputError for an empty or repeated list and for unusable values."""
+
+    alphas: tuple[float, ...] = ALPHAS
+    weights: tuple[str, ...] = tuple(WEIGHT_FUNCTIONS)
+    thresholds: tuple[float, ...] = THRESHOLDS
+    reductions: tuple[Reduction, ...] = REDUCTIONS
+
+    def __post_init__(self) -> None:
+        for name, values in asdict(self).items():
+            if not values:
+                raise InputError(f"{name} is empty; give at least one value")
+            if len(set(values)) < len(values):
+                raise InputError(f"{name} is {_listed(values)}, which repeats a value; give each once")
+        for alpha in self.alphas:
+            if not (math.isfinite(alpha) and alpha > 0):
+                raise InputError(f"got α {alpha}, expected numbers above 0 such as 2,4,6,8,10 (none is tried anyway)")
+        for threshold in self.thresholds:
+            if not 0 < threshold < 1:
+                raise InputError(f"got threshold {threshold}, expected contribution ratios between 0 and 1, as 0.95")
+        _check_choices("weights", self.weights, tuple(WEIGHT_FUNCTIONS))
+        _check_choices("reductions", self.reductions, REDUCTIONS)
+
+    def __len__(self) -> int:
+        return len(self.alphas) * len(self.weights) * len(self.thresholds) * len(self.reductions)
+
+    def settings(self) -> tuple[Setting, ...]:
+        return tuple(setting for threshold in self.thresholds for setting in self.at(threshold))
+
+    def at(self, threshold: float) -> Iterator[Setting]:
+        """The settings of one threshold."""
+        for reduction in self.reductions:
+            for weight in self.weights:
+                for alpha in self.alphas:
+                    yield Setting(threshold, reduction, weight, alpha)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(values) for name, values in asdict(self).items()}
+
+
+def parse_numbers(text: str, name: str) -> tuple[float, ...]:
+    """`2,4,6` as numbers. Raises InputError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{name} is {text!r}; expected numbers with commas between them, as 2,4,6") from None
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """`S,1-S` as names."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _check_choices(name: str, values: tuple[str, ...], choices: tuple[str, ...]) -> None:
+    for value in values:
+        if value not in choices:
+            raise InputError(f"{name} has {value!r}; expected some of {', '.join(choices)}")
+
+
+def _listed(values: tuple[object, ...]) -> str:
+    return ", ".join(map(str, values))

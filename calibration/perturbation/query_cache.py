@@ -1,0 +1,93 @@
+"""Query embeddings of many images under many settings, on disk until the settings of one threshold are scored.
+
+They are computed image by image (an image's projectors serve all settings) and read setting by setting (recall needs
+all images). One file holds some images under all settings; it appears whole or not at all, so an interrupted search
+goes on after the last complete one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.calibration.perturbation.grid import Setting
+from qpert.runtime.errors import UnavailableError
+from qpert.runtime.files import write_atomically
+
+Floats = npt.NDArray[np.float32]
+
+BLOCK_BYTES = 1 << 26
+PLAN_NAME = "settings.json"
+
+
+class QueryBlocks:
+    """Files `<first image>.npy`, float32 [S, n, Q, E], in a folder that remembers its settings.
+
+    `settings` may be more than were asked for: those of an earlier run whose files are still good.
+    """
+
+    def __init__(self, folder: Path, settings: Sequence[Setting], *, images: int, numbers: int) -> None:
+        self.folder = folder
+        self.images = images
+        self.settings = self._plan(settings)
+        self.step = max(1, BLOCK_BYTES // (4 * numbers * len(self.settings)))
+
+    def _plan(self, wanted: Sequence[Setting]) -> tuple[Setting, ...]:
+        """The settings of the files that are there, if all that is wanted is among them; else they are deleted."""
+        plan = self.folder / PLAN_NAME
+        try:
+            found = tuple(Setting(**values) for values in json.loads(plan.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            found = ()
+        if set(wanted) <= set(found):
+            return found
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        write_atomically(plan, json.dumps([setting.__dict__ for setting in wanted]))
+        return tuple(wanted)
+
+    def fill(self, compute: Callable[[int], Floats], advance: Callable[[int], None]) -> None:
+        """Compute what is missing: `compute` gives one image's [S, Q, E]; `advance` hears of finished images.
+
+        Raises UnavailableError for a full disk.
+        """
+        for start in range(0, self.images, self.step):
+            rows = range(start, min(start + self.step, self.images))
+            if self._read(start) is None:
+                stream = io.BytesIO()
+                np.save(stream, np.stack([compute(row) for row in rows], axis=1))
+                try:
+                    write_atomically(self._file(start), stream.getvalue())
+                except OSError as error:
+                    raise UnavailableError(
+                        f"{self._file(start)} cannot be written ({error.strerror}); make room and run the same command "
+                        "again, it goes on from there"
+                    ) from error
+            advance(len(rows))
+
+    def of(self, setting: Setting) -> Floats:
+        """float32 [B, Q, E] of one setting, once `fill` is done."""
+        place = self.settings.index(setting)
+        parts = [self._read(start) for start in range(0, self.images, self.step)]
+        return np.concatenate([part[place] for part in parts if part is not None])
+
+    def delete(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, start: int) -> Path:
+        return self.folder / f"{start:07}.npy"
+
+    def _read(self, start: int) -> Floats | None:
+        """One file, mapped; None where it is missing or not what was planned."""
+        try:
+            block: Floats = np.load(self._file(start), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        expected = (len(self.settings), min(self.step, self.images - start))
+        return block if block.dtype == np.float32 and block.shape[:2] == expected else None

@@ -1,0 +1,155 @@
+"""Query embeddings of one image under many settings, through the parts of its bundle's own graph.
+
+The projectors of an image's boxes are computed once for each threshold. A query map is affine in the weights of the
+boxes, M(w) = M(0) + Σ_b w_b (M(e_b) − M(0)) (paper, equation 3), so the maps of all settings are one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.calibration.perturbation.grid import Setting
+from qpert.calibration.perturbation.split_graph import (
+    EMBEDS,
+    IMAGE,
+    MASKS,
+    THRESHOLD,
+    WEIGHTS,
+    CutGraphs,
+    GraphPart,
+    cut_image_query,
+)
+from qpert.runtime.errors import BundleError
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.perturbation import box_weights, object_masks
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.sessions.onnx import start_onnxruntime
+from qpert.runtime.sessions.open import find_provider
+from qpert.runtime.verification import TOLERANCES
+
+Floats = npt.NDArray[np.float32]
+Arrays = dict[str, np.ndarray]
+
+KEYS_AT_ONCE = 1 << 27
+"""Bytes of keys that are repeated for the boxes of one call: 10 boxes of the full-size model, all of a small one's."""
+CHECKED = (
+    Setting(0.0, "sum", "constant", 8.0),
+    Setting(0.0, "mean", "1-S", 2.0),
+    Setting(0.0, "sum", "S-0.5", 10.0),
+)
+"""Settings under which the parts are compared with the whole; at the bundle's own threshold."""
+
+
+class CutEncoder:
+    """The cut `image_query` graph of a bundle, in ONNX Runtime. A context manager."""
+
+    def __init__(self, encoder: Encoder, folder: Path, provider: str, *, threads: int = 0) -> None:
+        self.encoder = encoder
+        self.graph_file = encoder.bundle.graph_path(encoder.manifest.graphs["image_query"])
+        self.cut: CutGraphs = cut_image_query(self.graph_file, folder)
+        self._origin: Arrays | None = None  # the maps without boxes, which no image changes
+        parts = (self.cut.keys, self.cut.maps, self.cut.queries)
+        self._sessions: dict[Path, Any] = {
+            part.file: start_onnxruntime(part.file, find_provider(provider), threads) for part in parts
+        }
+
+    def close(self) -> None:
+        self._sessions.clear()
+
+    def of_image(self, image_embeds: npt.NDArray[np.floating]) -> Arrays:
+        """image_embeds [1, N, C] → keys, values and whatever else the other parts need of the image."""
+        return self._run(self.cut.keys, {IMAGE: image_embeds})
+
+    def query_embeds(self, image: Mapping[str, np.ndarray], boxes: Boxes, settings: Sequence[Setting]) -> Floats:
+        """float32 [S, Q, E]: one image, from `of_image`, under S settings of one threshold."""
+        (threshold,) = {setting.threshold for setting in settings}
+        exported = self.encoder.perturbation
+        weights = np.concatenate([box_weights([boxes], setting.perturbation(exported)) for setting in settings])
+        rows = [weight.tobytes() for weight in weights]  # with one box, sum and mean are the same
+        first = {row: rows.index(row) for row in rows}
+        distinct = weights[list(first.values())]
+        maps = self._maps(image, boxes, distinct, threshold)
+        found = self._run(self.cut.queries, {**image, **maps, **self._sizes(len(distinct))})
+        order = {row: place for place, row in enumerate(first)}
+        return np.asarray(found[EMBEDS], np.float32)[[order[row] for row in rows]]
+
+    def check(self, image_embeds: npt.NDArray[np.floating], boxes: Boxes) -> float:
+        """The largest difference between the parts and the whole graph, on one image at the bundle's own threshold.
+
+        Raises:
+            BundleError: it is more than the rounding that `qpert verify` allows between a row and its neighbours.
+        """
+        exported = self.encoder.manifest.perturbation
+        settings = [Setting(exported.threshold, each.reduction, each.weight, each.alpha) for each in CHECKED]
+        got = self.query_embeds(self.of_image(image_embeds), boxes, settings)
+        inputs = {IMAGE: image_embeds, MASKS: self._masks(boxes)}
+        whole = [
+            self.encoder.sessions["image_query"].run(
+                inputs | {WEIGHTS: box_weights([boxes], setting.perturbation(exported))}
+            )["query_embeds"][0]
+            for setting in settings
+        ]
+        distance = float(np.abs(got - np.stack(whole)).max())
+        limit = TOLERANCES[self.encoder.manifest.precision].neighbour_abs
+        if not distance <= limit:
+            raise BundleError(
+                f"the parts of {self.graph_file} give query embeddings that differ by {distance:.2g} from the whole "
+                f"graph's, expected at most {limit:g}; please report this, the search cannot be trusted"
+            )
+        return distance
+
+    def _maps(self, image: Mapping[str, np.ndarray], boxes: Boxes, weights: Floats, threshold: float) -> Arrays:
+        """Query maps [S, …] for weights [S, O], by the name of each graph output they stand for."""
+        masks = self._masks(boxes)[0][:, None]  # [O, 1, N]: each box as an image of its own
+        if self._origin is None:
+            self._origin = self._single(image, np.zeros((1, *masks.shape[1:]), np.float32), threshold, weight=0.0)
+        size = sum(image[name].nbytes for name in self.cut.maps.inputs if name in image)
+        step = max(1, KEYS_AT_ONCE // size)
+        chunks = [masks[start : start + step] for start in range(0, len(masks), step)]
+        runs = [self._single(image, chunk, threshold, weight=1.0) for chunk in chunks]
+        found = {}
+        for name, origin in self._origin.items():
+            each = np.concatenate([run[name] for run in runs]) - origin if runs else origin[:0]  # [O, …]
+            found[name] = (origin + np.tensordot(weights, each, axes=1)).astype(origin.dtype)
+        return found
+
+    def _single(self, image: Mapping[str, np.ndarray], masks: Floats, threshold: float, *, weight: float) -> Arrays:
+        """The maps of single boxes, all of one weight: masks [R, 1, N] → [R, …] by name."""
+        repeated = {name: np.repeat(image[name], len(masks), axis=0) for name in self.cut.maps.inputs if name in image}
+        given = {MASKS: masks, WEIGHTS: np.full((len(masks), 1), weight, np.float32)}
+        return self._run(self.cut.maps, {**repeated, **given, THRESHOLD: np.array(threshold, np.float32)})
+
+    def _masks(self, boxes: Boxes) -> Floats:
+        manifest = self.encoder.manifest
+        return object_masks(
+            [boxes],
+            grid=manifest.grid,
+            image_size=manifest.preprocessing.size,
+            coverage=self.encoder.perturbation.coverage,
+        )
+
+    def _sizes(self, count: int) -> Arrays:
+        """Graph inputs of which only the size is read: `count` images, no boxes."""
+        found = {}
+        for tensor in self.encoder.manifest.graphs["image_query"].inputs:
+            shape = [{"B": count, "O": 0}.get(str(axis), axis) for axis in tensor.shape]
+            found[tensor.name] = np.zeros([int(axis) for axis in shape], tensor.dtype)
+        return found
+
+    def _run(self, part: GraphPart, given: Mapping[str, np.ndarray]) -> Arrays:
+        found = self._sessions[part.file].run(list(part.outputs), {name: given[name] for name in part.inputs})
+        return dict(zip(part.outputs, found, strict=True))
+
+    def __enter__(self) -> CutEncoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

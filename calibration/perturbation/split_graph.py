@@ -1,0 +1,181 @@
+"""Graph surgery: a bundle's `image_query` graph in three parts, so that a grid of settings shares what it can.
+
+    image_embeds ── keys ─┬── keys ── maps ── query maps ──┐
+                          └── all else of the image ───────┴── queries ── query_embeds
+
+Keys and values depend on the image alone; the projectors inside the query maps on keys, boxes and threshold; only what
+follows depends on the boxes' weights. Where to cut is found from what depends on what, and from the names that the
+lowering gives to what it adds. Every operator of the three parts is one of the bundle's own, and
+`qpert.calibration.perturbation.split_encoder` compares them with the whole graph before it relies on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qpert.runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+IMAGE, MASKS, WEIGHTS, EMBEDS = "image_embeds", "object_masks", "box_weights", "query_embeds"
+THRESHOLD = "threshold"
+"""The input of the maps part that the initializer of that name became."""
+
+_LOWERED = re.compile(r"query_map(_\d+)?/")
+"""Names that `qpert.graphs.perturbation.lowering` gives: its `PREFIX`."""
+_SIZE_OPERATORS = ("Shape", "Size")
+"""They read how large a tensor is, not what is in it."""
+
+
+@dataclass(frozen=True)
+class GraphPart:
+    """One part in a file of its own, with the names of what goes in and out."""
+
+    file: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CutGraphs:
+    """The parts of one `image_query` graph.
+
+    keys: image_embeds → what the others need of the image. maps: keys, object_masks, box_weights and `threshold`
+    (float32 scalar) → query maps. queries: the rest of the image and query maps → query_embeds; a graph input of which
+    it only reads the size is an input too.
+    """
+
+    keys: GraphPart
+    maps: GraphPart
+    queries: GraphPart
+
+
+def cut_image_query(path: Path, folder: Path) -> CutGraphs:
+    """Cut the graph in the file `path` and write the parts, each with its weights, into `folder`.
+
+    Raises:
+        BundleError: the graph has no query maps, or no threshold that can be replaced, or cannot be read.
+    """
+    import onnx
+
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise BundleError(f"onnx cannot read {path} with its weights: {error}") from error
+    flow = _Flow(model.graph)
+    maps_out = [name for name in flow.leaving_scope() if name in flow.of_boxes]
+    maps_in, maps_sizes = flow.needed_by(maps_out, stop=flow.comes_from_image)
+    queries_in, sizes = flow.needed_by([EMBEDS], stop=lambda name: name in maps_out or flow.comes_from_image(name))
+    if not maps_out or not maps_in or not set(maps_out) <= set(queries_in):
+        raise BundleError(f"{path} holds no query perturbation that can be cut out; export it with --perturb itc")
+    thresholds = threshold_names(model.graph)
+    if not thresholds:
+        raise BundleError(f"{path} has no initializer named …/threshold; export the bundle again with this version")
+    from_image = [name for name in dict.fromkeys([*maps_in, *queries_in]) if name not in maps_out]
+    folder.mkdir(parents=True, exist_ok=True)
+    return CutGraphs(
+        keys=_write(folder / "keys.onnx", model, [IMAGE], from_image),
+        maps=_write(folder / "maps.onnx", model, [*maps_in, *maps_sizes], maps_out, as_input=thresholds),
+        queries=_write(folder / "queries.onnx", model, [*queries_in, *sizes], [EMBEDS]),
+    )
+
+
+def threshold_names(graph: GraphProto) -> list[str]:
+    """The initializers that hold τ."""
+    return [t.name for t in graph.initializer if _LOWERED.match(t.name) and t.name.rpartition("/")[2] == THRESHOLD]
+
+
+class _Flow:
+    """What depends on what in a graph."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.graph = graph
+        self.inputs = [value.name for value in graph.input]
+        self.producer: dict[str, NodeProto] = {name: node for node in graph.node for name in node.output}
+        self.of_image = self._influenced({IMAGE})
+        self.of_boxes = self._influenced({MASKS, WEIGHTS})
+
+    def _influenced(self, sources: set[str]) -> set[str]:
+        """Tensors whose values follow from `sources`; nodes are in topological order."""
+        found = {name for name in sources if name in self.inputs}
+        for node in self.graph.node:
+            if node.op_type not in _SIZE_OPERATORS and not found.isdisjoint(node.input):
+                found.update(node.output)
+        return found
+
+    def comes_from_image(self, name: str) -> bool:
+        """Follows from the image alone, and the lowering did not make it."""
+        if name not in self.of_image or name in self.of_boxes or name in self.inputs:
+            return False
+        return not _LOWERED.match(self.producer[name].name)
+
+    def leaving_scope(self) -> list[str]:
+        """Outputs of lowered nodes that other nodes, or nobody inside the graph, read."""
+        readers = [name for node in self.graph.node if not _LOWERED.match(node.name) for name in node.input]
+        outside = {*readers, *(value.name for value in self.graph.output)}
+        lowered = [node for node in self.graph.node if _LOWERED.match(node.name)]
+        return [name for node in lowered for name in node.output if name in outside]
+
+    def needed_by(self, outputs: Iterable[str], *, stop: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+        """Going back from `outputs`: the tensors where `stop` says so, and the graph inputs reached otherwise."""
+        stopped: dict[str, None] = {}
+        reached: dict[str, None] = {}
+        seen: set[str] = set()
+        names = [name for output in outputs for name in self.producer[output].input]
+        while names:
+            name = names.pop()
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            if stop(name):
+                stopped[name] = None
+            elif name in self.inputs:
+                reached[name] = None
+            elif name in self.producer:
+                names.extend(self.producer[name].input)
+        return list(stopped), list(reached)
+
+
+def _write(
+    file: Path, model: ModelProto, inputs: list[str], outputs: list[str], *, as_input: Iterable[str] = ()
+) -> GraphPart:
+    """The nodes between `inputs` and `outputs` as a model of their own; `as_input`: initializers given as τ."""
+    import onnx
+    from onnx.helper import make_graph, make_node, make_tensor_value_info
+
+    replaced = set(as_input)
+    nodes = _between(model.graph, inputs, outputs)
+    used = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in used - replaced]
+    values = {value.name: value for value in [*model.graph.input, *model.graph.value_info, *model.graph.output]}
+    given = [_without_shape(values[name]) for name in inputs]
+    if replaced:
+        given.append(make_tensor_value_info(THRESHOLD, onnx.TensorProto.FLOAT, []))
+        nodes = [*(make_node("Identity", [THRESHOLD], [name]) for name in sorted(replaced)), *nodes]
+    graph = make_graph(nodes, file.stem, given, [_without_shape(values[name]) for name in outputs], weights)
+    part = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    onnx.save_model(part, file)
+    return GraphPart(file, tuple(value.name for value in given), tuple(outputs))
+
+
+def _between(graph: GraphProto, inputs: list[str], outputs: list[str]) -> list[NodeProto]:
+    """The nodes that `outputs` need, given `inputs`, in their order."""
+    needed = set(outputs) - set(inputs)
+    chosen: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if not needed.isdisjoint(node.output):
+            chosen.append(node)
+            needed.update(name for name in node.input if name not in inputs)
+    return chosen[::-1]
+
+
+def _without_shape(value: ValueInfoProto) -> ValueInfoProto:
+    """The dtype alone: axes that were one length in the whole graph may differ in a part."""
+    import onnx
+
+    return onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, None)

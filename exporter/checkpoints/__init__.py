@@ -1,0 +1,1 @@
+"""Checkpoint files, opened and read tensor by tensor."""

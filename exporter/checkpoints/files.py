@@ -1,0 +1,261 @@
+"""Files of tensors behind one face: what is in them is known at once, the numbers are read one tensor at a time.
+
+Nothing here runs code from a file: `torch.load` is always `weights_only=True`, and safetensors holds no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpert.exporter.checkpoints.download import Progress
+from qpert.runtime.errors import CheckpointError
+from qpert.runtime.files import CHUNK
+
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+DOWNLOAD_AGAIN = "download or copy it again"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file says of a tensor before it is read. `dtype` is torch's name, without `torch.`."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class TensorStore:
+    """Tensors of one or more files. `read` gives one of them as it is stored; `close` lets go of the files."""
+
+    entries: Mapping[str, TensorInfo]
+    read: Callable[[str], Tensor]
+    close: Callable[[], None]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def open_tensors(path: Path) -> TensorStore:
+    """A `.safetensors` file, or else a file of `torch.save`.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, corrupt, with code in it, or not a checkpoint at all.
+    """
+    check_readable(path)
+    return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
+
+
+def check_readable(path: Path) -> None:
+    """Raise `CheckpointError` for what is visible without parsing: absent, empty, or plainly another thing."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; expected a checkpoint file")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; expected a checkpoint file")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty; expected a checkpoint: {DOWNLOAD_AGAIN}")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights it points to; run `git lfs pull` there")
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path} is a web page, not a checkpoint (a failed download?); {DOWNLOAD_AGAIN}")
+
+
+def open_torch(path: Path) -> TensorStore:
+    """A file of `torch.save`: a state dict, alone or under `model` as LAVIS saves it. Memory-mapped where it is a zip.
+
+    Files from before torch 1.6 are no zip archives and are read whole, which `notes` says.
+    """
+    zipped = zipfile.is_zipfile(path)
+    if not zipped and _starts_as_zip(path):
+        raise CheckpointError(
+            f"{path} is truncated: it begins as a checkpoint and its end is missing "
+            f"({path.stat().st_size:,} bytes, half-downloaded?); {DOWNLOAD_AGAIN}"
+        )
+    if zipped:
+        check_zip(path)
+    state = state_dict_of(_torch_load(path, mmap=zipped), path)
+    entries = {name: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
+    note = f"{path.name} is of the format before torch 1.6, which cannot be mapped: all of it is held in memory"
+    return TensorStore(entries, state.__getitem__, state.clear, (path,), () if zipped else (note,))
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def check_zip(path: Path) -> None:
+    """Raise `CheckpointError` for a program, and where a record's checksum is wrong: mapping would not notice."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            program = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            broken = None if program else archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is corrupt ({error}); {DOWNLOAD_AGAIN}") from error
+    if program:
+        raise CheckpointError(
+            f"{path} is a TorchScript program; expected a state dict, as torch.save(model.state_dict(), …) writes it"
+        )
+    if broken is not None:
+        raise CheckpointError(f"{path} is corrupt: the checksum of its record {broken} is wrong; {DOWNLOAD_AGAIN}")
+
+
+def _torch_load(path: Path, *, mmap: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        raise CheckpointError(_load_failure(path, error)) from error
+
+
+def _load_failure(path: Path, error: Exception) -> str:
+    if found := re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) (\S+)", str(error)):
+        return (
+            f"{path} holds pickled code ({found[1]}), which is never run; expected tensors only: load it where you "
+            "trust it, and save its state dict with safetensors.torch.save_file"
+        )
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return f"{path} is corrupt, truncated or no checkpoint (torch.load: {reason}); {DOWNLOAD_AGAIN}"
+
+
+def state_dict_of(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what `torch.load` returned: under `model` (LAVIS), or the whole of it."""
+    state = loaded
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
+        state = loaded["model"]
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__}; expected a state dict (tensors by name), alone or under 'model'"
+        )
+    others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if others or not state:
+        found = f"entries that are no tensors: {shorten(others)}" if others else "nothing"
+        raise CheckpointError(f"{path} holds {found}; expected a state dict, alone or under 'model' as LAVIS saves it")
+    return {str(name): value for name, value in state.items()}
+
+
+def open_safetensors(*paths: Path) -> TensorStore:
+    """One safetensors file, or the shards of one checkpoint; nothing but their headers is read here."""
+    from safetensors import SafetensorError, safe_open
+
+    handles: dict[str, Any] = {}
+    entries: dict[str, TensorInfo] = {}
+    for path in paths:
+        check_readable(path)
+        try:
+            handle: Any = safe_open(str(path), framework="pt", device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is truncated, corrupt or no safetensors file ({error}); {DOWNLOAD_AGAIN}"
+            ) from error
+        for name in handle.keys():  # noqa: SIM118 (a handle is no dict)
+            view = handle.get_slice(name)
+            dtype = str(view.get_dtype())
+            entries[name] = TensorInfo(tuple(view.get_shape()), SAFETENSORS_DTYPES.get(dtype, dtype))
+            handles[name] = handle
+    return TensorStore(entries, lambda name: handles[name].get_tensor(name), handles.clear, paths)
+
+
+def open_folder(folder: Path) -> TensorStore:
+    """The weights of a Hugging Face folder: safetensors, single or sharded, else `pytorch_model.bin` without code.
+
+    Raises:
+        CheckpointError: there are none, a shard is missing or disagrees with the index, or a file is bad.
+    """
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        single, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
+        paths = shard_paths(index) if index.is_file() else [single] if single.is_file() else []
+        if paths:
+            return open_safetensors(*paths) if suffix == "safetensors" else _open_pickles(paths)
+    raise CheckpointError(
+        f"the folder {folder} holds no weights: expected model.safetensors, or model.safetensors.index.json and its "
+        f"shards; it has {shorten(sorted(path.name for path in folder.iterdir())) or 'nothing'}"
+    )
+
+
+def shard_paths(index: Path) -> list[Path]:
+    """The shards that an index names, all of which must be there, beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is no index of shards ({error!r}); {DOWNLOAD_AGAIN}") from error
+    if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index} names {outside[0]!r}; expected files beside it: do not trust this checkpoint")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(missing)} of the {len(names)} shards that {index.name} names: "
+            f"{shorten(missing)}; finish the download"
+        )
+    return [index.parent / name for name in names]
+
+
+def _open_pickles(paths: list[Path]) -> TensorStore:
+    """`pytorch_model*.bin`: accepted where they hold tensors only."""
+    try:
+        return merge(*(open_torch(path) for path in paths))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Hugging Face .bin files are pickles: convert them with "
+            "model.save_pretrained(folder, safe_serialization=True) and pass that folder"
+        ) from error
+
+
+def merge(*stores: TensorStore) -> TensorStore:
+    """Several stores as one; a name may come up in one of them only."""
+    owners: dict[str, TensorStore] = {}
+    for store in stores:
+        if twice := sorted(owners.keys() & store.entries.keys()):
+            files = ", ".join(str(path) for path in (*owners[twice[0]].files, *store.files))
+            raise CheckpointError(f"{len(twice)} tensors are in two files ({files}): {shorten(twice)}; pass one")
+        owners |= dict.fromkeys(store.entries, store)
+
+    def close() -> None:
+        for store in stores:
+            store.close()
+
+    return TensorStore(
+        {name: owner.entries[name] for name, owner in owners.items()},
+        lambda name: owners[name].read(name),
+        close,
+        tuple(path for store in stores for path in store.files),
+        tuple(note for store in stores for note in store.notes),
+    )
+
+
+def with_prefix(store: TensorStore, prefix: str) -> TensorStore:
+    """The same tensors, each name with `prefix` before it."""
+    entries = {prefix + name: info for name, info in store.entries.items()}
+    return replace(store, entries=entries, read=lambda name: store.read(name.removeprefix(prefix)))
+
+
+def shorten(names: list[str], limit: int = 10) -> str:
+    """Up to `limit` names, and how many more there are."""
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def hash_files(paths: tuple[Path, ...], progress: Progress) -> str:
+    """SHA-256 over the files' bytes, one after the other in the order of their names."""
+    digest, done = hashlib.sha256(), 0
+    total = sum(path.stat().st_size for path in paths)
+    for path in sorted(paths, key=lambda path: path.name):
+        with path.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                progress("hashing the checkpoint", done, total)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""BLIP-2 image-text retrieval: LAVIS and Hugging Face checkpoints."""

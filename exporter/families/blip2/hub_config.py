@@ -1,0 +1,186 @@
+"""What lies beside the weights in a Hugging Face folder: `config.json`, the vocabulary, the licence.
+
+`config.json` must describe the class that qpert exports, and agree with the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qpert.graphs.families.blip2.config import Blip2Config
+from qpert.runtime.errors import CheckpointError
+
+ARCHITECTURE = "Blip2ForImageTextRetrieval"
+UNKNOWN_LICENSE = "unknown (nothing beside the checkpoint says)"
+ADVICE = "expected a retrieval checkpoint, Salesforce/blip2-itm-vit-g for instance"
+
+# What transformers means where config.json leaves a value out (configuration_blip_2.py).
+VISION_DEFAULTS = {"num_attention_heads": 16, "layer_norm_eps": 1e-6, "hidden_act": "gelu"}
+QFORMER_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """`config.json` as read. `dimensions` holds what tensors tell as well, where the file states it."""
+
+    path: Path
+    vision_heads: int
+    vision_eps: float
+    qformer_heads: int
+    qformer_eps: float
+    dimensions: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def read_hub_config(folder: Path) -> HubConfig:
+    """Read and check `folder/config.json`.
+
+    Raises:
+        CheckpointError: none there, no JSON, another model, another activation, or a value that is no number.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
+        raise CheckpointError(f"the folder {folder} holds no config.json (it has {found}); {ADVICE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); download or copy it again") from error
+    check_class(path, values)
+    vision, qformer = (section(path, values, name) for name in ("vision_config", "qformer_config"))
+    for name, part, defaults in (("vision", vision, VISION_DEFAULTS), ("Q-Former", qformer, QFORMER_DEFAULTS)):
+        if (act := part.get("hidden_act", defaults["hidden_act"])) != "gelu":
+            raise CheckpointError(f"{path} asks for the activation {act!r} in the {name}; only 'gelu' is known here")
+    notes = (*defaults_meant("vision_config", vision, VISION_DEFAULTS), *text_branch_note(qformer))
+    notes += defaults_meant("qformer_config", qformer, QFORMER_DEFAULTS)
+    vision, qformer = VISION_DEFAULTS | vision, QFORMER_DEFAULTS | qformer
+    return HubConfig(
+        path,
+        int(number(path, vision, "num_attention_heads")),
+        number(path, vision, "layer_norm_eps"),
+        int(number(path, qformer, "num_attention_heads")),
+        number(path, qformer, "layer_norm_eps"),
+        stated_dimensions(path, values, vision, qformer),
+        notes,
+    )
+
+
+def defaults_meant(name: str, part: dict[str, Any], defaults: dict[str, Any]) -> tuple[str, ...]:
+    """Notes on the values that the file leaves out and no tensor tells."""
+    return tuple(
+        f"config.json leaves out {name}.{key}: transformers' default {default} is meant"
+        for key, default in defaults.items()
+        if key not in part and key != "hidden_act"
+    )
+
+
+def text_branch_note(qformer: dict[str, Any]) -> tuple[str, ...]:
+    """The flag decides whether transformers loads the text's feed-forward; here its tensors must be there anyway."""
+    if qformer.get("use_qformer_text_input") is not False:
+        return ()
+    return ("config.json says use_qformer_text_input false; retrieval needs the text branch and uses its tensors",)
+
+
+def check_class(path: Path, values: Any) -> None:
+    """Raise `CheckpointError` unless it is the retrieval class of BLIP-2."""
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}, expected an object; {ADVICE}")
+    model_type, classes = values.get("model_type"), values.get("architectures") or []
+    named = ", ".join(map(str, classes)) if isinstance(classes, list) else str(classes)
+    if model_type != "blip-2":
+        raise CheckpointError(
+            f"{path} describes an unknown architecture: model_type {model_type!r} ({named or 'no architectures'}); "
+            f"expected 'blip-2' ({ARCHITECTURE}): {ADVICE}"
+        )
+    if named and ARCHITECTURE not in classes:
+        raise CheckpointError(
+            f"{path} describes {named}, which carries no ITC and ITM heads; expected {ARCHITECTURE}: {ADVICE}"
+        )
+
+
+def section(path: Path, values: dict[str, Any], name: str) -> dict[str, Any]:
+    part = values.get(name) or {}
+    if not isinstance(part, dict):
+        raise CheckpointError(f"{path}: {name} is {part!r}, expected an object; download or copy it again")
+    return part
+
+
+def number(path: Path, values: dict[str, Any], key: str) -> float:
+    value = values[key]
+    value = value[0] if isinstance(value, list) and len(set(map(str, value))) == 1 else value  # sizes may be [S, S]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise CheckpointError(f"{path} has {key} {value!r}, expected a positive number; mend or download it again")
+    return float(value)
+
+
+VISION_KEYS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "mlp_width": "intermediate_size",
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+}
+QFORMER_KEYS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "mlp_width": "intermediate_size",
+    "cross_attention_frequency": "cross_attention_frequency",
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+}
+TOP_KEYS = {"qformer.queries": "num_query_tokens", "embed_dim": "image_text_hidden_size"}
+
+
+def stated_dimensions(
+    path: Path, values: dict[str, Any], vision: dict[str, Any], qformer: dict[str, Any]
+) -> dict[str, int]:
+    """What the file states of the dimensions that tensors tell, by the field of `Blip2Config`."""
+    fields = [
+        *((f"vision.{field}", vision, key) for field, key in VISION_KEYS.items()),
+        *((f"qformer.{field}", qformer, key) for field, key in QFORMER_KEYS.items()),
+        *((field, values, key) for field, key in TOP_KEYS.items()),
+    ]
+    return {field: int(number(path, part, key)) for field, part, key in fields if key in part}
+
+
+def check_agreement(hub: HubConfig, config: Blip2Config) -> None:
+    """Raise `CheckpointError` where `config.json` and the tensors contradict each other, all of it at once."""
+    measured = measured_dimensions(config)
+    stated = dict(hub.dimensions)
+    frequency = "qformer.cross_attention_frequency"
+    if stated.get(frequency, 0) > config.qformer.layers:  # only layer 0 attends to the image, whatever the number
+        stated[frequency] = config.qformer.layers
+    wrong = [
+        f"{field} {said} (tensors: {measured[field]})" for field, said in stated.items() if measured[field] != said
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{hub.path} contradicts the tensors beside it: {'; '.join(wrong)}; the two belong to different models, "
+            "download the folder again"
+        )
+
+
+def measured_dimensions(config: Blip2Config) -> dict[str, Any]:
+    """The fields of `config` by dotted name."""
+    values = config.to_dict()
+    nested = {f"{part}.{field}": value for part in ("vision", "qformer") for field, value in values[part].items()}
+    return nested | {"embed_dim": values["embed_dim"]}
+
+
+def vocabulary_in(folder: Path | None) -> Path | None:
+    """The tokenizer's file in a Hugging Face folder."""
+    candidates = [folder / "tokenizer.json", folder / "vocab.txt"] if folder else []
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def license_of(folder: Path) -> str:
+    """The licence that the model card (README.md) states in its front matter."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front_matter = text.split("\n---", 1)[0] if text.startswith("---\n") else ""
+    found = re.search(r"^license:[ \t]*(\S.*)$", front_matter, re.MULTILINE)
+    return found[1].strip() if found else UNKNOWN_LICENSE

@@ -1,0 +1,1 @@
+"""What an exported bundle is compared with."""

@@ -1,0 +1,220 @@
+"""What `qpert bench` compares a bundle with: the same network in PyTorch, and stock Hugging Face.
+
+| name | is |
+| --- | --- |
+| `torch` | the network's modules in eager PyTorch, attention written out as LAVIS writes it |
+| `torch-sdpa` | the same with PyTorch's `scaled_dot_product_attention` |
+| `torch-compile` | the same as `torch-sdpa`, through `torch.compile` |
+| `hf` | stock `Blip2ForImageTextRetrieval`, attention written out; it knows no boxes |
+
+`torch` shares keys and values among the texts of an image, as the graphs do; stock code computes them for every pair.
+On the CPU all are float32. On a GPU the torch ones have the bundle's precision, LayerNorm in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qpert.exporter.checkpoints.open import load_state, open_checkpoint
+from qpert.exporter.families.blip2.upstream import BOX_INPUTS, StockReference
+from qpert.exporter.references.eager import OUTPUTS
+from qpert.exporter.references.open import check_same, open_stock, reopening
+from qpert.exporter.tracing.trace import PRECISIONS
+from qpert.graphs.families.blip2 import qformer, vision
+from qpert.graphs.families.blip2.model import STAGES, Blip2Retrieval, GraphPerturbation
+from qpert.graphs.layers import LayerNorm, attention
+from qpert.runtime.benchmark.run import Baseline
+from qpert.runtime.bundle.manifest import Manifest
+from qpert.runtime.errors import InputError, UnavailableError
+
+Attention = Callable[..., Tensor]
+STOCK = ("hf",)
+
+
+@contextmanager
+def open_baselines(
+    names: Sequence[str], manifest: Manifest, checkpoint: str | None = None, *, provider: str = "cpu", threads: int = 0
+) -> Iterator[tuple[Baseline, ...]]:
+    """The baselines of those names over the weights that were exported.
+
+    Args:
+        names: of the table above.
+        manifest: of the bundle.
+        checkpoint: the weights; None takes what the manifest says was exported.
+        provider: the session's; GPU providers are compared with PyTorch on the GPU.
+        threads: of PyTorch on the CPU; 0 leaves them.
+
+    Raises:
+        InputError: an unknown name, or another checkpoint than was exported.
+        UnavailableError: a library, or a GPU for PyTorch, is missing.
+    """
+    if unknown := [name for name in names if name not in (*VARIANTS, *STOCK)]:
+        raise InputError(f"got baseline {', '.join(unknown)}, expected some of {', '.join((*VARIANTS, *STOCK))}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    source, options = reopening(manifest, checkpoint)
+    try:
+        with open_checkpoint(source, image_size=manifest.preprocessing.size, options=options) as opened:
+            check_same(opened, manifest)
+            stock = [StockBaseline(open_stock(name, opened, manifest.perturbation)) for name in names if name in STOCK]
+            chosen = [VARIANTS[name] for name in names if name in VARIANTS]
+            model = load_model(opened, manifest, device_of(provider)) if chosen else None
+            yield tuple(TorchBaseline(variant, model) for variant in chosen if model is not None) + tuple(stock)
+    finally:
+        torch.set_num_threads(before)
+
+
+def device_of(provider: str) -> str:
+    if provider == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UnavailableError(
+            f"provider {provider!r} is compared with PyTorch on the GPU, and this PyTorch {torch.__version__} reaches "
+            "none; install a CUDA build of torch, or leave --baseline out"
+        )
+    return "cuda"
+
+
+def load_model(checkpoint: Any, manifest: Manifest, device: str) -> Blip2Retrieval:
+    """The network with its weights, float32 on the CPU, else in the bundle's precision with LayerNorm in float32."""
+    settings = manifest.perturbation
+    perturbation = None if settings.stages == "none" else GraphPerturbation(settings.threshold, settings.preserve_norm)
+    with torch.device("meta"):
+        model = Blip2Retrieval(checkpoint.config, perturbation, query_map=eigh_query_map)
+    model.load_state_dict(load_state(checkpoint), assign=True, strict=True)
+    if device != "cpu":
+        model = model.to(device, PRECISIONS.get(manifest.precision, torch.float16))
+        for module in model.modules():
+            if isinstance(module, LayerNorm):
+                module.float()
+    return model.eval().requires_grad_(False)
+
+
+def eigh_query_map(keys: Tensor, object_masks: Tensor, box_weights: Tensor, *, threshold: float) -> Tensor:
+    """`qpert.graphs.perturbation.oracle.query_map` as one would write it for speed: float32, all matrices at once.
+
+    Args:
+        keys: float32 [B, A, H, N, d].
+        object_masks: float32 [B, O, N].
+        box_weights: float32 [B, O].
+        threshold: τ.
+
+    Returns:
+        float32 [B, A, H, d, d].
+    """
+    masked = object_masks[:, :, None, None, :, None] * keys[:, None]  # [B, O, A, H, N, d]
+    values, vectors = torch.linalg.eigh(masked.mT @ masked)  # ascending
+    values, vectors = values.flip(-1).clamp(min=0), vectors.flip(-1)
+    total = values.sum(-1, keepdim=True)
+    below = values.cumsum(-1) < threshold * total
+    below[..., 0] = total[..., 0] > 0  # the rank is at least one where anything is covered
+    leading = vectors * below[..., None, :]
+    weighted = torch.einsum("bo,boahij->bahij", box_weights, leading @ leading.mT)
+    return torch.eye(keys.shape[-1], device=keys.device) + weighted
+
+
+def sdpa(queries: Tensor, keys: Tensor, values: Tensor, additive_mask: Tensor | None = None) -> Tensor:
+    """`qpert.graphs.layers.attention` by PyTorch's own kernel; same shapes."""
+    mask = None if additive_mask is None else additive_mask.to(queries.dtype)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of running the network in PyTorch."""
+
+    name: str
+    attention: Attention
+    compiled: bool = False
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("torch", attention),
+        Variant("torch-sdpa", sdpa),
+        Variant("torch-compile", sdpa, compiled=True),
+    )
+}
+
+
+@dataclass
+class TorchBaseline:
+    """The network in PyTorch. Inputs come from the host and outputs return to it, as a session's do."""
+
+    variant: Variant
+    model: Blip2Retrieval
+    stages: dict[str, Any] = field(default_factory=dict)
+    perturbs = True
+
+    @property
+    def name(self) -> str:
+        return self.variant.name
+
+    def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `qpert.runtime.benchmark.run.Baseline`."""
+        tensors = {name: self._tensor(array) for name, array in without_empty_boxes(inputs).items()}
+        with torch.inference_mode(), attention_by(self.variant.attention):
+            output = self._run(self._stage(graph), tensors)
+        return {OUTPUTS[graph]: output.float().cpu().numpy()}
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        """Floating-point numbers as float32: the network casts where its weights are of another precision."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.model.query_tokens.device)
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    def _stage(self, graph: str) -> nn.Module:
+        if graph not in self.stages:
+            stage = STAGES[graph](self.model).eval()
+            self.stages[graph] = torch.compile(stage) if self.variant.compiled else stage
+        return self.stages[graph]
+
+    def _run(self, stage: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+        if not self.variant.compiled:
+            return stage(**tensors)
+        try:
+            return stage(**tensors)
+        except RuntimeError as error:  # what torch.compile raises where it lacks a compiler, or fails
+            raise UnavailableError(f"torch.compile does not work here: {str(error).strip().splitlines()[0]}") from error
+
+
+@dataclass(frozen=True)
+class StockBaseline:
+    """Somebody else's network."""
+
+    reference: StockReference | Any
+    perturbs = False
+
+    @property
+    def name(self) -> str:
+        return str(self.reference.name)
+
+    def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `qpert.runtime.benchmark.run.Baseline`."""
+        single = {
+            name: array.astype(np.float32) if array.dtype == np.float16 else array
+            for name, array in without_empty_boxes(inputs).items()
+        }
+        return dict(self.reference.run(graph, single))
+
+
+def without_empty_boxes(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs without masks and weights where there are no boxes: the stock network then, with nothing to compute."""
+    empty = "object_masks" in inputs and not inputs["object_masks"].shape[1]
+    return {name: array for name, array in inputs.items() if not (empty and name in BOX_INPUTS)}
+
+
+@contextmanager
+def attention_by(function: Attention) -> Iterator[None]:
+    """Inside, the network computes attention with `function`."""
+    with patch.object(qformer, "attention", function), patch.object(vision, "attention", function):
+        yield

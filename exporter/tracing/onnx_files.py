@@ -1,0 +1,73 @@
+"""Graphs to ONNX files: weights written once for all graphs that share them, then every file checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from qpert.exporter.tracing.weights import Recipe, Stored, TensorSource, WeightedGraph, point_to, write_weights
+from qpert.runtime.bundle.manifest import GraphSpec
+from qpert.runtime.errors import QpertError
+from qpert.runtime.progress import Progress
+
+WEIGHT_FILES = {"vision": "vision.data", "image_query": "qformer.data", "text": "qformer.data", "itm": "qformer.data"}
+"""Which data file a graph's weights lie in. A text-only deployment needs no `vision.data`."""
+
+
+class GraphError(QpertError):
+    """A graph that does not come out as declared: a bug in the exporter, found before a bundle exists."""
+
+
+def write_graphs(folder: Path, graphs: Mapping[str, WeightedGraph], source: TensorSource, progress: Progress) -> None:
+    """Write `folder/<name>.onnx` and the data files; memory holds one weight at a time."""
+    folder.mkdir()
+    stored: dict[str, dict[str, Stored]] = {}
+    total = sum(recipe_bytes(recipe) for recipe in distinct(graphs).values())
+    with progress.stage("writing weights", total=total, unit="B") as advance:
+        for location in dict.fromkeys(WEIGHT_FILES[name] for name in graphs):
+            recipes = distinct({name: graph for name, graph in graphs.items() if WEIGHT_FILES[name] == location})
+            with (folder / location).open("wb") as stream:
+                stored[location] = write_weights(stream, location, recipes.values(), source, on_bytes=advance)
+    for name, weighted in graphs.items():
+        model = gs.export_onnx(weighted.graph, do_type_check=True)
+        model.producer_name = "qpert"
+        point_to(model, weighted.recipes, stored[WEIGHT_FILES[name]])
+        onnx.save_model(model, folder / f"{name}.onnx")
+
+
+def distinct(graphs: Mapping[str, WeightedGraph]) -> dict[str, Recipe]:
+    """The recipes of some graphs by key: what is equal is there once."""
+    return {recipe.key: recipe for graph in graphs.values() for recipe in graph.recipes.values()}
+
+
+def recipe_bytes(recipe: Recipe) -> int:
+    count = onnx.helper.tensor_dtype_to_np_dtype(recipe.dtype).itemsize
+    for length in recipe.shape:
+        count *= length
+    return count
+
+
+def check_graph(path: Path, spec: GraphSpec) -> None:
+    """onnx.checker with strict shape inference over the file, then names, dtypes and shapes against the declaration.
+
+    Raises:
+        GraphError: what was traced is not what was declared.
+    """
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load_model(path, load_external_data=False)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
+    for declared, found in ((spec.inputs, inferred.input), (spec.outputs, inferred.output)):
+        described = [describe(value) for value in found]
+        wanted = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in declared]
+        if described != wanted:
+            raise GraphError(f"graph {spec.name!r} has {described}, declared is {wanted}; please report this")
+
+
+def describe(value: onnx.ValueInfoProto) -> tuple[str, str, list[int | str]]:
+    """Name, dtype and shape (numbers or axis names) of a graph's input or output."""
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return value.name, dtype, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]

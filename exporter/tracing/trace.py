@@ -1,0 +1,117 @@
+"""From a stage of the network to a graph: `torch.onnx.export`, with the weights left open.
+
+The traced module owns no numbers (its parameters are uninitialised memory that is never touched), so tracing costs the
+same for four million and for a billion parameters. Parameters become graph inputs before onnxscript's optimiser runs:
+it can then simplify shapes and constants, and cannot bake a weight in.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from qpert.exporter.tracing.weights import WeightedGraph, weighted_graph
+from qpert.graphs.families.blip2.config import Blip2Config
+from qpert.graphs.families.blip2.model import STAGES, Blip2Retrieval, GraphPerturbation
+from qpert.graphs.layers import LayerNorm
+from qpert.graphs.perturbation.placeholder import query_map_placeholder
+from qpert.runtime.bundle.manifest import GraphSpec
+
+OPSET = 20
+"""The first opset with Gelu as one operator; TensorRT 10 and 11, TensorRT-RTX and ONNX Runtime ≥ 1.17 read it."""
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TRACE_LENGTHS = {"B": 2, "I": 2, "O": 3, "T": 4, "L": 7}
+"""Lengths of the dummy inputs: different numbers above 1, so that no two axes are taken for one."""
+
+
+def hollow_model(config: Blip2Config, perturbation: GraphPerturbation | None, precision: str) -> Blip2Retrieval:
+    """The network with parameters of the right shapes and dtypes and no content, and the placeholder inside.
+
+    LayerNorm parameters stay float32: LayerNorm runs in float32 whatever the precision.
+    """
+    with torch.device("meta"):
+        model = Blip2Retrieval(config, perturbation, query_map=query_map_placeholder)
+    model = model.to(PRECISIONS[precision])
+    for module in model.modules():
+        if isinstance(module, LayerNorm):
+            module.float()
+    return model.to_empty(device="cpu").eval()
+
+
+def dummy_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
+    """Zeros in the declared dtypes; named axes get `TRACE_LENGTHS`."""
+    return tuple(
+        torch.zeros(
+            [TRACE_LENGTHS[axis] if isinstance(axis, str) else axis for axis in tensor.shape],
+            dtype=getattr(torch, tensor.dtype),
+        )
+        for tensor in spec.inputs
+    )
+
+
+def dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, Any], ...]:
+    """The declared named axes in `torch.export`'s form. The same name is the same dimension in every input."""
+    dims = {axis: torch.export.Dim(axis, min=max(1, length.min)) for axis, length in spec.ranges.items()}
+    return tuple(
+        {place: dims[axis] for place, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+        for tensor in spec.inputs
+    )
+
+
+def trace(model: Blip2Retrieval, spec: GraphSpec) -> WeightedGraph:
+    """Trace the stage that `spec` names.
+
+    Returns:
+        The graph with inputs and outputs as declared, its weights as placeholders named like the checkpoint's tensors.
+    """
+    stage = STAGES[spec.name](model).eval()
+    program = _export(stage, spec)
+    ir_model = program.model
+    parameters = {name: name.removeprefix("model.") for name, _ in stage.named_parameters()}
+    parameters = {name: plain for name, plain in parameters.items() if name in ir_model.graph.initializers}
+    _initializers_to_inputs(ir_model, parameters)
+    return weighted_graph(_optimised(ir_model), parameters)
+
+
+def _export(stage: nn.Module, spec: GraphSpec) -> Any:
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)  # it warns that torchvision, which nothing here uses, is missing
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                stage,
+                dummy_inputs(spec),
+                dynamo=True,
+                input_names=list(spec.input_names),
+                output_names=list(spec.output_names),
+                dynamic_shapes=dynamic_shapes(spec),
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
+    finally:
+        exporter_log.setLevel(level)
+
+
+def _initializers_to_inputs(ir_model: Any, names: dict[str, str]) -> None:
+    for name in names:
+        value = ir_model.graph.initializers.pop(name)
+        value.const_value = None
+        ir_model.graph.inputs.append(value)
+
+
+def _optimised(ir_model: Any) -> onnx.ModelProto:
+    """onnxscript's clean-up: constant folding of shape arithmetic, common subexpressions, dead nodes."""
+    import onnx_ir
+    import onnxscript.optimizer
+
+    onnxscript.optimizer.optimize(ir_model)
+    return onnx_ir.to_proto(ir_model)

@@ -1,0 +1,1 @@
+"""One folder for each model family: its network as plain torch modules."""

@@ -1,0 +1,148 @@
+"""A bundle on disk: its manifest, its files, and whether the files are the ones that were exported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qpert.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest, bundle_path, read_manifest
+from qpert.runtime.errors import BundleError
+from qpert.runtime.files import cache_folder, sha256_of, write_atomically
+
+REPORTS = "reports/"
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What was found of one file: its hash agrees, it is missing, or it differs."""
+
+    path: str
+    expected: str
+    found: str | None
+
+    @property
+    def ok(self) -> bool:
+        return self.found == self.expected
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Use `Bundle.open`."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Bundle:
+        """Read the manifest and check every file's hash, unless size and modification time say it was done before.
+
+        Raises:
+            BundleError: not a bundle, a newer schema, a missing or altered file, a path outside the bundle.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise BundleError(f"{root} is not a folder; expected a bundle made by `qpert export`")
+        bundle = cls(root, read_manifest(root))
+        bundle.require_files()
+        return bundle
+
+    @classmethod
+    def just_written(cls, folder: Path) -> Bundle:
+        """Open a bundle whose hashes this process has just computed: they are remembered, not computed again."""
+        bundle = cls(folder, read_manifest(folder))
+        memory = HashMemory.load()
+        for name, digest in bundle.manifest.files.items():
+            memory.remember(bundle.path(name), digest)
+        memory.save()
+        return bundle
+
+    def path(self, name: str) -> Path:
+        return bundle_path(self.folder, name)
+
+    def graph_path(self, graph: GraphSpec) -> Path:
+        return self.path(graph.file)
+
+    def check_files(self) -> list[FileState]:
+        """Hash every file, whatever was remembered."""
+        return [FileState(name, digest, self._digest(name)) for name, digest in self.manifest.files.items()]
+
+    def require_files(self) -> None:
+        """Raise BundleError for the first missing or altered file; remember what was found to be right.
+
+        Reports are left to `check_files`: nothing runs them, and a `verify` that is interrupted between a report and
+        the manifest, or a second one at the same time, must not make a good bundle unusable.
+        """
+        memory = HashMemory.load()
+        for name, digest in self.manifest.files.items():
+            if name.startswith(REPORTS):
+                continue
+            path = self.path(name)
+            if not path.is_file():
+                raise BundleError(f"{path} is missing from the bundle; copy the whole folder again, or export it again")
+            if memory.knows(path, digest):
+                continue
+            found = sha256_of(path)
+            if found != digest:
+                raise BundleError(
+                    f"{path} was altered: its SHA-256 is {found}, the manifest says {digest}; "
+                    "restore the file or export the bundle again"
+                )
+            memory.remember(path, digest)
+        memory.save()
+
+    def with_report(self, name: str, content: str, *, verification: dict[str, object] | None = None) -> Bundle:
+        """Write `reports/<name>`, enter it in the manifest, and return the bundle as it is then."""
+        path = self.path(REPORTS + name)
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, content)
+        files = self.manifest.files | {REPORTS + name: sha256_of(path)}
+        manifest = replace(self.manifest, files=files, verification=verification or self.manifest.verification)
+        write_atomically(self.folder / MANIFEST_NAME, manifest.to_json())
+        return replace(self, manifest=manifest)
+
+    def _digest(self, name: str) -> str | None:
+        path = self.path(name)
+        return sha256_of(path) if path.is_file() else None
+
+
+@dataclass
+class HashMemory:
+    """Which files were already found to have which hash, by size and modification time; lives in the cache folder."""
+
+    entries: dict[str, list[object]]
+    changed: bool = False
+
+    @classmethod
+    def load(cls) -> HashMemory:
+        try:
+            entries = json.loads(cls._file().read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # nothing remembered, or not readable: hash again
+            entries = {}
+        return cls(entries if isinstance(entries, dict) else {})
+
+    @staticmethod
+    def _file() -> Path:
+        return cache_folder() / "hashes.json"
+
+    @staticmethod
+    def _entry(path: Path, digest: str) -> list[object]:
+        state = path.stat()
+        return [state.st_size, state.st_mtime_ns, digest]
+
+    def knows(self, path: Path, digest: str) -> bool:
+        return self.entries.get(str(path.resolve())) == self._entry(path, digest)
+
+    def remember(self, path: Path, digest: str) -> None:
+        self.entries[str(path.resolve())] = self._entry(path, digest)
+        self.changed = True
+
+    def save(self) -> None:
+        """Write what is new; a read-only home is no reason to fail, the files are only hashed again next time."""
+        if not self.changed:
+            return
+        try:
+            self._file().parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file(), json.dumps(self.entries))
+        except OSError:
+            return

@@ -1,0 +1,206 @@
+"""What the object-aware query perturbation means on the host: token masks and box weights.
+
+The graphs take finished numbers: `object_masks`, which image tokens a box covers, and `box_weights`, how strongly it
+acts. Everything that tells the readings of the method apart is decided here and nowhere else.
+
+Source: Sogi, Shibata, Terao, "Object-Aware Query Perturbation for Cross-Modal Image-Text Retrieval", ECCV 2024,
+sections 4.2–4.4, and the authors' release where it departs from the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from qpert.runtime.errors import InputError, LimitError
+from qpert.runtime.inputs.boxes import Boxes
+
+Semantics = Literal["paper", "release"]
+Coverage = Literal["exact", "binary", "dilated"]
+Reduction = Literal["sum", "mean"]
+Stages = Literal["itc", "both", "none"]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+WEIGHT_FUNCTIONS: Mapping[str, tuple[float, float]] = {
+    "constant": (1.0, 0.0),
+    "S": (0.0, 1.0),
+    "S-0.5": (-0.5, 1.0),
+    "1-S": (1.0, -1.0),
+    "0.5-S": (0.5, -1.0),
+}
+"""(β, γ) of the paper's five weight functions β + γS, S = box area / image area (section 4.4)."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One reading of the method with its hyper-parameters; the manifest's `perturbation` block.
+
+    `alpha`, `beta`, `gamma`: the weight of a box is α(β + γS). `threshold`: τ, the contribution ratio that the kept key
+    subspace stays below, in (0, 1). `coverage`, `reduction`: see `object_masks` and `box_weights`. `stages`: whether
+    the image branch of ITC is perturbed, ITM too (`both`), or neither. `preserve_norm`: each query keeps its norm.
+    `semantics` records which reading the rest started from. Raises `InputError` for values that cannot be used.
+    """
+
+    semantics: Semantics = "paper"
+    alpha: float = 8.0
+    beta: float = 1.0
+    gamma: float = 0.0
+    threshold: float = 0.95
+    coverage: Coverage = "exact"
+    reduction: Reduction = "sum"
+    stages: Stages = "itc"
+    preserve_norm: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {"semantics": Semantics, "coverage": Coverage, "reduction": Reduction, "stages": Stages}
+        for name, choice in choices.items():
+            _check_choice(name, getattr(self, name), get_args(choice))
+        for name in ("alpha", "beta", "gamma", "threshold"):
+            object.__setattr__(self, name, _finite(name, getattr(self, name)))
+        if not 0 < self.threshold < 1:
+            raise InputError(f"threshold is {self.threshold}; expected a contribution ratio between 0 and 1, as 0.95")
+        if not isinstance(self.preserve_norm, bool):
+            raise InputError(f"preserve_norm is {self.preserve_norm!r}; expected true or false")
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> Perturbation:
+        """As the paper defines it: sum over boxes, exact coverage, ITC only."""
+        return cls(**_known({"semantics": "paper", **overrides}))
+
+    @classmethod
+    def release(cls, **overrides: Any) -> Perturbation:
+        """As the authors' release computes it: mean over boxes, dilated coverage, ITM perturbed too, 1−S read as −S.
+
+        The projector stays the paper's: the released one depends on the signs of eigenvectors, which are arbitrary.
+        """
+        values = {"semantics": "release", "reduction": "mean", "coverage": "dilated", "stages": "both", **overrides}
+        perturbation = cls(**_known(values))
+        if (perturbation.beta, perturbation.gamma) == WEIGHT_FUNCTIONS["1-S"]:
+            return cls(**{**perturbation.to_dict(), "beta": 0.0})
+        return perturbation
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest's form. β and γ are those in effect, so a release's 1−S appears as (0, −1)."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Perturbation:
+        """The inverse of `to_dict`. Raises `InputError` for missing, unknown or unusable entries."""
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != expected:
+            got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+            raise InputError(f"perturbation has {got}; expected exactly {sorted(expected)}")
+        return cls(**values)
+
+
+def object_masks(
+    boxes: Sequence[Boxes | None], *, grid: int, image_size: int, coverage: Coverage, pad_to: int | None = None
+) -> npt.NDArray[np.float32]:
+    """`object_masks` float32 [B,O,N]: how much of each image token every box covers, in [0, 1].
+
+    B images; O = `pad_to`, or the largest number of boxes in the batch (0 is fine; None is an image without boxes);
+    N = grid² + 1: CLS, which no box covers, then the patches row by row. `image_size`: S, the side in pixels to which
+    images are resized; it has to be a multiple of `grid`. Rows of padding are 0. `coverage` is
+
+    - `exact`: the fraction of the patch's area inside the box;
+    - `binary`: 1 for any overlap, else 0;
+    - `dilated`, the release: corners are truncated to whole pixels of the original image, the 0/1 pixel mask is resized
+      to S×S, every pixel above 0 becomes 1, and these are averaged over the patch. That the resize is bilinear with
+      half-pixel centres and without antialiasing (`torch.nn.functional.interpolate`, align_corners=False) is our
+      reading. A box that truncation leaves empty covers nothing.
+
+    All three are products of a horizontal and a vertical profile, so the cost is O(grid²) a box, whatever its size.
+
+    Raises `LimitError` for more boxes than `pad_to`, `InputError` for the rest.
+    """
+    _check_choice("coverage", coverage, get_args(Coverage))
+    if grid < 1 or image_size < 1 or image_size % grid:
+        raise InputError(f"image size {image_size} is not a multiple of the grid's {grid} patches a side")
+    masks = np.zeros((len(boxes), _rows(boxes, pad_to), grid**2 + 1), np.float32)
+    for image, item in enumerate(boxes):
+        if item is None or not len(item):
+            continue
+        x1, y1, x2, y2 = item.xyxy.T  # [O] each
+        width, height = item.size
+        columns = _profile(x1, x2, width, grid, image_size, coverage)  # [O, grid]
+        rows = _profile(y1, y2, height, grid, image_size, coverage)  # [O, grid]
+        covered = rows[:, :, None] * columns[:, None, :]  # [O, grid, grid]
+        masks[image, : len(item), 1:] = covered.reshape(len(item), grid**2)
+    return masks
+
+
+def box_weights(
+    boxes: Sequence[Boxes | None], perturbation: Perturbation, *, pad_to: int | None = None
+) -> npt.NDArray[np.float32]:
+    """`box_weights` float32 [B,O]: α(β + γS_b), S_b = box area / image area (section 4.3).
+
+    With reduction `mean` each is divided by its own image's number of boxes. B, O and `pad_to` are as in
+    `object_masks`; rows of padding weigh 0, and so does every box with stages `none`: zero weights are stock BLIP-2.
+    """
+    weights = np.zeros((len(boxes), _rows(boxes, pad_to)), np.float32)
+    if perturbation.stages == "none":
+        return weights
+    for image, item in enumerate(boxes):
+        if item is None or not len(item):
+            continue
+        each = perturbation.alpha * (perturbation.beta + perturbation.gamma * item.areas)
+        weights[image, : len(item)] = each / len(item) if perturbation.reduction == "mean" else each
+    return weights
+
+
+def _rows(boxes: Sequence[Boxes | None], pad_to: int | None) -> int:
+    if isinstance(boxes, Boxes):
+        raise InputError("boxes is one Boxes; expected a sequence with one entry for each image: put it in a list")
+    counts = [0 if item is None else len(item) for item in boxes]
+    largest = max(counts, default=0)
+    if pad_to is not None and largest > pad_to:
+        where = counts.index(largest)
+        raise LimitError(f"image {where} has {largest} boxes; at most {pad_to} fit: keep the ones that matter most")
+    return largest if pad_to is None else pad_to
+
+
+def _profile(
+    low: FloatArray, high: FloatArray, length: int, grid: int, image_size: int, coverage: Coverage
+) -> FloatArray:
+    """[O,grid]: the share of each of `grid` cells along one side of `length` pixels that [low, high) covers."""
+    if coverage == "dilated":
+        return _dilated_profile(low, high, length, grid, image_size)
+    cells = np.arange(grid)
+    start = (low * grid / length)[:, None]  # in cells; multiplied first, so that whole results are exact
+    end = (high * grid / length)[:, None]
+    overlap = np.clip(np.minimum(end, cells + 1) - np.maximum(start, cells), 0, 1)
+    return np.asarray(overlap if coverage == "exact" else overlap > 0, np.float64)
+
+
+def _dilated_profile(low: FloatArray, high: FloatArray, length: int, grid: int, image_size: int) -> FloatArray:
+    """The release's mask along one side. A product of two profiles is above 0 exactly where both are."""
+    position = np.maximum((np.arange(image_size) + 0.5) * (length / image_size) - 0.5, 0)  # [S], in original pixels
+    left = np.minimum(np.floor(position), length - 1)
+    right = np.minimum(left + 1, length - 1)
+    start, end = np.trunc(low)[:, None], np.trunc(high)[:, None]
+    touches_left = (start <= left) & (left < end)  # [O, S]; the left neighbour always has a positive share
+    touches_right = (start <= right) & (right < end) & (position > left)
+    return np.asarray((touches_left | touches_right).reshape(len(low), grid, -1).mean(axis=2))
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}; expected a finite number")
+    return float(value)
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    expected = [field.name for field in fields(Perturbation)]
+    if unknown := sorted(set(values) - set(expected)):
+        raise InputError(f"perturbation has no {', '.join(unknown)}; expected some of {', '.join(expected)}")
+    return values

@@ -1,0 +1,1 @@
+"""Compiled engines: the libraries that build and run them, and the sessions over them."""

@@ -1,0 +1,245 @@
+"""Masks and weights against cases worked by hand, supersampling, and torch's bilinear interpolation."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpert.runtime.errors import InputError, LimitError
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation, box_weights, object_masks
+
+
+def mask(box, size=(80, 40), *, grid=4, image_size=56, coverage="exact"):
+    """One box's [grid, grid] mask; CLS is checked and left out."""
+    masks = object_masks([Boxes([box], size)], grid=grid, image_size=image_size, coverage=coverage)
+    assert masks.shape == (1, 1, grid**2 + 1)
+    assert masks.dtype == np.float32
+    assert masks[0, 0, 0] == 0
+    return masks[0, 0, 1:].reshape(grid, grid)
+
+
+def grid_with(cells, grid=4):
+    expected = np.zeros((grid, grid))
+    for (row, column), value in cells.items():
+        expected[row, column] = value
+    return expected
+
+
+@pytest.mark.parametrize(  # the image is 80×40, so a cell of the 4×4 grid is 20×10 pixels
+    ("box", "cells"),
+    [
+        ((20, 10, 40, 20), {(1, 1): 1}),
+        ((60, 0, 80, 10), {(0, 3): 1}),
+        ((0, 30, 10, 40), {(3, 0): 0.5}),
+        ((0, 30, 20, 35), {(3, 0): 0.5}),
+        ((10, 0, 30, 10), {(0, 0): 0.5, (0, 1): 0.5}),
+        ((15, 5, 30, 20), {(0, 0): 0.125, (0, 1): 0.25, (1, 0): 0.25, (1, 1): 0.5}),
+        ((21, 11, 22, 12), {(1, 1): 1 / 200}),
+    ],
+)
+def test_exact_coverage_is_the_fraction_of_each_patch_inside_the_box(box, cells):
+    np.testing.assert_allclose(mask(box), grid_with(cells), atol=1e-7)
+    np.testing.assert_array_equal(mask(box, coverage="binary"), grid_with(dict.fromkeys(cells, 1)))
+
+
+@pytest.mark.parametrize("coverage", ["exact", "binary", "dilated"])
+def test_a_box_over_the_whole_image_covers_every_patch(coverage):
+    np.testing.assert_array_equal(mask((0, 0, 80, 40), coverage=coverage), 1)
+
+
+def test_a_box_up_to_a_patch_border_does_not_touch_the_next_patch():
+    boxes = Boxes([[0, 0, 639 * k / 13, 7] for k in range(1, 14)], (639, 7))
+    masks = object_masks([boxes], grid=13, image_size=182, coverage="exact")[0, :, 1:14]
+    np.testing.assert_allclose(masks, np.tril(np.ones((13, 13))), atol=1e-12)
+
+
+def test_a_box_from_a_patch_border_on_does_not_touch_the_patch_before():
+    touched = mask((15, 0, 26, 26), (26, 26), grid=26, image_size=364, coverage="binary")[0]
+    np.testing.assert_array_equal(touched, [0] * 15 + [1] * 11)  # 15 / 26 * 26 is just below 15 in floating point
+
+
+sides = st.integers(1, 90)
+fractions = st.floats(0, 1)
+
+
+@st.composite
+def boxes_in_images(draw):
+    width, height = draw(sides), draw(sides)
+    x1, x2 = sorted((draw(fractions) * width, draw(fractions) * width))
+    y1, y2 = sorted((draw(fractions) * height, draw(fractions) * height))
+    if x2 - x1 < 1e-3 or y2 - y1 < 1e-3:
+        x1, y1, x2, y2 = 0, 0, width, height
+    return (x1, y1, x2, y2), (width, height)
+
+
+@given(boxes_in_images(), st.sampled_from([1, 3, 8]))
+@settings(max_examples=40, deadline=None)
+def test_exact_coverage_is_what_supersampling_counts(case, grid):
+    box, size = case
+    points = 400  # a cell along each side; a box has two edges there, each off by half a point at most
+    at = (np.arange(grid * points) + 0.5) / (grid * points)
+    in_x = ((at * size[0] >= box[0]) & (at * size[0] < box[2])).reshape(grid, points).mean(axis=1)
+    in_y = ((at * size[1] >= box[1]) & (at * size[1] < box[3])).reshape(grid, points).mean(axis=1)
+    np.testing.assert_allclose(mask(box, size, grid=grid, image_size=grid * 14), np.outer(in_y, in_x), atol=2 / points)
+
+
+@given(boxes_in_images(), st.sampled_from([(2, 28), (4, 56), (3, 21)]))
+@settings(max_examples=80, deadline=None)
+def test_dilated_coverage_is_the_pixel_mask_through_torchs_bilinear_resize(case, geometry):
+    torch = pytest.importorskip("torch")
+    (x1, y1, x2, y2), (width, height) = case
+    grid, image_size = geometry
+    pixels = torch.zeros(1, 1, height, width, dtype=torch.float64)
+    pixels[..., int(y1) : int(y2), int(x1) : int(x2)] = 1
+    resized = torch.nn.functional.interpolate(pixels, (image_size, image_size), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.avg_pool2d((resized > 0).double(), image_size // grid)[0, 0].numpy()
+    actual = mask(case[0], case[1], grid=grid, image_size=image_size, coverage="dilated")
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_dilated_coverage_reaches_further_than_the_box():
+    dilated = mask((20, 10, 40, 20), coverage="dilated")
+    assert dilated[1, 1] == 1
+    assert dilated[0, 1] > 0
+    assert dilated[3, 3] == 0
+
+
+def test_a_box_that_truncation_leaves_empty_covers_nothing_when_dilated():
+    np.testing.assert_array_equal(mask((10.2, 10, 10.8, 20), coverage="dilated"), 0)
+
+
+def test_a_ragged_batch_is_padded_with_empty_masks_and_zero_weights():
+    boxes = [Boxes([[0, 0, 8, 8]], (8, 8)), None, Boxes([[0, 0, 4, 8], [4, 0, 8, 8]], (8, 8)), Boxes.empty((8, 8))]
+    masks = object_masks(boxes, grid=2, image_size=28, coverage="exact")
+    weights = box_weights(boxes, Perturbation())
+    assert masks.shape == (4, 2, 5)
+    np.testing.assert_array_equal(masks[0], [[0, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(masks[2], [[0, 1, 0, 1, 0], [0, 0, 1, 0, 1]])
+    np.testing.assert_array_equal(masks[[1, 3]], 0)
+    np.testing.assert_array_equal(weights, [[8, 0], [0, 0], [8, 8], [0, 0]])
+    assert weights.dtype == np.float32
+
+
+def test_no_boxes_at_all_give_arrays_without_boxes_or_padded_ones():
+    assert object_masks([None, None], grid=2, image_size=28, coverage="exact").shape == (2, 0, 5)
+    assert object_masks([None], grid=2, image_size=28, coverage="exact", pad_to=3).shape == (1, 3, 5)
+    assert box_weights([None, None], Perturbation()).shape == (2, 0)
+    assert box_weights([None], Perturbation(), pad_to=3).shape == (1, 3)
+
+
+def test_more_boxes_than_fit_are_an_error():
+    boxes = [None, Boxes([[0, 0, 1, 1]] * 3, (8, 8))]
+    with pytest.raises(LimitError, match="image 1 has 3 boxes; at most 2 fit"):
+        object_masks(boxes, grid=2, image_size=28, coverage="exact", pad_to=2)
+    with pytest.raises(LimitError, match="image 1 has 3 boxes"):
+        box_weights(boxes, Perturbation(), pad_to=2)
+
+
+def test_one_boxes_in_place_of_a_list_is_an_error():
+    with pytest.raises(InputError, match="put it in a list"):
+        box_weights(Boxes([[0, 0, 1, 1]], (8, 8)), Perturbation())
+
+
+def test_a_grid_that_does_not_divide_the_image_is_an_error():
+    with pytest.raises(InputError, match="30 is not a multiple of the grid's 4"):
+        object_masks([None], grid=4, image_size=30, coverage="exact")
+    with pytest.raises(InputError, match="coverage is 'soft'; expected one of exact, binary, dilated"):
+        object_masks([None], grid=2, image_size=28, coverage="soft")
+
+
+QUARTER_AND_ALL = [Boxes([[0, 0, 4, 4], [0, 0, 8, 8]], (8, 8))]  # S = 0.25 and 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("constant", [2, 2]), ("S", [0.5, 2]), ("S-0.5", [-0.5, 1]), ("1-S", [1.5, 0]), ("0.5-S", [0.5, -1])],
+)
+def test_the_five_weight_functions_are_as_worked_by_hand(name, expected):
+    beta, gamma = WEIGHT_FUNCTIONS[name]
+    weights = box_weights(QUARTER_AND_ALL, Perturbation.paper(alpha=2, beta=beta, gamma=gamma))
+    np.testing.assert_allclose(weights, [expected])
+
+
+def test_the_mean_divides_by_each_images_own_number_of_boxes():
+    boxes = [*QUARTER_AND_ALL, Boxes([[0, 0, 4, 4]], (8, 8))]
+    np.testing.assert_array_equal(
+        box_weights(boxes, Perturbation(reduction="mean"), pad_to=4), [[4, 4, 0, 0], [8, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(box_weights(boxes, Perturbation(), pad_to=4), [[8, 8, 0, 0], [8, 0, 0, 0]])
+
+
+def test_stages_none_weighs_nothing():
+    np.testing.assert_array_equal(box_weights(QUARTER_AND_ALL, Perturbation(stages="none")), [[0, 0]])
+
+
+def test_the_defaults_are_those_of_the_paper_and_the_manifest():
+    expected = {
+        "semantics": "paper",
+        "alpha": 8.0,
+        "beta": 1.0,
+        "gamma": 0.0,
+        "threshold": 0.95,
+        "coverage": "exact",
+        "reduction": "sum",
+        "stages": "itc",
+        "preserve_norm": False,
+    }
+    assert Perturbation().to_dict() == Perturbation.paper().to_dict() == expected
+
+
+def test_the_release_takes_the_mean_dilates_perturbs_both_stages_and_reads_one_minus_s_as_minus_s():
+    release = Perturbation.release(threshold=0.99)
+    assert (release.semantics, release.reduction, release.coverage, release.stages) == (
+        "release",
+        "mean",
+        "dilated",
+        "both",
+    )
+    assert (release.beta, release.gamma, release.threshold) == (1, 0, 0.99)
+    read = Perturbation.release(beta=1, gamma=-1)
+    assert (read.beta, read.gamma) == (0, -1)
+    np.testing.assert_allclose(box_weights(QUARTER_AND_ALL, read), [[-1, -4]])  # 8 · (−S) / 2
+    assert Perturbation.release(beta=0.5, gamma=-1).beta == 0.5
+
+
+def test_each_choice_can_be_set_alone():
+    assert Perturbation.release(reduction="sum").coverage == "dilated"
+    assert Perturbation.paper(coverage="binary").reduction == "sum"
+
+
+@pytest.mark.parametrize("perturbation", [Perturbation(), Perturbation.release(alpha=2, beta=1, gamma=-1)])
+def test_a_perturbation_survives_the_manifest(perturbation):
+    assert Perturbation.from_dict(json.loads(json.dumps(perturbation.to_dict()))) == perturbation
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"semantics": "mine"}, "semantics is 'mine'; expected one of paper, release"),
+        ({"coverage": "soft"}, "coverage is 'soft'"),
+        ({"reduction": "max"}, "reduction is 'max'"),
+        ({"stages": "itm"}, "stages is 'itm'; expected one of itc, both, none"),
+        ({"alpha": float("nan")}, "alpha is nan; expected a finite number"),
+        ({"beta": "1"}, "beta is '1'"),
+        ({"gamma": True}, "gamma is True"),
+        ({"threshold": 0}, "threshold is 0.0"),
+        ({"threshold": 1}, "threshold is 1.0"),
+        ({"threshold": 95}, "threshold is 95.0; expected a contribution ratio between 0 and 1"),
+        ({"preserve_norm": 1}, "preserve_norm is 1; expected true or false"),
+    ],
+)
+def test_unusable_values_are_errors_that_name_them(change, message):
+    with pytest.raises(InputError, match=message):
+        Perturbation(**change)
+
+
+def test_unknown_and_missing_entries_are_errors():
+    with pytest.raises(InputError, match="has no aplha; expected some of semantics, alpha"):
+        Perturbation.paper(aplha=3)
+    with pytest.raises(InputError, match="expected exactly"):
+        Perturbation.from_dict({"alpha": 8})
+    with pytest.raises(InputError, match="perturbation has list"):
+        Perturbation.from_dict([])
