@@ -24,10 +24,10 @@ import torch
 from full_size import machine
 from torch import Tensor
 
-from qpert.exporter.checkpoints.open import open_checkpoint
 from qpert.exporter.export import ExportRequest, export_bundle
+from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.exporter.references.eager import TorchReference
-from qpert.graphs.families.blip2.model import GraphPerturbation
+from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.evaluate import evaluate
 from qpert.runtime.evaluation.inputs import EvaluationData, open_data

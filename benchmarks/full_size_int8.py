@@ -34,7 +34,7 @@ def make_graph(work: Path, blocks: int) -> Path:
     """The tower's fp32 graph, exported as every graph is."""
     import torch
 
-    from qpert.exporter.families.blip2.graph_specs import Limits, signatures
+    from qpert.exporter.families.declare import Limits, signatures
     from qpert.exporter.tracing.onnx_files import write_graphs
     from qpert.exporter.tracing.trace import hollow_model, trace
     from qpert.exporter.tracing.weights import WeightedGraph, fold_weights

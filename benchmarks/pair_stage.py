@@ -85,8 +85,8 @@ def exported(work: Path) -> tuple[Path, Bundle]:
 
 def caption_lengths(count: int) -> np.ndarray:
     """Tokens of captions of the generated test split, in its own vocabulary: 17.7 on average, 32 at most."""
-    from qpert.exporter.checkpoints.tokenizer import build_tokenizer
     from qpert.exporter.demo import VOCABULARY as DEMO_WORDS
+    from qpert.exporter.families.blip2.tokenizer import build_tokenizer
     from qpert.graphs.families.blip2.config import CONFIGS
 
     backend = build_tokenizer(DEMO_WORDS, vocab_size=CONFIGS["demo"].qformer.vocab_size)

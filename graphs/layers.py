@@ -6,8 +6,13 @@ variance and exponent sums overflow on real activations (TensorRT issues 2564 an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+AttentionKernel = Callable[..., Tensor]
+"""(queries, keys, values, additive_mask=None) → context; shapes as in `attention`."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -46,3 +51,20 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, additive_mask: Tens
     if additive_mask is not None:
         scores = scores + additive_mask
     return torch.softmax(scores, dim=-1).to(values.dtype) @ values
+
+
+class AttentionModule(nn.Module):
+    """A module that attends, by `kernel`: `attention` unless `use_kernel` says otherwise."""
+
+    kernel: AttentionKernel
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = attention
+
+
+def use_kernel(network: nn.Module, kernel: AttentionKernel) -> None:
+    """Let every attention of a network compute with `kernel`, for measuring one against another."""
+    for module in network.modules():
+        if isinstance(module, AttentionModule):
+            module.kernel = kernel

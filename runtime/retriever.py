@@ -17,7 +17,7 @@ from qpert.runtime.gallery.search import (
     Searchable,
     TextGallery,
     TextHit,
-    check_counts,
+    check_count,
     search_images,
     search_texts,
 )
@@ -100,23 +100,25 @@ class Retriever:
         return self.encoder.itm_scores(features, texts)
 
     def search(
-        self, text: str, gallery: Searchable, *, k: int = 10, rerank: int = 64, exact: bool = False
+        self, text: str, gallery: Searchable, *, k: int = 10, rerank: int | None = None, exact: bool = False
     ) -> list[Hit]:
         """The best `k` images for a text: ITC over the whole gallery, ITM over the best `rerank` of it.
 
         Re-ranked images come first, by ITM + ITC; the others follow by ITC alone. `k` larger than the gallery returns
-        the whole gallery. `rerank=0` leaves ITM out. A large gallery on disk is scanned in 8 bits and then exactly,
+        the whole gallery. `rerank` None is 64, or 0 where the bundle has no pair scorer; 0 leaves ITM out.
+
+        A large gallery on disk is scanned in 8 bits and then exactly,
         with the same result as the exact scan alone, which `exact` asks for.
 
         Raises:
-            InputError: `k` below 1 or `rerank` below 0; scores that are NaN.
+            InputError: `k` below 1, `rerank` below 0, or above 0 without a pair scorer; scores that are NaN.
             TextError: an empty text.
             GalleryError: the gallery was made with another bundle or other settings, or is damaged.
         """
         return self.search_batch([text], gallery, k=k, rerank=rerank, exact=exact)[0]
 
     def search_batch(
-        self, texts: Sequence[str], gallery: Searchable, *, k: int = 10, rerank: int = 64, exact: bool = False
+        self, texts: Sequence[str], gallery: Searchable, *, k: int = 10, rerank: int | None = None, exact: bool = False
     ) -> list[list[Hit]]:
         """`search` for several texts: one scan of the gallery, and images that their shortlists share are matched with
         all of these texts at once."""
@@ -129,17 +131,18 @@ class Retriever:
         *,
         boxes: Boxes | None = None,
         k: int = 10,
-        rerank: int = 64,
+        rerank: int | None = None,
     ) -> list[TextHit]:
         """The best `k` texts for an image: ITC over all texts, ITM over the best `rerank`; ranked as in `search`.
 
         `texts`: strings, or a `TextGallery` (see `text_gallery`) where the same texts are searched more than once.
 
         Raises:
-            InputError: `k` below 1 or `rerank` below 0; scores that are NaN.
+            InputError: `k` below 1, `rerank` below 0, or above 0 without a pair scorer; scores that are NaN.
             ImageError, BoxError, TextError: what cannot be encoded.
         """
-        check_counts(k, rerank)
+        check_count(k)
+        self.encoder.shortlist(rerank)  # refused before an image is encoded
         gallery = texts if isinstance(texts, TextGallery) else self.text_gallery(texts)
         return search_texts(self.encoder, self.encode_images([image], [boxes]), gallery, k=k, rerank=rerank)
 

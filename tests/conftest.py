@@ -72,7 +72,7 @@ def demo_bundle(made_once: Callable) -> Path:
 def both_bundle(made_once: Callable) -> Path:
     """The demonstration checkpoint with `--perturb both`. Not to be written to."""
     from qpert.exporter.export import ExportRequest, export_bundle
-    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.exporter.families.declare import Limits
     from qpert.runtime.inputs.perturbation import Perturbation
 
     limits = Limits(batch=3, boxes=8, texts=9)  # verification takes as long as the largest batch is large
@@ -107,7 +107,7 @@ def traced(own_cache: Path, tiny_weights: Path) -> Iterator[dict]:
 def export_tiny(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, traced: dict) -> Callable[..., Path]:
     """Exports the tiny model with the given fields of `ExportRequest` into a new folder."""
     from qpert.exporter.export import ExportRequest, export_bundle
-    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.exporter.families.declare import Limits
 
     def export(**fields) -> Path:
         settings = {"limits": Limits(3, 4, 6, 12), "tokenizer": str(VOCABULARY), "options": OPTIONS} | fields
@@ -129,7 +129,7 @@ def tiny_bundle(export_tiny: Callable[..., Path]) -> Path:
 def export_again(tiny_bundle: Path, tiny_weights: Path, traced: dict) -> Callable[..., Path]:
     """Exports what `tiny_bundle` is once more to a given folder, without tracing once more: the rest is quick."""
     import qpert.exporter.export as module
-    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.exporter.families.declare import Limits
     from qpert.runtime.inputs.perturbation import Perturbation
 
     graphs = traced["both", "fp32"]

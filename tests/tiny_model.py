@@ -10,7 +10,8 @@ from torch import Tensor
 
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions
 from qpert.graphs.families.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from qpert.graphs.families.blip2.model import Blip2Retrieval, GraphPerturbation
+from qpert.graphs.families.blip2.model import Blip2Retrieval
+from qpert.graphs.perturbation.choices import GraphPerturbation
 
 VOCABULARY = Path(__file__).parents[1] / "exporter" / "demo" / "vocab.txt"
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from qpert.calibration.perturbation.split_graph import threshold_names
 from qpert.runtime.bundle.folder import REPORTS, Bundle
-from qpert.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest
+from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from qpert.runtime.bundle.samples import Case, Samples
 from qpert.runtime.errors import BundleError, InputError
 from qpert.runtime.files import sha256_of, write_atomically
@@ -150,7 +151,7 @@ def recorded_again(
     from qpert.exporter.references.eager import TorchReference
     from qpert.exporter.references.open import check_same, reopening
     from qpert.exporter.references.recording import InputMaker
-    from qpert.graphs.families.blip2.model import GraphPerturbation
+    from qpert.graphs.perturbation.choices import GraphPerturbation
 
     manifest = bundle.manifest
     source, options = reopening(manifest, checkpoint)

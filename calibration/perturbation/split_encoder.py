@@ -30,7 +30,7 @@ from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import box_weights, object_masks
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.sessions.onnx import start_onnxruntime
-from qpert.runtime.sessions.open import find_provider
+from qpert.runtime.sessions.providers import find_provider
 from qpert.runtime.verification import TOLERANCES
 
 Floats = npt.NDArray[np.float32]

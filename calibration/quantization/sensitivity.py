@@ -19,7 +19,7 @@ from qpert.calibration.quantization.variants import Form, running, variant
 from qpert.runtime.progress import Progress
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.scores import itc_scores
-from qpert.runtime.sessions.open import Session
+from qpert.runtime.sessions.protocol import Session
 
 Outputs = list[np.ndarray]
 

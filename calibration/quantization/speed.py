@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from qpert.calibration.quantization.data import Feed
-from qpert.runtime.sessions.open import Session
+from qpert.runtime.sessions.protocol import Session
 
 ROUNDS = 7
 SLOWER = 0.95

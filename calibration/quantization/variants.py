@@ -15,8 +15,9 @@ from typing import Literal
 import onnx
 
 from qpert.calibration.quantization.candidates import Candidate
-from qpert.runtime.bundle.manifest import GraphSpec
-from qpert.runtime.sessions.open import Session, open_session
+from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.sessions.open import open_session
+from qpert.runtime.sessions.protocol import Session
 
 Form = Literal["quantized", "weights", "float"]
 QDQ = ("QuantizeLinear", "DequantizeLinear")

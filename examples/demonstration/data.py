@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from qpert.exporter.checkpoints.tokenizer import build_tokenizer
 from qpert.exporter.demo import VOCABULARY
+from qpert.exporter.families.blip2.tokenizer import build_tokenizer
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.runtime.inputs.text import Tokenizer
 from qpert.runtime.progress import Progress

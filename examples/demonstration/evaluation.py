@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.runtime.evaluation.metrics import image_to_text_ranks, recall, text_to_image_ranks
-from qpert.runtime.inputs.images import ImagePreprocessing, preprocess_images
+from qpert.runtime.inputs.images import preprocess_images
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 from qpert.runtime.scenes import draw_scene, generate
 
 QUICK = 500

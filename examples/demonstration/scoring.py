@@ -21,8 +21,9 @@ from qpert.graphs.perturbation.oracle import key_subspaces
 from qpert.runtime.evaluation.metrics import RetrievalMetrics, largest_area, retrieval_metrics
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.datasets import RetrievalDataset
-from qpert.runtime.inputs.images import ImagePreprocessing, preprocess_images
+from qpert.runtime.inputs.images import preprocess_images
 from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 from qpert.runtime.progress import Progress
 
 Floats = npt.NDArray[np.floating]

@@ -1,47 +1,52 @@
-"""A checkpoint's parameters under LAVIS's names, each made when it is asked for."""
+"""A checkpoint's parameters under the network's names, each made when it is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qpert.exporter.checkpoints.files import TensorStore
-from qpert.exporter.families.blip2.names import Origin
-from qpert.graphs.families.blip2.config import Blip2Config, VisionConfig
+from qpert.exporter.checkpoints.files import TensorInfo, TensorStore
 from qpert.runtime.errors import CheckpointError
 
-ALIGN_CORNERS = {"eva": False, "clip": True}
-"""How LAVIS interpolates: eva_vit.py `interpolate_pos_embed`, clip_vit.py `interpolate_pos_embed`."""
 
-POSITIONS = {"eva": "visual_encoder.pos_embed", "clip": "visual_encoder.positional_embedding"}
+@dataclass(frozen=True)
+class Origin:
+    """Where a parameter is in the checkpoint: a tensor, or a third of its rows."""
+
+    name: str
+    third: int | None = None
+
+    def shape(self, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
+        shape = entries[self.name].shape
+        if self.third is None or not shape or shape[0] % 3:
+            return shape
+        return (shape[0] // 3, *shape[1:])
+
+
+def unchanged(name: str, tensor: Tensor) -> Tensor:
+    """The default adaptation: none."""
+    return tensor
 
 
 @dataclass(frozen=True)
 class LazyTensors:
-    """Parameters by LAVIS name. Nothing is read before `get`, nothing is kept after it.
+    """Parameters by the network's names. Nothing is read before `get`, nothing is kept after it.
 
-    `config` is the checkpoint's own, `image_size` the size that position embeddings are made for.
+    `adapt(name, tensor)` changes a parameter on its way: position embeddings for another image size.
     """
 
     store: TensorStore
     origins: Mapping[str, Origin]
-    config: Blip2Config
-    image_size: int
+    adapt: Callable[[str, Tensor], Tensor] = unchanged
 
     def names(self) -> Iterable[str]:
         return self.origins.keys()
 
-    def __iter__(self) -> Iterable[str]:
-        return iter(self.origins)
-
-    def __len__(self) -> int:
-        return len(self.origins)
-
     def get(self, name: str) -> Tensor:
-        """The parameter in the dtype it is stored in (float32 where it was interpolated).
+        """The parameter in the dtype it is stored in (float32 where `adapt` made it anew).
 
         Raises:
             KeyError: no parameter has that name.
@@ -52,12 +57,7 @@ class LazyTensors:
         check_finite(tensor, origin.name)
         if origin.third is not None:
             tensor = tensor.chunk(3)[origin.third]
-        vision = self.config.vision
-        if name == POSITIONS[vision.family] and self.image_size != vision.image_size:
-            return interpolate_positions(tensor, vision, self.image_size)
-        return tensor
-
-    __getitem__ = get
+        return self.adapt(name, tensor)
 
     def _read(self, name: str) -> Tensor:
         try:
@@ -81,18 +81,3 @@ def check_finite(tensor: Tensor, name: str) -> None:
         f"{name} holds NaN or infinity in {bad:,} of its {tensor.numel():,} values; expected finite weights: the "
         "checkpoint is corrupt, or training diverged"
     )
-
-
-def interpolate_positions(positions: Tensor, vision: VisionConfig, image_size: int) -> Tensor:
-    """Position embeddings [1, N, C] (EVA) or [N, C] (CLIP) for another image size, as LAVIS does: float32, bicubic.
-
-    CLS (the first row) is kept; the patches are a square image of C channels. Corners are aligned for CLIP only.
-    """
-    rows = positions.float().reshape(-1, vision.width)  # [N, C]
-    size = image_size // vision.patch_size
-    image = rows[1:].reshape(1, vision.grid, vision.grid, vision.width).permute(0, 3, 1, 2)  # [1, C, g, g]
-    resized = torch.nn.functional.interpolate(
-        image, size=(size, size), mode="bicubic", align_corners=ALIGN_CORNERS[vision.family]
-    )
-    patches = resized.permute(0, 2, 3, 1).reshape(size * size, vision.width)
-    return torch.cat([rows[:1], patches]).reshape(*positions.shape[:-2], -1, vision.width)

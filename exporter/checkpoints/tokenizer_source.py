@@ -7,32 +7,35 @@ from pathlib import Path
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.progress import Progress
 
-DEFAULT_TOKENIZER = "bert-base-uncased"
-"""LAVIS `Blip2Base.init_tokenizer`: this vocabulary, plus [DEC]."""
 
-
-def find_tokenizer(asked: str | None, beside: Path | None, progress: Progress) -> Path:
+def find_tokenizer(asked: str | None, beside: Path | None, usual: str | None, progress: Progress) -> Path:
     """A vocabulary file or a folder that holds one.
 
     Args:
-        asked: `--tokenizer`: a vocab.txt, a tokenizer.json, a folder or a hub id; None takes what lies beside the
-            checkpoint, else bert-base-uncased from the hub.
-        beside: what lies beside the checkpoint.
+        asked: `--tokenizer`: a vocab.txt, a tokenizer.json, a folder or a hub id; None takes what is beside the
+            checkpoint, else `usual` from the hub.
+        beside: the vocabulary beside the checkpoint.
+        usual: the hub id of the family's vocabulary; None where every checkpoint brings its own.
 
     Raises:
-        InputError: the named file does not exist.
+        InputError: the named file does not exist, or none was named and there is none.
         UnavailableError: the hub cannot be reached, or huggingface-hub is not installed.
     """
     if asked is None and beside is not None:
         return beside
-    name = asked or DEFAULT_TOKENIZER
+    name = asked or usual
+    if name is None:
+        raise InputError(
+            "the checkpoint has no tokenizer beside it; pass --tokenizer with a tokenizer.json, a folder or a hub id",
+            code="tokenizer-missing",
+        )
     if Path(name).exists():
         return Path(name)
     if asked and (name.startswith((".", "/", "~")) or name.endswith((".txt", ".json")) or name.count("/") > 1):
         raise InputError(
             f"--tokenizer {name} does not exist; expected a vocab.txt, a tokenizer.json, a folder or a hub id"
         )
-    progress.say(f"tokenizer: {name} from the Hugging Face hub" + ("" if asked else ", plus [DEC]"))
+    progress.say(f"tokenizer: {name} from the Hugging Face hub")
     return download_tokenizer(name)
 
 
@@ -43,13 +46,13 @@ def download_tokenizer(name: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise UnavailableError(
-            f"the vocabulary {name!r} lies on the Hugging Face hub and huggingface-hub is not installed; "
+            f"the vocabulary {name!r} is on the Hugging Face hub and huggingface-hub is not installed; "
             "pip install 'qpert[hf]', or pass --tokenizer with a vocab.txt or tokenizer.json"
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=["vocab.txt", "tokenizer.json", "tokenizer_config.json"]))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise UnavailableError(
-            f"the vocabulary {name!r} cannot be had from the Hugging Face hub ({type(error).__name__}); download "
+            f"cannot download the vocabulary {name!r} from the Hugging Face hub ({type(error).__name__}); download "
             f"vocab.txt of {name} on a machine with a network and pass it with --tokenizer vocab.txt"
         ) from error

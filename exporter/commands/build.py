@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import GRAPH_NAMES
-from qpert.runtime.cli.options import FLAVORS_HELP, TARGET_HELP, bundle_argument, command_line, json_option
+from qpert.runtime.cli.options import (
+    FLAVORS_HELP,
+    TARGET_HELP,
+    bundle_argument,
+    check_graphs,
+    command_line,
+    json_option,
+)
 from qpert.runtime.errors import InputError
 from qpert.runtime.progress import Terminal
 
@@ -24,9 +30,7 @@ SIZES = {"K": 10, "M": 20, "G": 30}
 @bundle_argument
 @click.option("--flavor", type=click.Choice(["auto", "classic", "rtx"]), default="auto", help=FLAVORS_HELP)
 @click.option("--target", default="auto", help=TARGET_HELP)
-@click.option(
-    "--graph", "graphs", type=click.Choice(GRAPH_NAMES), multiple=True, help="build only this one; may be repeated"
-)
+@click.option("--graph", "graphs", multiple=True, help="build only this one, by name; may be repeated")
 @click.option("--workspace", help="most GPU memory of one layer's scratch space, 2G or 512M [default: the library's]")
 @click.option("--force", is_flag=True, help="build again what is there")
 @json_option
@@ -51,6 +55,7 @@ def command(
         command=command_line(),
     )
     opened = Bundle.open(bundle)
+    check_graphs("--graph", graphs, opened)
     report = build_engines(opened, request, request.plan(opened.manifest.precision), Terminal())
     if as_json:
         click.echo(json.dumps(report.to_dict()))

@@ -1,4 +1,4 @@
-"""`qpert export blip2`: checkpoint to bundle."""
+"""`qpert export FAMILY`: checkpoint to bundle. Each family is a command of its own, with its own options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from qpert.exporter.families import family_names, find_family
+from qpert.exporter.families.base import FamilyCard
 from qpert.runtime.cli.options import FLAVORS_HELP, TARGET_HELP, command_line, json_option, require_export_extra
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Coverage, Perturbation, Reduction, Semantics
@@ -17,96 +19,131 @@ if TYPE_CHECKING:
     from qpert.exporter.engines.build import BuildRequest
 
 
-@click.command("export", short_help="checkpoint to bundle", context_settings={"show_default": True})
-@click.argument("architecture")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="the bundle's folder [default: qpert-blip2-<checkpoint>-<precision>]"
-)
-@click.option(
-    "--checkpoint",
-    default=None,
-    help="demo, coco, pretrain, pretrain_vitL, a .pth, a folder, or a hub id [default: demo]",
-)
-@click.option("--image-size", type=int, help="pixels [default: the checkpoint's]")
-@click.option("--tokenizer", help="vocab.txt, tokenizer.json, a folder, or a hub id [default: beside the checkpoint]")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
-@click.option(
-    "--perturb",
-    type=click.Choice(["itc", "both", "none"]),
-    default=None,
-    help="stages that boxes act on [default: itc]",
-)
-@click.option("--threshold", type=float, default=0.95, help="contribution-ratio threshold of the key subspace")
-@click.option("--preserve-norm", is_flag=True, help="keep each query's norm")
-@click.option(
-    "--semantics", type=click.Choice(get_args(Semantics)), default="paper", help="whose reading of the method"
-)
-@click.option("--alpha", type=float, help="default strength of the perturbation [default: 8]")
-@click.option(
-    "--weight",
-    type=click.Choice(list(WEIGHT_FUNCTIONS)),
-    default="constant",
-    help="default weight of a box by its area S",
-)
-@click.option(
-    "--coverage", type=click.Choice(get_args(Coverage)), help="how a box covers patches [default: the semantics']"
-)
-@click.option("--reduction", type=click.Choice(get_args(Reduction)), help="over boxes [default: the semantics']")
-@click.option("--max-batch", type=int, default=8, help="most images of one call")
-@click.option("--max-boxes", type=int, default=32, help="most boxes of one image")
-@click.option("--max-text", type=int, default=64, help="most texts of one call")
-@click.option("--max-length", type=int, default=35, help="most tokens of one text; longer ones are cut")
-@click.option("--samples", type=int, default=2, help="pictures whose PyTorch outputs are recorded for `qpert verify`")
-@click.option(
-    "--vision-checkpoint",
-    type=click.Path(path_type=Path),
-    help="the vision tower's own .pth, where the checkpoint lacks it",
-)
-@click.option("--vision-heads", type=int, help="attention heads of the vision tower, where nothing else tells")
-@click.option("--vision-layers", type=int, help="blocks used of --vision-checkpoint [default: the published width's]")
-@click.option("--vision-eps", type=float, help="LayerNorm epsilon of the vision tower, where nothing else tells")
-@click.option("--ln-vision-eps", type=float, help="LayerNorm epsilon of ln_vision, where nothing else tells")
-@click.option("--qformer-eps", type=float, help="LayerNorm epsilon of the Q-Former, where nothing else tells")
-@click.option("--qformer-heads", type=int, help="attention heads of the Q-Former, where nothing else tells")
-@click.option("--trt", is_flag=True, help="compile TensorRT engines too, as `qpert build` does")
-@click.option("--trt-flavor", type=click.Choice(["auto", "classic", "rtx"]), help=f"{FLAVORS_HELP} [default: auto]")
-@click.option("--target", help=f"{TARGET_HELP} [default: auto]")
-@click.option("--force", is_flag=True, help="replace an existing bundle")
-@json_option
-def command(**options: Any) -> None:
-    """Export a BLIP-2 retrieval checkpoint to a bundle: `qpert export blip2`.
+class FamilyGroup(click.Group):
+    """One subcommand a family, made from its card when it is asked for."""
 
-    Without --checkpoint the built-in demonstration model is exported.
-    """
-    if options["architecture"] != "blip2":
-        raise InputError(f"unknown architecture {options['architecture']!r}, expected blip2")
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(family_names())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in family_names():
+            return None
+        return family_command(find_family(cmd_name).card)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-"):
+            find_family(args[0])  # its error names the families
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        cards = [find_family(name).card for name in family_names()]
+        with formatter.section("Families"):
+            formatter.write_dl([(card.name, card.title) for card in cards])
+        for card in cards:
+            if card.options:
+                with formatter.section(f"Options that only {card.name} has"):
+                    formatter.write_dl([(option.flag, option.help) for option in card.options])
+
+
+@click.group("export", cls=FamilyGroup, short_help="checkpoint to bundle")
+def command() -> None:
+    """Export a checkpoint to a bundle: `qpert export blip2`. `qpert export FAMILY --help` lists all its options."""
+
+
+def family_command(card: FamilyCard) -> click.Command:
+    """`qpert export FAMILY`."""
+    default = f"default: {card.default_checkpoint}" if card.default_checkpoint else "required"
+    options: list[click.Parameter] = [
+        option("--out", type=click.Path(path_type=Path), help=f"the bundle [default: {default_name(card)}]"),
+        option("--checkpoint", help=f"{card.checkpoints} [{default}]"),
+        option("--image-size", type=int, help="pixels [default: the checkpoint's]"),
+        option("--tokenizer", help="a vocabulary, folder or hub id [default: beside the checkpoint]"),
+        option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True),
+        *perturbation_options(card),
+        *profile_options(),
+        *(option(extra.flag, type=extra.type, help=extra.help) for extra in card.options),
+        *engine_options(),
+        option("--force", is_flag=True, help="replace an existing bundle"),
+    ]
+
+    def callback(**values: Any) -> None:
+        export(card, values)
+
+    made = click.Command(
+        card.name, callback=callback, params=options, help=f"Export {card.title}.\n\n{card.note}", short_help=card.title
+    )
+    return json_option(made)
+
+
+def option(flag: str, **settings: Any) -> click.Option:
+    return click.Option([flag], **settings)
+
+
+def default_name(card: FamilyCard) -> str:
+    return f"qpert-{card.name}-<checkpoint>-<precision>"
+
+
+def perturbation_options(card: FamilyCard) -> list[click.Option]:
+    """Where boxes act and how; families that take no boxes have `--perturb none` alone."""
+    perturb = option(
+        "--perturb", type=click.Choice(card.stages), help=f"stages that boxes act on [default: {card.stages[0]}]"
+    )
+    if card.stages == ("none",):
+        return [perturb]
+    alpha = card.perturbation.get("alpha", Perturbation().alpha)
+    weights = click.Choice(list(WEIGHT_FUNCTIONS))
+    return [
+        perturb,
+        option("--threshold", type=float, default=0.95, show_default=True, help="contribution ratio of the subspace"),
+        option("--preserve-norm", is_flag=True, help="keep each query's norm"),
+        option("--semantics", type=click.Choice(get_args(Semantics)), default="paper", help="whose reading to follow"),
+        option("--alpha", type=float, help=f"default strength of the perturbation [default: {alpha:g}]"),
+        option("--weight", type=weights, default="constant", help="default weight of a box by its area S"),
+        option("--coverage", type=click.Choice(get_args(Coverage)), help="how a box covers patches [the semantics']"),
+        option("--reduction", type=click.Choice(get_args(Reduction)), help="over boxes [default: the semantics']"),
+    ]
+
+
+def profile_options() -> list[click.Option]:
+    return [
+        option("--max-batch", type=int, default=8, show_default=True, help="most images of one call"),
+        option("--max-boxes", type=int, default=32, show_default=True, help="most boxes of one image"),
+        option("--max-text", type=int, default=64, show_default=True, help="most texts of one call"),
+        option("--max-length", type=int, help="most tokens of a text; longer ones are cut [default: the family's]"),
+        option("--samples", type=int, default=2, show_default=True, help="pictures recorded for `qpert verify`"),
+    ]
+
+
+def engine_options() -> list[click.Option]:
+    flavors = click.Choice(["auto", "classic", "rtx"])
+    return [
+        option("--trt", is_flag=True, help="compile TensorRT engines too, as `qpert build` does"),
+        option("--trt-flavor", type=flavors, help=f"{FLAVORS_HELP} [default: auto]"),
+        option("--target", help=f"{TARGET_HELP} [default: auto]"),
+    ]
+
+
+def export(card: FamilyCard, options: dict[str, Any]) -> None:
+    """Export what the options of one family's command ask for."""
     require_export_extra("exporting")
     from qpert.exporter.export import ExportRequest, export_bundle
-    from qpert.exporter.families.blip2.architecture import ArchitectureOptions
-    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.exporter.families.declare import Limits
 
     engines = engines_request(options)
     plan = engines.plan(options["precision"]) if engines else None  # refused now, not after the export
     progress = Terminal()
-    if options["checkpoint"] is None:
-        progress.say("no --checkpoint given: exporting the built-in DEMONSTRATION model, which is not BLIP-2's weights")
     request = ExportRequest(
-        checkpoint=options["checkpoint"] or "demo",
+        family=card.name,
+        checkpoint=checkpoint_of(card, options["checkpoint"], progress),
         out=options["out"],
         image_size=options["image_size"],
         tokenizer=options["tokenizer"],
         precision=options["precision"],
-        perturbation=perturbation_of(options),
+        perturbation=perturbation_of(card, options),
         limits=Limits(options["max_batch"], options["max_boxes"], options["max_text"], options["max_length"]),
-        options=ArchitectureOptions(
-            vision_heads=options["vision_heads"],
-            qformer_heads=options["qformer_heads"],
-            vision_eps=options["vision_eps"],
-            ln_vision_eps=options["ln_vision_eps"],
-            qformer_eps=options["qformer_eps"],
-            vision_layers=options["vision_layers"],
-            vision_checkpoint=options["vision_checkpoint"],
-        ),
+        options={extra.name: options[extra.name] for extra in card.options if options[extra.name] is not None},
         samples=options["samples"],
         force=options["force"],
         command=command_line(),
@@ -125,6 +162,25 @@ def command(**options: Any) -> None:
         click.echo(bundle.folder)
 
 
+def checkpoint_of(card: FamilyCard, asked: str | None, progress: Terminal) -> str:
+    """`--checkpoint`, or the family's default, which is announced.
+
+    Raises:
+        InputError: none was given and the family has no default.
+    """
+    if asked is not None:
+        return asked
+    if card.default_checkpoint is None:
+        raise InputError(
+            f"no --checkpoint given; {card.name} has no built-in one, expected {card.checkpoints}",
+            code="checkpoint-required",
+        )
+    progress.say(
+        "no --checkpoint given: exporting the built-in DEMONSTRATION model, which does not have the published weights"
+    )
+    return card.default_checkpoint
+
+
 def engines_request(options: dict[str, Any]) -> BuildRequest | None:
     """What --trt and its two companions ask for; None without --trt."""
     from qpert.exporter.engines.build import BuildRequest
@@ -133,14 +189,19 @@ def engines_request(options: dict[str, Any]) -> BuildRequest | None:
     if options["trt"]:
         return BuildRequest(options["trt_flavor"] or "auto", options["target"] or "auto", command=command_line())
     if given := [name for name, value in chosen.items() if value is not None]:
-        raise InputError(f"{given[0]} says how engines are compiled, which --trt asks for; add --trt")
+        raise InputError(
+            f"{given[0]} says how engines are compiled, which --trt asks for; add --trt", code="trt-missing"
+        )
     return None
 
 
-def perturbation_of(options: dict[str, Any]) -> Perturbation:
-    """The settings that the options describe; what is not given follows the semantics."""
+def perturbation_of(card: FamilyCard, options: dict[str, Any]) -> Perturbation:
+    """The settings that the options describe; what is not given follows the semantics, then the family."""
+    if card.stages == ("none",):
+        return Perturbation.paper(stages="none")
     beta, gamma = WEIGHT_FUNCTIONS[options["weight"]]
-    chosen = {name: options[name] for name in ("alpha", "coverage", "reduction") if options[name] is not None}
+    chosen = dict(card.perturbation)
+    chosen |= {name: options[name] for name in ("alpha", "coverage", "reduction") if options[name] is not None}
     chosen |= {
         "beta": beta,
         "gamma": gamma,

@@ -22,7 +22,7 @@ from qpert.exporter.engines.monitor import STEPS
 from qpert.exporter.engines.profiles import profile_of
 from qpert.exporter.engines.targets import BuildPlan, Target, plan_build
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import GRAPH_NAMES, GraphSpec
+from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.staging import scratch_folder
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.files import cache_folder, sha256_of, sync_folder, write_atomically
@@ -118,7 +118,7 @@ class TargetBuild:
         """Build what is missing; each engine is entered in the record as soon as it is written."""
         record = self.record()
         with scratch_folder(self.folder) as scratch:
-            for name in dict.fromkeys(self.request.graphs or GRAPH_NAMES):
+            for name in dict.fromkeys(self.request.graphs or self.bundle.manifest.graphs):
                 kept = not self.request.force and name in record.graphs
                 if not kept:
                     record = replace(record, graphs=record.graphs | {name: self.build(name, scratch)})

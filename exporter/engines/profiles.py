@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qpert.runtime.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.sessions.tensorrt.engines import Profile, Shape
 
 LEAST = {"O": 1}

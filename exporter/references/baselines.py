@@ -5,7 +5,7 @@
 | `torch` | the network's modules in eager PyTorch, attention written out as LAVIS writes it |
 | `torch-sdpa` | the same with PyTorch's `scaled_dot_product_attention` |
 | `torch-compile` | the same as `torch-sdpa`, through `torch.compile` |
-| `hf` | stock `Blip2ForImageTextRetrieval`, attention written out; it knows no boxes |
+| `hf` | the family's stock model in Hugging Face transformers, attention written out; it knows no boxes |
 
 `torch` shares keys and values among the texts of an image, as the graphs do; stock code computes them for every pair.
 On the CPU all are float32. On a GPU the torch ones have the bundle's precision, LayerNorm in float32.
@@ -13,31 +13,31 @@ On the CPU all are float32. On a GPU the torch ones have the bundle's precision,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qpert.exporter.checkpoints.open import load_state, open_checkpoint
-from qpert.exporter.families.blip2.upstream import BOX_INPUTS, StockReference
-from qpert.exporter.references.eager import OUTPUTS
-from qpert.exporter.references.open import check_same, open_stock, reopening
+from qpert.exporter.checkpoints.checkpoint import Checkpoint, load_state
+from qpert.exporter.families import find_family
+from qpert.exporter.families.base import Family
+from qpert.exporter.references.protocol import Reference
+from qpert.exporter.references.reopening import reopened
 from qpert.exporter.tracing.trace import PRECISIONS
-from qpert.graphs.families.blip2 import qformer, vision
-from qpert.graphs.families.blip2.model import STAGES, Blip2Retrieval, GraphPerturbation
-from qpert.graphs.layers import LayerNorm, attention
-from qpert.runtime.benchmark.run import Baseline
+from qpert.graphs.layers import AttentionKernel, LayerNorm, attention, use_kernel
+from qpert.graphs.perturbation.choices import GraphPerturbation
+from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import Manifest
+from qpert.runtime.bundle.roles import BOX_SLOTS
 from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.verification.reference import Baseline
 
-Attention = Callable[..., Tensor]
-STOCK = ("hf",)
+UPSTREAM = ("hf",)
 
 
 @contextmanager
@@ -57,18 +57,24 @@ def open_baselines(
         InputError: an unknown name, or another checkpoint than was exported.
         UnavailableError: a library, or a GPU for PyTorch, is missing.
     """
-    if unknown := [name for name in names if name not in (*VARIANTS, *STOCK)]:
-        raise InputError(f"got baseline {', '.join(unknown)}, expected some of {', '.join((*VARIANTS, *STOCK))}")
+    if unknown := [name for name in names if name not in (*VARIANTS, *UPSTREAM)]:
+        raise InputError(
+            f"got baseline {', '.join(unknown)}, expected some of {', '.join((*VARIANTS, *UPSTREAM))}",
+            code="baseline-unknown",
+        )
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
-    source, options = reopening(manifest, checkpoint)
+    family = find_family(manifest.family)
     try:
-        with open_checkpoint(source, image_size=manifest.preprocessing.size, options=options) as opened:
-            check_same(opened, manifest)
-            stock = [StockBaseline(open_stock(name, opened, manifest.perturbation)) for name in names if name in STOCK]
+        with reopened(family, manifest, checkpoint) as opened, ExitStack() as stack:
+            settings = manifest.perturbation
+            upstream = [
+                stack.enter_context(family.upstream(name, opened, settings)) for name in names if name in UPSTREAM
+            ]
             chosen = [VARIANTS[name] for name in names if name in VARIANTS]
-            model = load_model(opened, manifest, device_of(provider)) if chosen else None
-            yield tuple(TorchBaseline(variant, model) for variant in chosen if model is not None) + tuple(stock)
+            network = load_network(family, opened, manifest, device_of(provider)) if chosen else None
+            compared = [TorchBaseline(variant, family, network, manifest) for variant in chosen if network is not None]
+            yield (*compared, *(UpstreamBaseline(reference, manifest) for reference in upstream))
     finally:
         torch.set_num_threads(before)
 
@@ -84,19 +90,19 @@ def device_of(provider: str) -> str:
     return "cuda"
 
 
-def load_model(checkpoint: Any, manifest: Manifest, device: str) -> Blip2Retrieval:
+def load_network(family: Family, checkpoint: Checkpoint, manifest: Manifest, device: str) -> nn.Module:
     """The network with its weights, float32 on the CPU, else in the bundle's precision with LayerNorm in float32."""
     settings = manifest.perturbation
     perturbation = None if settings.stages == "none" else GraphPerturbation(settings.threshold, settings.preserve_norm)
     with torch.device("meta"):
-        model = Blip2Retrieval(checkpoint.config, perturbation, query_map=eigh_query_map)
-    model.load_state_dict(load_state(checkpoint), assign=True, strict=True)
+        network = family.network(checkpoint.config, perturbation, eigh_query_map)
+    network.load_state_dict(load_state(checkpoint), assign=True, strict=True)
     if device != "cpu":
-        model = model.to(device, PRECISIONS.get(manifest.precision, torch.float16))
-        for module in model.modules():
+        network = network.to(device, PRECISIONS.get(manifest.precision, torch.float16))
+        for module in network.modules():
             if isinstance(module, LayerNorm):
                 module.float()
-    return model.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
 
 
 def eigh_query_map(keys: Tensor, object_masks: Tensor, box_weights: Tensor, *, threshold: float) -> Tensor:
@@ -133,7 +139,7 @@ class Variant:
     """One way of running the network in PyTorch."""
 
     name: str
-    attention: Attention
+    kernel: AttentionKernel
     compiled: bool = False
 
 
@@ -152,8 +158,10 @@ class TorchBaseline:
     """The network in PyTorch. Inputs come from the host and outputs return to it, as a session's do."""
 
     variant: Variant
-    model: Blip2Retrieval
-    stages: dict[str, Any] = field(default_factory=dict)
+    family: Family
+    network: nn.Module
+    manifest: Manifest
+    compiled: dict[str, Any] = field(default_factory=dict)
     perturbs = True
 
     @property
@@ -161,37 +169,42 @@ class TorchBaseline:
         return self.variant.name
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `qpert.runtime.benchmark.run.Baseline`."""
-        tensors = {name: self._tensor(array) for name, array in without_empty_boxes(inputs).items()}
-        with torch.inference_mode(), attention_by(self.variant.attention):
+        """See `qpert.runtime.verification.reference.Baseline`."""
+        spec = self.manifest.graphs[graph]
+        tensors = {name: self._tensor(array) for name, array in without_empty_boxes(spec, inputs).items()}
+        use_kernel(self.network, self.variant.kernel)
+        with torch.inference_mode():
             output = self._run(self._stage(graph), tensors)
-        return {OUTPUTS[graph]: output.float().cpu().numpy()}
+        return {spec.output_names[0]: output.float().cpu().numpy()}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         """Floating-point numbers as float32: the network casts where its weights are of another precision."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.model.query_tokens.device)
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(next(self.network.parameters()).device)
         return tensor.float() if tensor.is_floating_point() else tensor
 
-    def _stage(self, graph: str) -> nn.Module:
-        if graph not in self.stages:
-            stage = STAGES[graph](self.model).eval()
-            self.stages[graph] = torch.compile(stage) if self.variant.compiled else stage
-        return self.stages[graph]
+    def _stage(self, graph: str) -> Any:
+        if graph not in self.compiled:
+            stage = self.family.stages(self.network)[graph].eval()
+            self.compiled[graph] = torch.compile(stage) if self.variant.compiled else stage
+        return self.compiled[graph]
 
-    def _run(self, stage: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+    def _run(self, stage: Any, tensors: dict[str, Tensor]) -> Tensor:
         if not self.variant.compiled:
             return stage(**tensors)
         try:
             return stage(**tensors)
         except RuntimeError as error:  # what torch.compile raises where it lacks a compiler, or fails
-            raise UnavailableError(f"torch.compile does not work here: {str(error).strip().splitlines()[0]}") from error
+            raise UnavailableError(
+                f"torch.compile does not work here: {str(error).strip().splitlines()[0]}", code="torch-compile"
+            ) from error
 
 
 @dataclass(frozen=True)
-class StockBaseline:
+class UpstreamBaseline:
     """Somebody else's network."""
 
-    reference: StockReference | Any
+    reference: Reference
+    manifest: Manifest
     perturbs = False
 
     @property
@@ -199,22 +212,16 @@ class StockBaseline:
         return str(self.reference.name)
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `qpert.runtime.benchmark.run.Baseline`."""
+        """See `qpert.runtime.verification.reference.Baseline`."""
         single = {
             name: array.astype(np.float32) if array.dtype == np.float16 else array
-            for name, array in without_empty_boxes(inputs).items()
+            for name, array in without_empty_boxes(self.manifest.graphs[graph], inputs).items()
         }
         return dict(self.reference.run(graph, single))
 
 
-def without_empty_boxes(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def without_empty_boxes(spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Inputs without masks and weights where there are no boxes: the stock network then, with nothing to compute."""
-    empty = "object_masks" in inputs and not inputs["object_masks"].shape[1]
-    return {name: array for name, array in inputs.items() if not (empty and name in BOX_INPUTS)}
-
-
-@contextmanager
-def attention_by(function: Attention) -> Iterator[None]:
-    """Inside, the network computes attention with `function`."""
-    with patch.object(qformer, "attention", function), patch.object(vision, "attention", function):
-        yield
+    boxes = [spec.input(slot).name for slot in BOX_SLOTS] if spec.takes_boxes else []
+    empty = bool(boxes) and not inputs[boxes[0]].shape[1]
+    return {name: array for name, array in inputs.items() if not (empty and name in boxes)}

@@ -11,6 +11,7 @@ import torch
 
 from qpert.runtime.bundle.samples import BoxSample
 from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.inputs.token_grid import TokenGrid
 
 PICTURES: tuple[tuple[tuple[int, int], tuple[tuple[float, float, float, float], ...]], ...] = (
     ((640, 480), ((0, 0, 640, 480), (13, 20, 45, 61), (300.5, 200.25, 310.75, 215.5), (600, 1, 640, 479))),
@@ -19,11 +20,11 @@ PICTURES: tuple[tuple[tuple[int, int], tuple[tuple[float, float, float, float], 
 """(width, height), and boxes (x1, y1, x2, y2) in pixels: whole, small, fractional, at the edge, thin."""
 
 
-def box_samples(perturbation: Perturbation, *, grid: int, image_size: int) -> tuple[BoxSample, ...]:
+def box_samples(perturbation: Perturbation, grid: TokenGrid) -> tuple[BoxSample, ...]:
     """The boxes of `PICTURES` with their masks [O, N] and weights [O]."""
     samples = []
     for size, boxes in PICTURES:
-        masks = np.stack([mask(box, size, perturbation.coverage, grid, image_size) for box in boxes])
+        masks = np.stack([mask(box, size, perturbation.coverage, grid) for box in boxes])
         weights = [weight(box, size, perturbation, len(boxes)) for box in boxes]
         samples.append(
             BoxSample(np.array(boxes, np.float64), np.array(size), masks, np.array(weights, dtype=np.float32))
@@ -40,31 +41,55 @@ def weight(box: tuple[float, ...], size: tuple[int, int], perturbation: Perturba
     return value / count if perturbation.reduction == "mean" else value
 
 
-def mask(box: tuple[float, ...], size: tuple[int, int], coverage: str, grid: int, image_size: int) -> np.ndarray:
-    """float32 [N]: 0 for CLS, then the cells row by row."""
-    cells = dilated(box, size, grid, image_size) if coverage == "dilated" else overlap(box, size, grid)
+def mask(box: tuple[float, ...], size: tuple[int, int], coverage: str, grid: TokenGrid) -> np.ndarray:
+    """float32 [N]: 0 for the prefix (CLS), then the cells row by row."""
+    cells = dilated(box, size, grid) if coverage == "dilated" else overlap(box, size, grid)
     if coverage == "binary":
         cells = cells > 0
-    return np.concatenate([[0], np.asarray(cells, dtype=np.float32).ravel()]).astype(np.float32)
+    return np.concatenate([np.zeros(grid.prefix), np.asarray(cells, dtype=np.float32).ravel()]).astype(np.float32)
 
 
-def overlap(box: tuple[float, ...], size: tuple[int, int], grid: int) -> np.ndarray:
+def resized_size(size: tuple[int, int], grid: TokenGrid) -> tuple[int, int]:
+    """Width and height of a picture after the resize, before any crop."""
+    side, short = grid.image.size, grid.image.shortest_side
+    if grid.image.fit == "squash":
+        return side, side
+    return tuple(short if length == min(size) else int(short * length / min(size)) for length in size)  # type: ignore[return-value]
+
+
+def crop_start(length: int, grid: TokenGrid) -> int:
+    """Where the crop of a resized side begins."""
+    if grid.image.fit == "squash":
+        return 0
+    spare = length - grid.image.size
+    return spare // 2 if grid.image.rounding == "floor" else round(spare / 2)
+
+
+def overlap(box: tuple[float, ...], size: tuple[int, int], grid: TokenGrid) -> np.ndarray:
     """The share of each cell that the box covers, in the picture's own pixels."""
-    width, height = size[0] / grid, size[1] / grid
-    shares = np.zeros((grid, grid))
-    for row in range(grid):
-        for column in range(grid):
-            across = min(box[2], (column + 1) * width) - max(box[0], column * width)
-            down = min(box[3], (row + 1) * height) - max(box[1], row * height)
+    resized = resized_size(size, grid)
+    width, height = (grid.patch * length / new for length, new in zip(size, resized, strict=True))
+    left, top = (crop_start(new, grid) * length / new for length, new in zip(size, resized, strict=True))
+    shares = np.zeros((grid.rows, grid.columns))
+    for row in range(grid.rows):
+        for column in range(grid.columns):
+            across = min(box[2], left + (column + 1) * width) - max(box[0], left + column * width)
+            down = min(box[3], top + (row + 1) * height) - max(box[1], top + row * height)
             shares[row, column] = max(across, 0) * max(down, 0) / (width * height)
     return shares
 
 
-def dilated(box: tuple[float, ...], size: tuple[int, int], grid: int, image_size: int) -> np.ndarray:
-    """The authors' release: whole-pixel corners, mask resized, every pixel that is not 0 set to 1, averaged a patch."""
+def dilated(box: tuple[float, ...], size: tuple[int, int], grid: TokenGrid) -> np.ndarray:
+    """The authors' release: whole-pixel corners, mask resized, every pixel that is not 0 set to 1, averaged a patch.
+
+    What a crop leaves out, and pixels that fill no whole patch, are left out of the mask too.
+    """
     x1, y1, x2, y2 = (int(value) for value in box)
     pixels = torch.zeros(1, 1, size[1], size[0], dtype=torch.float64)
     pixels[..., y1:y2, x1:x2] = 1
-    resized = torch.nn.functional.interpolate(pixels, (image_size, image_size), mode="bilinear", align_corners=False)
-    touched = (resized > 0).double()
-    return torch.nn.functional.avg_pool2d(touched, image_size // grid)[0, 0].numpy()
+    width, height = resized_size(size, grid)
+    resized = torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
+    top, left = crop_start(height, grid), crop_start(width, grid)
+    seen = resized[..., top : top + grid.rows * grid.patch, left : left + grid.columns * grid.patch]
+    touched = (seen > 0).double()
+    return torch.nn.functional.avg_pool2d(touched, grid.patch)[0, 0].numpy()

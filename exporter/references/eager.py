@@ -1,7 +1,7 @@
 """The PyTorch reference: the same network in eager float32, with the perturbation from a float64 eigendecomposition.
 
 It shares the network's modules with the traced graphs, but neither the tracer, nor the passes, nor the lowering, nor
-the weight recipes. For a reference that shares nothing see `reference_hf` and `reference_lavis`.
+the weight recipes. For a reference that shares nothing see each family's upstream references.
 """
 
 from __future__ import annotations
@@ -10,56 +10,71 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qpert.exporter.checkpoints.open import Checkpoint, load_state
-from qpert.graphs.families.blip2.model import STAGES, Blip2Retrieval, GraphPerturbation
+from qpert.exporter.checkpoints.checkpoint import Checkpoint, load_state
+from qpert.exporter.families.base import Family
+from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.graphs.perturbation.oracle import key_subspaces
+from qpert.runtime.bundle.graph_spec import GraphSpec
 
 BOXES_AT_ONCE = 4
 """The float64 keys of one box take 25 MB an image in the full-size model."""
 
 
 class TorchReference:
-    """Runs the four stages in eager PyTorch. `run` has the form of a session's."""
+    """Runs a family's stages in eager PyTorch. `run` has the form of a session's."""
 
     name = "torch"
 
-    def __init__(self, model: Blip2Retrieval) -> None:
-        self.model = model.eval()
+    def __init__(
+        self,
+        family: Family,
+        network: nn.Module,
+        graphs: Mapping[str, GraphSpec],
+        perturbation: GraphPerturbation | None,
+    ) -> None:
+        self.family = family
+        self.network = network.eval()
+        self.stages = {name: stage.eval() for name, stage in family.stages(network).items()}
+        self.graphs = graphs
+        self.perturbation = perturbation
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, perturbation: GraphPerturbation) -> TorchReference:
+    def open(
+        cls,
+        family: Family,
+        checkpoint: Checkpoint,
+        graphs: Mapping[str, GraphSpec],
+        perturbation: GraphPerturbation | None,
+    ) -> TorchReference:
+        """Over an open checkpoint; `graphs` say what the outputs are called."""
         with torch.device("meta"):
-            model = Blip2Retrieval(checkpoint.config, perturbation)
-        model.load_state_dict(load_state(checkpoint), assign=True, strict=True)
-        return cls(model)
+            network = family.network(checkpoint.config, perturbation)
+        network.load_state_dict(load_state(checkpoint), assign=True, strict=True)
+        return cls(family, network, graphs, perturbation)
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Inputs and outputs as the graph of that name declares them; features may come in half precision."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         arguments = {name: _as_float32(tensor) for name, tensor in tensors.items()}
+        (output,) = self.graphs[graph].output_names
         with torch.inference_mode():
-            output = STAGES[graph](self.model)(**arguments)
-        return {OUTPUTS[graph]: output.numpy()}
+            return {output: self.stages[graph](**arguments).numpy()}
 
-    def cut_margins(self, image_embeds: np.ndarray, object_masks: np.ndarray) -> np.ndarray:
+    def cut_margins(self, image_tokens: np.ndarray, object_masks: np.ndarray) -> np.ndarray:
         """How clear each box's cut is, float64 [B, O]: the least of |c − τ| and of the relative eigenvalue gap over all
         layers and heads. Where it is near zero, the rank is not decided by float32 numbers.
         """
-        if self.model.perturbation is None or not object_masks.shape[1]:
+        if self.perturbation is None or not object_masks.shape[1]:
             return np.full(object_masks.shape[:2], np.inf)
         clear = []
         with torch.inference_mode():
-            keys, _ = self.model.Qformer.keys_and_values(torch.from_numpy(image_embeds).float())
-            stacked = torch.stack(keys, dim=1)  # [B, A, H, N, d]
+            keys = self.family.keys(self.network, torch.from_numpy(image_tokens).float())  # [B, A, H, N, d]
             for masks in torch.from_numpy(object_masks).split(BOXES_AT_ONCE, dim=1):
-                cut = key_subspaces(stacked, masks, threshold=self.model.perturbation.threshold)
+                cut = key_subspaces(keys, masks, threshold=self.perturbation.threshold)
                 clear.append(torch.minimum(cut.margins, cut.gaps).flatten(2).amin(-1))
         return torch.cat(clear, dim=1).numpy()
-
-
-OUTPUTS = {"vision": "image_embeds", "image_query": "query_embeds", "text": "text_embeds", "itm": "itm_scores"}
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

@@ -7,15 +7,28 @@ from tiny to whole, texts of different lengths.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from qpert.graphs.families.blip2.config import Blip2Config
-from qpert.runtime.bundle.manifest import GraphSpec
+from qpert.exporter.references.pixels import reference_pixels
+from qpert.exporter.references.protocol import MarginReference, Reference
+from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.bundle.roles import (
+    BOX_WEIGHTS,
+    IMAGE_TOKENS,
+    IMAGE_TOWER,
+    OBJECT_MASKS,
+    PAIR_SCORER,
+    PIXELS,
+    QUERY_HEAD,
+    TEXT_TOWER,
+    TOKEN_IDS,
+    TOKEN_MASK,
+)
 from qpert.runtime.bundle.samples import BoxSample, Case, Samples
-from qpert.runtime.inputs.images import ImagePreprocessing
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
+from qpert.runtime.inputs.token_grid import TokenGrid
 
 SEED = 20240712
 TIE_WIDTH = 1e-4
@@ -33,43 +46,40 @@ CAPTIONS = (
 )
 
 
-class Reference(Protocol):
-    """What verification compares with."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
-
-    def cut_margins(self, image_embeds: np.ndarray, object_masks: np.ndarray) -> np.ndarray: ...
-
-
 @dataclass(frozen=True)
 class InputMaker:
     """Makes inputs for a model from a seed; the same seed gives the same inputs."""
 
-    config: Blip2Config
     graphs: dict[str, GraphSpec]
-    preprocessing: ImagePreprocessing
+    grid: TokenGrid
+    vocab_size: int
     seed: int = SEED
+
+    @property
+    def preprocessing(self) -> ImagePreprocessing:
+        return self.grid.image
+
+    def graph(self, role: str) -> GraphSpec | None:
+        """The graph of a role, or None."""
+        return next((spec for spec in self.graphs.values() if spec.role == role), None)
 
     def rng(self, what: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, what))
 
     def pixel_values(self, count: int) -> np.ndarray:
         """float32 [count, 3, S, S], as preprocessed pictures are distributed."""
-        size = self.config.vision.image_size
+        size = self.preprocessing.size
         pictures = [smooth_picture(self.rng(10 + number), size, size) for number in range(count)]
-        return np.stack([lavis_pixels(picture, self.preprocessing) for picture in pictures])
+        return np.stack([pixels_of(picture, self.preprocessing) for picture in pictures])
 
     def masks(self, count: int, boxes: int) -> np.ndarray:
         """Object masks float32 [count, boxes, N] of boxes from tiny to whole."""
-        rng, grid = self.rng(20), self.config.vision.grid
-        masks = np.zeros((count, boxes, grid * grid + 1), dtype=np.float32)
+        rng, grid = self.rng(20), self.grid
+        cells = np.zeros((count, boxes, grid.rows, grid.columns))
         for image in range(count):
             for box in range(boxes):
-                masks[image, box, 1:] = np.outer(_random_cover(rng, grid), _random_cover(rng, grid)).ravel()
-        return masks
+                cells[image, box] = np.outer(_random_cover(rng, grid.rows), _random_cover(rng, grid.columns))
+        return grid.flatten(cells)
 
     def weights(self, count: int, boxes: int) -> np.ndarray:
         """Box weights float32 [count, boxes]: of either sign, and one box fewer with each image (0: padding)."""
@@ -78,9 +88,9 @@ class InputMaker:
         return np.where(np.arange(boxes) < counts[:, None], weights, 0).astype(np.float32)
 
     def tokens(self, *shape: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """input_ids and attention_mask int64 [*shape, length] of texts of different lengths, right-padded with 0."""
+        """Token ids and mask int64 [*shape, length] of texts of different lengths, right-padded with 0."""
         rng = self.rng(30)
-        ids = rng.integers(1, self.config.qformer.vocab_size, (*shape, length), dtype=np.int64)
+        ids = rng.integers(1, self.vocab_size, (*shape, length), dtype=np.int64)
         lengths = rng.integers(min(3, length), length + 1, shape)
         lengths.flat[0] = length
         mask = (np.arange(length) < lengths[..., None]).astype(np.int64)
@@ -88,7 +98,7 @@ class InputMaker:
 
 
 def record(
-    reference: Reference,
+    reference: MarginReference,
     maker: InputMaker,
     *,
     images: int,
@@ -106,40 +116,55 @@ def record(
     """
     cases = list(make_cases(reference, maker, images=images))
     pictures = tuple(
-        (picture, lavis_pixels(picture, maker.preprocessing))
+        (picture, pixels_of(picture, maker.preprocessing))
         for picture in (smooth_picture(maker.rng(40), 211, 160), smooth_picture(maker.rng(41), 97, 640))
     )
     return Samples(tuple(cases), pictures, token_ids, boxes)
 
 
-def make_cases(reference: Reference, maker: InputMaker, *, images: int) -> list[Case]:
+def make_cases(reference: MarginReference, maker: InputMaker, *, images: int) -> list[Case]:
     """Every graph's cases with the reference's outputs: features, 0, 1 and many boxes, zero weights, texts, pairs."""
-    pixel_values = maker.pixel_values(images)
-    cases = [run_case(reference, "vision", "pictures", {"pixel_values": pixel_values})]
-    features = cases[0].expected["image_embeds"]
-    graphs = maker.graphs
-    for name, objects in box_inputs(reference, maker, features, graphs["image_query"]).items():
-        cases.append(run_case(reference, "image_query", name, {"image_embeds": features} | objects))
-    length = graphs["text"].ranges["L"].max
-    ids, mask = maker.tokens(5, length=length)
-    cases.append(run_case(reference, "text", "longest", {"input_ids": ids, "attention_mask": mask}))
-    ids, mask = maker.tokens(3, length=2)
-    cases.append(run_case(reference, "text", "shortest", {"input_ids": ids, "attention_mask": mask}))
-    ids, mask = maker.tokens(images, 3, length=min(12, length))
-    pairs = {"image_embeds": features, "input_ids": ids, "attention_mask": mask}
-    for name, objects in box_inputs(reference, maker, features, graphs["itm"]).items():
-        cases.append(run_case(reference, "itm", name, pairs | objects))
+    tower, head, text = (maker.graph(role) for role in (IMAGE_TOWER, QUERY_HEAD, TEXT_TOWER))
+    assert tower is not None  # every bundle has these three
+    assert head is not None
+    assert text is not None
+    cases = [run_case(reference, tower, "pictures", {PIXELS: maker.pixel_values(images)})]
+    features = tower.by_slot(cases[0].expected)[IMAGE_TOKENS]
+    for name, objects in box_cases(reference, maker, features, head).items():
+        cases.append(run_case(reference, head, name, {IMAGE_TOKENS: features} | objects))
+    longest = longest_text(text)
+    for name, count, length in (("longest", 5, longest), ("shortest", 3, shortest_text(text))):
+        ids, mask = maker.tokens(count, length=length)
+        cases.append(run_case(reference, text, name, {TOKEN_IDS: ids, TOKEN_MASK: mask}))
+    if (pairs := maker.graph(PAIR_SCORER)) is not None:
+        ids, mask = maker.tokens(images, 3, length=min(12, longest))
+        slots = {IMAGE_TOKENS: features, TOKEN_IDS: ids, TOKEN_MASK: mask}
+        for name, objects in box_cases(reference, maker, features, pairs).items():
+            cases.append(run_case(reference, pairs, name, slots | objects))
     return cases
 
 
-def run_case(reference: Reference, graph: str, name: str, inputs: dict[str, np.ndarray]) -> Case:
-    return Case(graph, name, inputs, reference.run(graph, inputs))
+def longest_text(text: GraphSpec) -> int:
+    """Tokens of the longest text that a graph takes."""
+    last = text.input(TOKEN_IDS).shape[-1]
+    return last if isinstance(last, int) else text.ranges[last].max
 
 
-def box_inputs(
-    reference: Reference, maker: InputMaker, features: np.ndarray, graph: GraphSpec
+def shortest_text(text: GraphSpec) -> int:
+    """Tokens of the shortest text that a graph takes."""
+    last = text.input(TOKEN_IDS).shape[-1]
+    return last if isinstance(last, int) else text.ranges[last].min
+
+
+def run_case(reference: Reference, graph: GraphSpec, name: str, slots: dict[str, np.ndarray]) -> Case:
+    inputs = graph.bind(slots)
+    return Case(graph.name, name, inputs, reference.run(graph.name, inputs))
+
+
+def box_cases(
+    reference: MarginReference, maker: InputMaker, features: np.ndarray, graph: GraphSpec
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Named sets of box inputs that a graph is tried with; one empty set where it takes none."""
+    """Named sets of box inputs by slot that a graph is tried with; one empty set where it takes none."""
     if not graph.takes_boxes:
         return {"stock": {}}
     count = len(features)
@@ -148,11 +173,11 @@ def box_inputs(
     weights = np.where(decided, maker.weights(count, many), 0).astype(np.float32)
     named = {f"{name}_boxes": (masks[:, :boxes], weights[:, :boxes]) for name, boxes in (("no", 0), ("many", many))}
     named |= {"one_box": (masks[:, :1], weights[:, :1]), "zero_weights": (masks, np.zeros_like(weights))}
-    return {name: {"object_masks": given, "box_weights": weight} for name, (given, weight) in named.items()}
+    return {name: {OBJECT_MASKS: given, BOX_WEIGHTS: weight} for name, (given, weight) in named.items()}
 
 
 def decided_masks(
-    reference: Reference, features: np.ndarray, candidates: np.ndarray, count: int
+    reference: MarginReference, features: np.ndarray, candidates: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each image's candidate masks [B, M, N] the `count` whose cut is clearest, and which of those are decided."""
     margins = reference.cut_margins(features, candidates)
@@ -168,16 +193,11 @@ def smooth_picture(rng: np.random.Generator, width: int, height: int) -> np.ndar
     return np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
 
 
-def lavis_pixels(picture: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """float32 [3, S, S]: the arithmetic of LAVIS's `BlipImageEvalProcessor`, written with PIL and torch alone, so that
-    the runtime's preprocessing is compared with something else than itself.
-    """
+def pixels_of(picture: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
+    """float32 [3, S, S] of a uint8 [H, W, 3] picture, by the reference's own arithmetic."""
     from PIL import Image
 
-    resized = Image.fromarray(picture).resize((preprocessing.size, preprocessing.size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(255)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    return ((pixels - mean) / std).numpy()
+    return reference_pixels(Image.fromarray(picture), preprocessing)
 
 
 def _random_cover(rng: np.random.Generator, grid: int) -> np.ndarray:

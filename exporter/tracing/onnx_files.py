@@ -9,32 +9,38 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qpert.exporter.tracing.weights import Recipe, Stored, TensorSource, WeightedGraph, point_to, write_weights
-from qpert.runtime.bundle.manifest import GraphSpec
+from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.errors import QpertError
 from qpert.runtime.progress import Progress
-
-WEIGHT_FILES = {"vision": "vision.data", "image_query": "qformer.data", "text": "qformer.data", "itm": "qformer.data"}
-"""Which data file a graph's weights lie in. A text-only deployment needs no `vision.data`."""
 
 
 class GraphError(QpertError):
     """A graph that does not come out as declared: a bug in the exporter, found before a bundle exists."""
 
 
-def write_graphs(folder: Path, graphs: Mapping[str, WeightedGraph], source: TensorSource, progress: Progress) -> None:
-    """Write `folder/<name>.onnx` and the data files; memory holds one weight at a time."""
+def write_graphs(
+    folder: Path,
+    graphs: Mapping[str, WeightedGraph],
+    weight_files: Mapping[str, str],
+    source: TensorSource,
+    progress: Progress,
+) -> None:
+    """Write `folder/<name>.onnx` and the data files; memory holds one weight at a time.
+
+    `weight_files`: graph name → data file. Graphs of one file share what is equal.
+    """
     folder.mkdir()
     stored: dict[str, dict[str, Stored]] = {}
     total = sum(recipe_bytes(recipe) for recipe in distinct(graphs).values())
     with progress.stage("writing weights", total=total, unit="B") as advance:
-        for location in dict.fromkeys(WEIGHT_FILES[name] for name in graphs):
-            recipes = distinct({name: graph for name, graph in graphs.items() if WEIGHT_FILES[name] == location})
+        for location in dict.fromkeys(weight_files[name] for name in graphs):
+            recipes = distinct({name: graph for name, graph in graphs.items() if weight_files[name] == location})
             with (folder / location).open("wb") as stream:
                 stored[location] = write_weights(stream, location, recipes.values(), source, on_bytes=advance)
     for name, weighted in graphs.items():
         model = gs.export_onnx(weighted.graph, do_type_check=True)
         model.producer_name = "qpert"
-        point_to(model, weighted.recipes, stored[WEIGHT_FILES[name]])
+        point_to(model, weighted.recipes, stored[weight_files[name]])
         onnx.save_model(model, folder / f"{name}.onnx")
 
 

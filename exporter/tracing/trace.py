@@ -15,12 +15,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from qpert.exporter.families.base import Family
 from qpert.exporter.tracing.weights import WeightedGraph, weighted_graph
-from qpert.graphs.families.blip2.config import Blip2Config
-from qpert.graphs.families.blip2.model import STAGES, Blip2Retrieval, GraphPerturbation
 from qpert.graphs.layers import LayerNorm
+from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.graphs.perturbation.placeholder import query_map_placeholder
-from qpert.runtime.bundle.manifest import GraphSpec
+from qpert.runtime.bundle.graph_spec import GraphSpec
 
 OPSET = 20
 """The first opset with Gelu as one operator; TensorRT 10 and 11, TensorRT-RTX and ONNX Runtime ≥ 1.17 read it."""
@@ -30,18 +30,20 @@ TRACE_LENGTHS = {"B": 2, "I": 2, "O": 3, "T": 4, "L": 7}
 """Lengths of the dummy inputs: different numbers above 1, so that no two axes are taken for one."""
 
 
-def hollow_model(config: Blip2Config, perturbation: GraphPerturbation | None, precision: str) -> Blip2Retrieval:
+def network_without_weights(
+    family: Family, config: Any, perturbation: GraphPerturbation | None, precision: str
+) -> nn.Module:
     """The network with parameters of the right shapes and dtypes and no content, and the placeholder inside.
 
     LayerNorm parameters stay float32: LayerNorm runs in float32 whatever the precision.
     """
     with torch.device("meta"):
-        model = Blip2Retrieval(config, perturbation, query_map=query_map_placeholder)
-    model = model.to(PRECISIONS[precision])
-    for module in model.modules():
+        network = family.network(config, perturbation, query_map_placeholder)
+    network = network.to(PRECISIONS[precision])
+    for module in network.modules():
         if isinstance(module, LayerNorm):
             module.float()
-    return model.to_empty(device="cpu").eval()
+    return network.to_empty(device="cpu").eval()
 
 
 def dummy_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
@@ -64,13 +66,12 @@ def dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, Any], ...]:
     )
 
 
-def trace(model: Blip2Retrieval, spec: GraphSpec) -> WeightedGraph:
-    """Trace the stage that `spec` names.
+def trace(stage: nn.Module, spec: GraphSpec) -> WeightedGraph:
+    """Trace the stage of the graph that `spec` describes; its parameters are those of its `model`.
 
     Returns:
         The graph with inputs and outputs as declared, its weights as placeholders named like the checkpoint's tensors.
     """
-    stage = STAGES[spec.name](model).eval()
     program = _export(stage, spec)
     ir_model = program.model
     parameters = {name: name.removeprefix("model.") for name, _ in stage.named_parameters()}

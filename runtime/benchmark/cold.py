@@ -39,13 +39,12 @@ def measure_cold_start(bundle: Path, provider: str, *, threads: int = 0) -> dict
 def first_search(bundle: Path, provider: str, threads: int) -> dict[str, float]:
     """Import, open, encode one picture and search it once."""
     began = time.perf_counter()
-    from qpert.runtime.bundle.samples import Samples
     from qpert.runtime.retriever import Gallery, Retriever
 
     imported = time.perf_counter()
     with Retriever.open(bundle, provider, threads=threads) as retriever:
         opened = time.perf_counter()
-        samples = Samples.load(retriever.encoder.bundle.path(retriever.encoder.manifest.samples))
+        samples = retriever.encoder.bundle.samples()
         pictures = [samples.pictures[0][0]]
         retriever.search(samples.captions[0][0], Gallery(("a picture",), retriever.encode_images(pictures)))
         searched = time.perf_counter()

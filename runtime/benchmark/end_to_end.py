@@ -17,7 +17,6 @@ from qpert.runtime.retriever import Gallery, Retriever
 PICTURE = (640, 480)
 """Width and height of the picture file: those of most COCO images."""
 GALLERY = 256
-RERANK = 64
 FOUND = 10
 TEXT = "a small red box on a table"
 
@@ -49,7 +48,7 @@ class EndToEnd:
         """One call of `encode` (batch pictures, each with `boxes` boxes) or of `search`."""
         if stage == "search":
             retriever = Retriever(encoder)
-            return lambda: retriever.search(TEXT, self.gallery, k=FOUND, rerank=RERANK)
+            return lambda: retriever.search(TEXT, self.gallery, k=FOUND)
         given = [draw_boxes(boxes)] * batch
         pictures = [self.picture] * batch
         return lambda: encode(encoder, pictures, given)

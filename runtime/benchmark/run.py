@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,37 +21,18 @@ from qpert.runtime.benchmark.machine import describe_machine, measure_peaks
 from qpert.runtime.benchmark.result import Benchmark, Row
 from qpert.runtime.benchmark.timing import Clock, Schedule, Timing, interleaved
 from qpert.runtime.benchmark.workloads import END_TO_END, Sizes, Workload, make_workload, sizes_of
-from qpert.runtime.bundle.manifest import GraphSpec
+from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.progress import Progress
 from qpert.runtime.retrieval.encoder import Encoder
-from qpert.runtime.sessions.open import Arrays
+from qpert.runtime.sessions.protocol import Arrays
+from qpert.runtime.verification.reference import Baseline
 
 LARGEST_DIFFERENCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 5e-1, "fp8": 5e-1}
 """Between a session's output and a baseline's, as a share of the baseline's largest number: some ten times what
 `qpert verify` finds. It tells another computation from another rounding, no more; verify judges rounding."""
 PERTURBED_DIFFERENCE = 5e-2
 """With boxes: at random ones a rank may hang on rounding, and a projector then has one dimension more or less."""
-
-
-class Baseline(Protocol):
-    """Another way of computing the same graphs, PyTorch for instance."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def perturbs(self) -> bool:
-        """Whether it can be measured with boxes."""
-        ...
-
-    def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Inputs and outputs on the host, as the graph's session has them.
-
-        Raises:
-            UnavailableError: it does not work here; it is left out, and that is said.
-        """
-        ...
 
 
 @dataclass(frozen=True)

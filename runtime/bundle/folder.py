@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qpert.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest, bundle_path, read_manifest
+from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest, bundle_path, read_manifest
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.errors import BundleError
 from qpert.runtime.files import cache_folder, sha256_of, write_atomically
 
@@ -59,6 +61,10 @@ class Bundle:
 
     def path(self, name: str) -> Path:
         return bundle_path(self.folder, name)
+
+    def samples(self) -> Samples:
+        """The recorded samples, cases in the order of the graphs. Raises BundleError."""
+        return Samples.load(self.path(self.manifest.samples), list(self.manifest.graphs))
 
     def graph_path(self, graph: GraphSpec) -> Path:
         return self.path(graph.file)

@@ -1,134 +1,67 @@
 """`manifest.json`: what a bundle is, as frozen dataclasses that read and write themselves.
 
 The manifest is the only thing the runtime believes about a bundle. It is read strictly: a missing key, a wrong type, a
-newer schema or a path that leaves the bundle is a `BundleError` that names it.
+newer schema or a path that leaves the bundle is a `BundleError` that names it. Schema 1 is upgraded as it is read.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
+from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PAIR_SCORER, QUERY_HEAD, ROLES, TEXT_TOWER
+from qpert.runtime.bundle.score_rules import ScoreRules
+from qpert.runtime.bundle.upgrade import upgrade_schema_1
 from qpert.runtime.errors import BundleError, InputError
-from qpert.runtime.inputs.images import ImagePreprocessing
 from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
+from qpert.runtime.inputs.text import TokenizerSpec
+from qpert.runtime.inputs.token_grid import TokenGrid
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-GRAPH_NAMES = ("vision", "image_query", "text", "itm")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output. `shape` holds numbers, and the names of axes whose length varies."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TensorSpec:
-        np.dtype(values["dtype"])  # TypeError for what is none
-        return cls(values["name"], values["dtype"], tuple(values["shape"]))
-
-
-@dataclass(frozen=True)
-class AxisRange:
-    """Lengths that a named axis may have: `min` to `max`, both inclusive."""
-
-    min: int
-    max: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min <= self.max:
-            raise ValueError(f"a range goes from {self.min} to {self.max}")
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One ONNX graph: where it lies, what goes in and out, and how long its named axes may be."""
-
-    name: str
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    ranges: dict[str, AxisRange]
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.inputs)
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.outputs)
-
-    @property
-    def takes_boxes(self) -> bool:
-        return "object_masks" in self.input_names
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "file": self.file,
-            "inputs": [asdict(spec) for spec in self.inputs],
-            "outputs": [asdict(spec) for spec in self.outputs],
-            "ranges": {axis: asdict(length) for axis, length in self.ranges.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, name: str, values: dict[str, Any]) -> GraphSpec:
-        graph = cls(
-            name,
-            values["file"],
-            tuple(TensorSpec.from_dict(spec) for spec in values["inputs"]),
-            tuple(TensorSpec.from_dict(spec) for spec in values["outputs"]),
-            {axis: AxisRange(int(length["min"]), int(length["max"])) for axis, length in values["ranges"].items()},
-        )
-        axes = {axis for spec in graph.inputs for axis in spec.shape if isinstance(axis, str)}
-        if unknown := sorted(axes - graph.ranges.keys()):
-            raise ValueError(f"graph {name!r} gives no range for the axes {', '.join(unknown)}")
-        return graph
-
-
-@dataclass(frozen=True)
-class TokenizerSpec:
-    """The tokenizer's file, and the longest sequence (in tokens, [CLS] and [SEP] included) that it makes."""
-
-    file: str
-    max_length: int
-    vocab_size: int
 
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """Where the weights came from. `sha256` is over the checkpoint file, or over a folder's weight files in order."""
+    """Where the weights came from.
+
+    `format`: whose tensor names it has (`lavis`, `huggingface`). `sha256` is over the checkpoint file, or over a
+    folder's weight files in order. `parts`: other files whose tensors were used, by what they hold (`vision`).
+    """
 
     name: str
     source: str
-    family: str
+    format: str
     sha256: str
     license: str
+    parts: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Everything that `manifest.json` holds.
 
-    `quantization`: what `qpert quantize` did. `calibration`: the search in which `qpert calibrate` found the
-    perturbation settings. Both are None for a bundle as exported.
+    `family` and `architecture` are the exporter's: the runtime only shows them. `patches`: rows and columns of image
+    tokens, `patch_size` pixels each, after `prefix_tokens`. `quantization`: what `qpert quantize` did. `calibration`:
+    the search in which `qpert calibrate` found the perturbation settings. Both are None for a bundle as exported.
     """
 
+    family: str
     architecture: dict[str, Any]
     checkpoint: CheckpointRecord
     precision: str
     graphs: dict[str, GraphSpec]
+    patches: tuple[int, int]
+    patch_size: int
+    prefix_tokens: int
     preprocessing: ImagePreprocessing
     tokenizer: TokenizerSpec
     perturbation: Perturbation
-    score: dict[str, str]
+    scores: ScoreRules
     samples: str
     tools: dict[str, str]
     command: str
@@ -138,26 +71,65 @@ class Manifest:
     verification: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
-    schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the resized image."""
-        vision = self.architecture["vision"]
-        return int(vision["image_size"]) // int(vision["patch_size"])
+    def token_grid(self) -> TokenGrid:
+        """Where the image tokens lie in the picture."""
+        return TokenGrid(*self.patches, self.patch_size, self.prefix_tokens, self.preprocessing)
+
+    def find(self, role: str) -> GraphSpec | None:
+        """The graph of a role, or None."""
+        return next((graph for graph in self.graphs.values() if graph.role == role), None)
+
+    def graph(self, role: str) -> GraphSpec:
+        """The graph of a role.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        found = self.find(role)
+        if found is None:
+            raise BundleError(
+                f"this bundle has no graph of role {role!r}, only {', '.join(g.role for g in self.graphs.values())}; "
+                "export a model that has one",
+                code="bundle-role-missing",
+            )
+        return found
+
+    @property
+    def image_tower(self) -> GraphSpec:
+        return self.graph(IMAGE_TOWER)
+
+    @property
+    def query_head(self) -> GraphSpec:
+        return self.graph(QUERY_HEAD)
+
+    @property
+    def text_tower(self) -> GraphSpec:
+        return self.graph(TEXT_TOWER)
+
+    @property
+    def pair_scorer(self) -> GraphSpec | None:
+        """None where pairs cannot be re-ranked."""
+        return self.find(PAIR_SCORER)
 
     def to_dict(self) -> dict[str, Any]:
         values = {
-            "schema_version": self.schema_version,
+            "schema_version": SCHEMA_VERSION,
+            "family": self.family,
             "architecture": self.architecture,
-            "checkpoint": asdict(self.checkpoint),
+            "checkpoint": {key: value for key, value in asdict(self.checkpoint).items() if value is not None},
             "precision": self.precision,
             "graphs": {name: graph.to_dict() for name, graph in self.graphs.items()},
+            "patches": list(self.patches),
+            "patch_size": self.patch_size,
+            "prefix_tokens": self.prefix_tokens,
             "preprocessing": self.preprocessing.to_dict(),
             "tokenizer": asdict(self.tokenizer),
             "perturbation": self.perturbation.to_dict(),
+            "scores": self.scores.to_dict(),
         }
-        rest = ["score", "samples", "tools", "command", "created", "notes"]
+        rest = ["samples", "tools", "command", "created", "notes"]
         rest += ["quantization", "calibration", "verification", "files"]
         return values | {key: getattr(self, key) for key in rest}
 
@@ -166,21 +138,24 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Manifest:
-        """Raises BundleError, KeyError or TypeError where `values` is not a manifest of this schema."""
+        """Raises BundleError, InputError, KeyError, TypeError or ValueError where `values` is no manifest."""
         check_schema_version(values.get("schema_version"))
-        graphs = {name: GraphSpec.from_dict(name, graph) for name, graph in values["graphs"].items()}
-        missing = [name for name in GRAPH_NAMES if name not in graphs]
-        if missing:
-            raise BundleError(f"the manifest describes no graph named {', '.join(missing)}; export the bundle again")
-        return cls(
+        if values["schema_version"] == 1:
+            values = upgrade_schema_1(values)
+        rows, columns = values["patches"]
+        manifest = cls(
+            family=values["family"],
             architecture=values["architecture"],
             checkpoint=CheckpointRecord(**values["checkpoint"]),
             precision=values["precision"],
-            graphs=graphs,
+            graphs={name: GraphSpec.from_dict(name, graph) for name, graph in values["graphs"].items()},
+            patches=(int(rows), int(columns)),
+            patch_size=int(values["patch_size"]),
+            prefix_tokens=int(values["prefix_tokens"]),
             preprocessing=ImagePreprocessing.from_dict(values["preprocessing"]),
             tokenizer=TokenizerSpec(**values["tokenizer"]),
             perturbation=Perturbation.from_dict(values["perturbation"]),
-            score=dict(values["score"]),
+            scores=ScoreRules.from_dict(values["scores"]),
             samples=values["samples"],
             tools=dict(values["tools"]),
             command=values["command"],
@@ -191,6 +166,34 @@ class Manifest:
             quantization=values.get("quantization"),
             calibration=values.get("calibration"),
         )
+        manifest.check_roles()
+        return manifest
+
+    def check_roles(self) -> None:
+        """Raises BundleError where a required role is missing, or the graphs and the patches disagree."""
+        roles = [graph.role for graph in self.graphs.values()]
+        missing = [role.name for role in ROLES.values() if role.required and role.name not in roles]
+        twice = sorted({role for role in roles if role in ROLES and roles.count(role) > 1})
+        if missing or twice:
+            raise BundleError(
+                f"the manifest describes {'no graph' if missing else 'two graphs'} of role "
+                f"{', '.join(missing or twice)}; expected one of each of image_tower, query_head and text_tower: "
+                "export the bundle again",
+                code="bundle-roles",
+            )
+        if (self.pair_scorer is None) != (self.scores.second is None):
+            raise BundleError(
+                f"the manifest's second score is {self.scores.second!r}, and it has "
+                f"{'no' if self.pair_scorer is None else 'a'} pair scorer; export the bundle again",
+                code="bundle-scores",
+            )
+        tokens = self.image_tower.output(IMAGE_TOKENS).shape[1]
+        if tokens != self.token_grid.tokens:
+            raise BundleError(
+                f"graph {self.image_tower.name!r} gives {tokens} image tokens, the manifest's patches are "
+                f"{self.token_grid.tokens}; export the bundle again",
+                code="bundle-patches",
+            )
 
 
 def check_schema_version(version: object) -> None:
@@ -225,8 +228,6 @@ def read_manifest(folder: Path) -> Manifest:
         used = (manifest.samples, manifest.tokenizer.file, *(graph.file for graph in manifest.graphs.values()))
         for name in (*manifest.files, *used):
             bundle_path(folder, name)
-        if manifest.grid < 1:
-            raise ValueError(f"its images have {manifest.grid} patches a side")
     except BundleError:
         raise
     except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

@@ -7,12 +7,12 @@ preprocessed pixels and captions with their token ids, so that preprocessing and
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from qpert.runtime.bundle.manifest import GRAPH_NAMES
 from qpert.runtime.errors import BundleError
 
 
@@ -64,15 +64,17 @@ class Samples:
         return contiguous, {"captions": json.dumps([caption for caption, _ in self.captions])}
 
     @classmethod
-    def load(cls, path: Path) -> Samples:
-        """Raises BundleError where the file is not what an export writes."""
+    def load(cls, path: Path, graphs: Sequence[str]) -> Samples:
+        """Cases in the order of `graphs` (names). Raises BundleError where the file is not what an export writes."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(path), framework="numpy") as stored:
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, not a mapping
                 captions = json.loads((stored.metadata() or {})["captions"])
-            return cls(_cases(arrays), _pictures(arrays), _captions(arrays, captions), _boxes(arrays))
+            cases = _cases(arrays)
+            ordered = sorted(cases, key=lambda case: (list(graphs).index(case.graph), case.name))
+            return cls(tuple(ordered), _pictures(arrays), _captions(arrays, captions), _boxes(arrays))
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{path} cannot be read as recorded samples ({error}); export the bundle again"
@@ -83,10 +85,10 @@ def _cases(arrays: dict[str, np.ndarray]) -> tuple[Case, ...]:
     found: dict[tuple[str, str], Case] = {}
     for key, array in sorted(arrays.items()):
         graph, case, *rest = key.split("/")
-        if graph in GRAPH_NAMES:
+        if len(rest) == 2:  # graph/case/in/name; pictures, captions and boxes have one part less
             entry = found.setdefault((graph, case), Case(graph, case, {}, {}))
             (entry.inputs if rest[0] == "in" else entry.expected)[rest[1]] = array
-    return tuple(sorted(found.values(), key=lambda case: (GRAPH_NAMES.index(case.graph), case.name)))
+    return tuple(found.values())
 
 
 def _pictures(arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:

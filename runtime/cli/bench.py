@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from qpert.runtime.benchmark.result import Benchmark, Row
-from qpert.runtime.benchmark.run import Baseline, BenchRequest, benchmark
+from qpert.runtime.benchmark.run import BenchRequest, benchmark
 from qpert.runtime.benchmark.timing import Schedule
-from qpert.runtime.benchmark.workloads import STAGES, Sizes, parse_names, parse_numbers
+from qpert.runtime.benchmark.workloads import Sizes, parse_names, parse_numbers
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import bundle_argument, json_option, provider_option, require_export_extra
+from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.verification.reference import Baseline, live_references
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     "--baseline", "baselines", default="", help="torch, torch-sdpa, torch-compile, hf; several with commas between"
 )
 @click.option("--checkpoint", help="the weights for the baselines [default: the checkpoint that was exported]")
-@click.option("--stage", "stages", default=",".join(STAGES), help="what is measured")
+@click.option("--stage", "stages", default="", help="graphs by name, encode, search [default: all]")
 @click.option("--batch", "batches", default="1,8", help="images or texts a call")
 @click.option("--boxes", default="0,1,8,32", help="boxes an image, where boxes are taken")
 @click.option("--repeats", type=click.IntRange(3), default=20, help="measured calls a row")
@@ -76,10 +77,7 @@ def opened_baselines(
         progress.say("measuring without comparison; --baseline torch,torch-sdpa,torch-compile,hf adds it")
         yield ()
         return
-    require_export_extra("a baseline")
-    from qpert.exporter.references.baselines import open_baselines
-
-    with open_baselines(
+    with live_references("a baseline").open_baselines(
         parse_names(names), bundle.manifest, checkpoint, provider=request.provider, threads=request.threads
     ) as compared:
         yield compared

@@ -12,7 +12,7 @@ import click
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.manifest import read_manifest
-from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
+from qpert.runtime.cli.options import RERANK_HELP, bundle_argument, json_option, provider_option
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.evaluate import check_data, evaluate, overridden
 from qpert.runtime.evaluation.inputs import ENTITIES, NO_BOXES, EvaluationData, open_data
@@ -47,7 +47,7 @@ DEFAULT_COORDINATES: dict[Semantics, XmlCoordinates] = {
     type=click.Choice(get_args(XmlCoordinates)),
     help="how corners in XML are counted [default: one_based_inclusive; one_based_shift_all with --semantics release]",
 )
-@click.option("--rerank", type=click.IntRange(min=0), default=64, help="best so many that ITM scores; 0 leaves ITM out")
+@click.option("--rerank", type=click.IntRange(min=0), help=RERANK_HELP)
 @click.option("--limit", type=click.IntRange(min=1), help="only the first so many images")
 @click.option(
     "--semantics", type=click.Choice(get_args(Semantics)), help="reading of the method [default: the bundle's]"
@@ -123,7 +123,7 @@ def chosen_data(
     """The split and its boxes; what was chosen for the user is said."""
     boxes = settings["boxes"]
     if boxes is None:
-        boxes = ENTITIES if bundle.manifest.graphs["image_query"].takes_boxes else NO_BOXES
+        boxes = ENTITIES if bundle.manifest.query_head.takes_boxes else NO_BOXES
     coordinates: XmlCoordinates = settings["xml_coordinates"] or DEFAULT_COORDINATES[perturbation.semantics]
     data = open_data(
         dataset,
@@ -139,7 +139,9 @@ def chosen_data(
     return data
 
 
-def resumably(encoder: Encoder, data: EvaluationData, rerank: int, folder: Path, progress: Progress) -> Evaluation:
+def resumably(
+    encoder: Encoder, data: EvaluationData, rerank: int | None, folder: Path, progress: Progress
+) -> Evaluation:
     """Evaluate in a work folder, and say where it is if the user stops it."""
     check_room(folder, encoder, len(data.dataset))
     try:

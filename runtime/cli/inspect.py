@@ -109,7 +109,8 @@ def summary(manifest: Manifest) -> list[str]:
     checkpoint, verification = manifest.checkpoint, manifest.verification
     verdict = f"{verification['verdict']} against {verification['reference']}" if verification else "not verified yet"
     return [
-        f"checkpoint   {checkpoint.name} ({checkpoint.family}), {checkpoint.source}, licence {checkpoint.license}",
+        f"model        {manifest.family}, {manifest.patches[0]}×{manifest.patches[1]} patches",
+        f"checkpoint   {checkpoint.name} ({checkpoint.format}), {checkpoint.source}, licence {checkpoint.license}",
         f"             sha256 {checkpoint.sha256}",
         f"precision    {manifest.precision}, images {manifest.preprocessing.size} px",
         f"perturbation {json.dumps(manifest.perturbation.to_dict())}",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from qpert.runtime.errors import UnavailableError
-from qpert.runtime.sessions.open import PROVIDERS
+from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.sessions.providers import PROVIDERS
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 provider_option = click.option(
@@ -25,12 +27,20 @@ TARGET_HELP = (
     "auto (this machine's GPU; without one, all that can be built for), current, sm80,sm89 (an engine for each) or "
     "sm80+sm89 (one for both)"
 )
+RERANK_HELP = "best so many that the pair scorer (ITM) sees; 0 leaves it out [default: 64; 0 where the bundle has none]"
 json_option = click.option("--json", "as_json", is_flag=True, help="print exactly one JSON document on stdout")
 
 
 def command_line() -> str:
     """What the user typed, as a bundle or an engine records it."""
     return shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])])
+
+
+def check_graphs(option: str, names: Sequence[str], bundle: Bundle) -> None:
+    """Raises InputError for a name that no graph of the bundle has."""
+    known = bundle.manifest.graphs
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"{option} is {', '.join(unknown)}, expected one of {', '.join(known)}", code="graph-unknown")
 
 
 def require_export_extra(purpose: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import json_option, provider_option
+from qpert.runtime.cli.options import RERANK_HELP, json_option, provider_option
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.gallery.catalogue import open_catalogue
@@ -34,7 +34,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--boxes", type=PATH, help="with --image: a box file that has its boxes")
 @click.option("--texts", "texts_file", type=PATH, help="with --image: search these, one a line, not the captions")
 @click.option("-k", "k", type=int, default=10, help="results")
-@click.option("--rerank", type=int, default=64, help="candidates that are matched by ITM; 0: ITC alone")
+@click.option("--rerank", type=int, help=RERANK_HELP)
 @click.option("--exact", is_flag=True, help="scan in float32 alone, without the 8-bit codes; the results are the same")
 @click.option("--bundle", type=PATH, help="the bundle that made the gallery [default: where it was then]")
 @click.option("--html", type=PATH, help="also write a page with the pictures here")
@@ -47,7 +47,7 @@ def command(
     boxes: Path | None,
     texts_file: Path | None,
     k: int,
-    rerank: int,
+    rerank: int | None,
     exact: bool,
     bundle: Path | None,
     html: Path | None,

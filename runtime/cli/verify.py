@@ -16,13 +16,13 @@ from qpert.runtime.cli.options import (
     command_line,
     json_option,
     provider_option,
-    require_export_extra,
 )
 from qpert.runtime.errors import InputError
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification.live import limits_for, verify_live
 from qpert.runtime.verification.markdown import render_markdown
+from qpert.runtime.verification.reference import live_references
 from qpert.runtime.verification.report import environment, write_report
 from qpert.runtime.verification.result import Verification
 from qpert.runtime.verification.tables import WAYS, gate_cells, lead, rank_rows, recall_rows, tie_words
@@ -56,7 +56,11 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "limit", "rerank", "allow")
 @click.option("--split", help="rank, recall: train, val or test [default: test]")
 @click.option("--boxes", help="rank, recall: entities, none, or a box file [default: entities where there are any]")
 @click.option("--limit", type=click.IntRange(min=1), help="rank, recall: images to take [default: 50, 100]")
-@click.option("--rerank", type=click.IntRange(min=1), help="rank, recall: length of the shortlists [default: 64]")
+@click.option(
+    "--rerank",
+    type=click.IntRange(min=1),
+    help="rank, recall: length of the shortlists [default: 64; 0 without a pair scorer]",
+)
 @click.option(
     "--allow",
     multiple=True,
@@ -122,7 +126,7 @@ def verify(
     bundle: Bundle, reference: str, checkpoint: str | None, *, provider: str, seed: int, progress: Progress
 ) -> Verification:
     """Level `tensor` against the recorded outputs, or against a live reference on the recorded and on fresh inputs."""
-    samples = Samples.load(bundle.path(bundle.manifest.samples))
+    samples = bundle.samples()
     if reference == "recorded" and checkpoint is not None:
         raise InputError("--checkpoint is for a live reference; add --reference torch, hf or lavis")
     encoder = Encoder(bundle, provider)  # first: a missing provider should be said before the reference has run
@@ -136,10 +140,8 @@ def verify(
 
 
 def live_cases(bundle: Bundle, reference: str, checkpoint: str | None, samples: Samples, seed: int) -> list[Case]:
-    require_export_extra(f"a live reference ({reference})")
-    from qpert.exporter.references.open import live_cases as cases_of
-
-    return cases_of(bundle.manifest, reference, checkpoint, samples, seed=seed)
+    references = live_references(f"a live reference ({reference})")
+    return references.live_cases(bundle.manifest, reference, checkpoint, samples, seed=seed)
 
 
 def verify_order(
@@ -157,15 +159,13 @@ def verify_order(
             f"--level {level} ranks pictures and captions, and a bundle records neither's scores; use --reference "
             "torch, hf or lavis, or --level tensor"
         )
-    require_export_extra(f"a live reference ({reference})")
-    from qpert.exporter.references.open import open_scorer
-
+    references = live_references(f"a live reference ({reference})")
     limits = limits_for(bundle.manifest.precision, allowed(data["allow"]))
     split = opened_data(bundle, level, data, progress)
-    samples = Samples.load(bundle.path(bundle.manifest.samples))
+    samples = bundle.samples()
     encoder = Encoder(bundle, provider)
     try:
-        with open_scorer(bundle.manifest, reference, checkpoint) as scorer:
+        with references.open_scorer(bundle.manifest, reference, checkpoint) as scorer:
             return verify_live(
                 encoder,
                 scorer,
@@ -173,7 +173,7 @@ def verify_order(
                 samples,
                 level=level,
                 limits=limits,
-                rerank=data["rerank"] or 64,
+                rerank=data["rerank"],
                 provider=provider,
                 progress=progress,
             )
@@ -201,7 +201,7 @@ def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Prog
     dataset = data["dataset"] or DEMO
     boxes = data["boxes"]
     if boxes is None:
-        takes = bundle.manifest.graphs["image_query"].takes_boxes
+        takes = bundle.manifest.query_head.takes_boxes
         boxes = ENTITIES if takes and (dataset == DEMO or has_entities(Path(dataset))) else NO_BOXES
     limit = data["limit"] or IMAGES[level]
     found = open_data(dataset, data["split"] or "test", boxes=boxes, limit=limit, progress=progress)

@@ -30,7 +30,7 @@ def evaluate(
     encoder: Encoder,
     data: EvaluationData,
     *,
-    rerank: int = 64,
+    rerank: int | None = None,
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -39,7 +39,8 @@ def evaluate(
     Args:
         encoder: an opened bundle.
         data: the split and its boxes, see `open_data`.
-        rerank: pairs that ITM scores: the best so many of each text and of each image; 0 leaves ITM out.
+        rerank: pairs that ITM scores: the best so many of each text and of each image; 0 leaves ITM out; None is
+            64, or 0 where the bundle has no pair scorer.
         work: a folder that `open_work` gave: features and scores are kept there, and a second call goes on from what it
             finds. None keeps everything in memory, the features of all images included.
 
@@ -49,6 +50,7 @@ def evaluate(
         UnavailableError: the disk is full; the same call goes on from there.
     """
     progress, watch = progress or Silent(), Watch()
+    rerank = encoder.shortlist(rerank)
     began = time.perf_counter()
     texts = check_data(encoder, data)
     with opened_images(encoder, data, work, progress, watch) as store:
@@ -81,7 +83,7 @@ def check_data(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:
 
 def check_boxes(encoder: Encoder, data: EvaluationData) -> None:
     """Raises InputError or LimitError where an image has more boxes than the bundle takes."""
-    graph = encoder.manifest.graphs["image_query"]
+    graph = encoder.manifest.query_head
     counts = [len(boxes) for boxes in data.boxes]
     most = max(counts, default=0)
     if most and not graph.takes_boxes:

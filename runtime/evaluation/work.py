@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_VECTORS
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.files import cache_folder, write_atomically
@@ -112,8 +113,8 @@ def feature_bytes(encoder: Encoder) -> int:
     import numpy as np
 
     total = 0
-    for name in ("vision", "image_query"):
-        output = encoder.manifest.graphs[name].outputs[0]
+    manifest = encoder.manifest
+    for output in (manifest.image_tower.output(IMAGE_TOKENS), manifest.query_head.output(IMAGE_VECTORS)):
         numbers = int(np.prod([length for length in output.shape if isinstance(length, int)]))
         total += numbers * np.dtype(output.dtype).itemsize
     return total

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.gallery.catalogue import Catalogue, boxes_to_json
@@ -167,7 +168,7 @@ class _Run:
     def add(self, entries: Sequence[ImageEntry]) -> None:
         """Encode one shard's images and commit them. Batches start with the shard, so that a run that goes on from
         here makes the same batches as one that was never interrupted."""
-        step = min(self.encoder.limit("vision", "B"), IMAGES_AT_ONCE)
+        step = min(self.encoder.limit(IMAGE_TOWER, "B"), IMAGES_AT_ONCE)
         images: list[NewImage] = []
         parts: list[ImageFeatures] = []
         for start in range(0, len(entries), step):

@@ -112,16 +112,17 @@ class TextGallery:
 
 
 def search_images(
-    encoder: Encoder, texts: Sequence[str], gallery: Searchable, *, k: int, rerank: int, exact: bool
+    encoder: Encoder, texts: Sequence[str], gallery: Searchable, *, k: int, rerank: int | None, exact: bool
 ) -> list[list[Hit]]:
     """The best images for each text; see `Retriever.search`."""
-    check_counts(k, rerank)
+    check_count(k)
+    shortlist = encoder.shortlist(rerank)
     gallery.require(encoder)
     text_embeds = encoder.encode_texts(texts)
     if not len(gallery):
         return [[] for _ in texts]
-    found = gallery.nearest(text_embeds, max(k, rerank), exact=exact)
-    matched = match_shortlists(encoder, texts, gallery, found.rows[:, :rerank])
+    found = gallery.nearest(text_embeds, max(k, shortlist), exact=exact)
+    matched = match_shortlists(encoder, texts, gallery, found.rows[:, :shortlist])
     names = gallery.images
     return [
         [
@@ -133,17 +134,18 @@ def search_images(
 
 
 def search_texts(
-    encoder: Encoder, features: ImageFeatures, gallery: TextGallery, *, k: int, rerank: int
+    encoder: Encoder, features: ImageFeatures, gallery: TextGallery, *, k: int, rerank: int | None
 ) -> list[TextHit]:
     """The best texts for one image's features; see `Retriever.search_texts`."""
-    check_counts(k, rerank)
+    check_count(k)
+    shortlist = encoder.shortlist(rerank)
     if not len(gallery):
         return []
     scores = itc_scores(features.query_embeds, gallery.embeds)[0]
     check_scores(scores, "ITC")
-    order = top(scores, min(max(k, rerank), len(gallery)))
-    shortlist = [gallery.texts[row] for row in order[:rerank]]
-    itm = encoder.itm_scores(features, shortlist)[0] if shortlist else np.empty(0, np.float32)
+    order = top(scores, min(max(k, shortlist), len(gallery)))
+    candidates = [gallery.texts[row] for row in order[:shortlist]]
+    itm = encoder.itm_scores(features, candidates)[0] if candidates else np.empty(0, np.float32)
     check_scores(itm, "ITM")
     owners = gallery.images
     return [
@@ -212,9 +214,10 @@ def _by_image(
             yield (numbers, places), own[0]
 
 
-def check_counts(k: int, rerank: int) -> None:
-    if k < 1 or rerank < 0:
-        raise InputError(f"got k={k} and rerank={rerank}, expected k of at least 1 and rerank of at least 0")
+def check_count(k: int) -> None:
+    """Raises InputError unless at least one result is asked for."""
+    if k < 1:
+        raise InputError(f"got k={k}, expected at least 1", code="search-k")
 
 
 def check_scores(scores: Floats, stage: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.manifest import Manifest
+from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_VECTORS
 from qpert.runtime.errors import GalleryError
 from qpert.runtime.retrieval.encoder import Encoder
 
@@ -30,9 +31,14 @@ def bundle_identity(manifest: Manifest) -> str:
     document = {
         "files": deciding,
         "max_length": manifest.tokenizer.max_length,
-        "preprocessing": manifest.preprocessing.to_dict(),
+        "preprocessing": without_squash(manifest.preprocessing.to_dict()),
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def without_squash(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 knew no other fit than a squash and did not name it: galleries made then stay valid."""
+    return {key: value for key, value in preprocessing.items() if (key, value) != ("fit", "squash")}
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,11 @@ class GallerySpec:
     def of(cls, encoder: Encoder, features: FeatureMode = "stored") -> GallerySpec:
         if features not in FEATURE_MODES:
             raise GalleryError(f"features is {features!r}; expected one of {', '.join(FEATURE_MODES)}")
-        graphs = encoder.manifest.graphs
-        _, queries, width = graphs["image_query"].outputs[0].shape
-        vision = graphs["vision"].outputs[0]
-        _, tokens, channels = vision.shape
+        manifest = encoder.manifest
+        _, queries, width = manifest.query_head.output(IMAGE_VECTORS).shape
+        image_tokens = manifest.image_tower.output(IMAGE_TOKENS)
+        _, tokens, channels = image_tokens.shape
+        scorer = manifest.pair_scorer
         return cls(
             identity=bundle_identity(encoder.manifest),
             bundle=str(encoder.bundle.folder.resolve()),
@@ -69,8 +76,8 @@ class GallerySpec:
             width=int(width),
             tokens=int(tokens),
             channels=int(channels),
-            feature_dtype=vision.dtype,
-            has_masks=graphs["itm"].takes_boxes,
+            feature_dtype=image_tokens.dtype,
+            has_masks=scorer is not None and scorer.takes_boxes,
         )
 
     def to_json(self) -> str:

@@ -6,61 +6,21 @@ square, no crop, ToTensor, Normalize) and `lavis/datasets/datasets/retrieval_dat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.errors import ImageError, InputError
+from qpert.runtime.errors import ImageError
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Resampling
 
 ImageInput: TypeAlias = "str | Path | Image | npt.NDArray[np.uint8]"
 """A path, a PIL image of any mode but `F`, or a uint8 array [H,W,3] in RGB order."""
-
-RESAMPLES = ("bicubic", "bilinear", "lanczos")
-"""The PIL filters that `ImagePreprocessing.resample` may name. BLIP-2 uses bicubic."""
-
-
-@dataclass(frozen=True)
-class ImagePreprocessing:
-    """From an RGB image to one `pixel_values` row: resize to size×size (no crop), /255, minus `mean`, over `std`.
-
-    `mean` and `std` are per channel (R, G, B) on the 0–1 scale; the defaults are CLIP's, which BLIP-2 uses (LAVIS
-    `blip_processors.py`). Raises `InputError` for values that cannot be used.
-    """
-
-    size: int
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    resample: str = "bicubic"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise InputError(f"image size is {self.size!r}; expected a whole number of pixels, at least 1")
-        object.__setattr__(self, "mean", _three_floats("mean", self.mean))
-        object.__setattr__(self, "std", _three_floats("std", self.std))
-        if min(self.std) <= 0:
-            raise InputError(f"std is {self.std}; expected three numbers above 0")
-        if self.resample not in RESAMPLES:
-            raise InputError(f"resample is {self.resample!r}; expected one of {', '.join(RESAMPLES)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The manifest's form: plain lists, numbers and strings."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ImagePreprocessing:
-        """The inverse of `to_dict`. Raises `InputError` for missing, unknown or unusable entries."""
-        expected = ("size", "mean", "std", "resample")
-        if not isinstance(values, Mapping) or set(values) != set(expected):
-            got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-            raise InputError(f"image preprocessing has {got}; expected exactly {sorted(expected)}")
-        return cls(**values)
 
 
 def load_image(source: ImageInput, *, name: str | None = None) -> Image:
@@ -109,11 +69,19 @@ def preprocess_images(images: Sequence[ImageInput], preprocessing: ImagePreproce
     pixel_values = np.empty((len(images), 3, size, size), np.float32)
     for index, source in enumerate(images):
         name = str(source) if isinstance(source, str | Path) else f"image {index}"
-        resized = load_image(source, name=name).resize((size, size), filter_)
-        pixels = np.asarray(resized)  # [S, S, 3]
+        pixels = np.asarray(_fitted(load_image(source, name=name), preprocessing, filter_))  # [S, S, 3]
         for channel in range(3):
             np.take(table[channel], pixels[:, :, channel], out=pixel_values[index, channel], mode="clip")
     return pixel_values
+
+
+def _fitted(image: Image, preprocessing: ImagePreprocessing, filter_: Resampling) -> Image:
+    """The picture as a square of `preprocessing.size`, 8 bits a channel."""
+    resized = image.resize(preprocessing.resized(*image.size), filter_)
+    if preprocessing.fit == "squash":
+        return resized
+    left, top = preprocessing.crop_offset(*resized.size)
+    return resized.crop((left, top, left + preprocessing.size, top + preprocessing.size))
 
 
 def _normalised_bytes(preprocessing: ImagePreprocessing) -> npt.NDArray[np.float32]:
@@ -205,13 +173,3 @@ def _from_16_bit(image: Image, name: str) -> Image:
     if low < 0 or high > 65535:
         raise ImageError(f"{name} has values {low}…{high} in mode {image.mode}; expected 0…65535 (16-bit grey)")
     return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-
-
-def _three_floats(name: str, values: Any) -> tuple[float, float, float]:
-    try:
-        red, green, blue = (float(v) for v in values)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {values!r}; expected three numbers, one for each of R, G, B") from None
-    if not np.isfinite([red, green, blue]).all():
-        raise InputError(f"{name} is {values!r}; expected finite numbers")
-    return red, green, blue

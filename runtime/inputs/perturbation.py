@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from qpert.runtime.errors import InputError, LimitError
 from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.token_grid import TokenGrid
 
 Semantics = Literal["paper", "release"]
 Coverage = Literal["exact", "binary", "dilated"]
@@ -99,13 +100,13 @@ class Perturbation:
 
 
 def object_masks(
-    boxes: Sequence[Boxes | None], *, grid: int, image_size: int, coverage: Coverage, pad_to: int | None = None
+    boxes: Sequence[Boxes | None], *, grid: TokenGrid, coverage: Coverage, pad_to: int | None = None
 ) -> npt.NDArray[np.float32]:
     """`object_masks` float32 [B,O,N]: how much of each image token every box covers, in [0, 1].
 
     B images; O = `pad_to`, or the largest number of boxes in the batch (0 is fine; None is an image without boxes);
-    N = grid² + 1: CLS, which no box covers, then the patches row by row. `image_size`: S, the side in pixels to which
-    images are resized; it has to be a multiple of `grid`. Rows of padding are 0. `coverage` is
+    N = `grid.tokens`: the prefix (CLS), which no box covers, then the patches row by row. Rows of padding are 0. Where
+    the picture is cropped, boxes are moved with it, and what lies outside the crop covers nothing. `coverage` is
 
     - `exact`: the fraction of the patch's area inside the box;
     - `binary`: 1 for any overlap, else 0;
@@ -114,24 +115,21 @@ def object_masks(
       half-pixel centres and without antialiasing (`torch.nn.functional.interpolate`, align_corners=False) is our
       reading. A box that truncation leaves empty covers nothing.
 
-    All three are products of a horizontal and a vertical profile, so the cost is O(grid²) a box, whatever its size.
+    All three are products of a horizontal and a vertical profile, so the cost is O(N) a box, whatever its size.
 
     Raises `LimitError` for more boxes than `pad_to`, `InputError` for the rest.
     """
     _check_choice("coverage", coverage, get_args(Coverage))
-    if grid < 1 or image_size < 1 or image_size % grid:
-        raise InputError(f"image size {image_size} is not a multiple of the grid's {grid} patches a side")
-    masks = np.zeros((len(boxes), _rows(boxes, pad_to), grid**2 + 1), np.float32)
+    cells = np.zeros((len(boxes), _rows(boxes, pad_to), grid.rows, grid.columns))
     for image, item in enumerate(boxes):
         if item is None or not len(item):
             continue
         x1, y1, x2, y2 = item.xyxy.T  # [O] each
-        width, height = item.size
-        columns = _profile(x1, x2, width, grid, image_size, coverage)  # [O, grid]
-        rows = _profile(y1, y2, height, grid, image_size, coverage)  # [O, grid]
-        covered = rows[:, :, None] * columns[:, None, :]  # [O, grid, grid]
-        masks[image, : len(item), 1:] = covered.reshape(len(item), grid**2)
-    return masks
+        across, down = _sides(item.size, grid)
+        columns = _profile(x1, x2, across, coverage)  # [O, columns]
+        rows = _profile(y1, y2, down, coverage)  # [O, rows]
+        cells[image, : len(item)] = rows[:, :, None] * columns[:, None, :]
+    return grid.flatten(cells)
 
 
 def box_weights(
@@ -153,6 +151,13 @@ def box_weights(
     return weights
 
 
+def box_inputs(
+    boxes: Sequence[Boxes | None], perturbation: Perturbation, grid: TokenGrid
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """`object_masks` [B,O,N] and `box_weights` [B,O] of a batch, as the graphs that take boxes want them."""
+    return object_masks(boxes, grid=grid, coverage=perturbation.coverage), box_weights(boxes, perturbation)
+
+
 def _rows(boxes: Sequence[Boxes | None], pad_to: int | None) -> int:
     if isinstance(boxes, Boxes):
         raise InputError("boxes is one Boxes; expected a sequence with one entry for each image: put it in a list")
@@ -164,28 +169,54 @@ def _rows(boxes: Sequence[Boxes | None], pad_to: int | None) -> int:
     return largest if pad_to is None else pad_to
 
 
-def _profile(
-    low: FloatArray, high: FloatArray, length: int, grid: int, image_size: int, coverage: Coverage
-) -> FloatArray:
-    """[O,grid]: the share of each of `grid` cells along one side of `length` pixels that [low, high) covers."""
+@dataclass(frozen=True)
+class _Side:
+    """One side of a picture: `length` pixels, resized to `resized`; `cells` patches from `offset` on are seen."""
+
+    length: int
+    resized: int
+    offset: int
+    cells: int
+    patch: int
+
+    @property
+    def seen(self) -> int:
+        """Resized pixels that patches cover."""
+        return self.cells * self.patch
+
+
+def _sides(size: tuple[int, int], grid: TokenGrid) -> tuple[_Side, _Side]:
+    """The horizontal and the vertical side of a picture of `size` (width, height)."""
+    resized = grid.image.resized(*size)
+    left, top = grid.image.crop_offset(*resized)
+    across = _Side(size[0], resized[0], left, grid.columns, grid.patch)
+    return across, _Side(size[1], resized[1], top, grid.rows, grid.patch)
+
+
+def _profile(low: FloatArray, high: FloatArray, side: _Side, coverage: Coverage) -> FloatArray:
+    """[O,cells]: the share of each patch along one side that [low, high) covers."""
     if coverage == "dilated":
-        return _dilated_profile(low, high, length, grid, image_size)
-    cells = np.arange(grid)
-    start = (low * grid / length)[:, None]  # in cells; multiplied first, so that whole results are exact
-    end = (high * grid / length)[:, None]
-    overlap = np.clip(np.minimum(end, cells + 1) - np.maximum(start, cells), 0, 1)
+        return _dilated_profile(low, high, side)
+    pixel = side.length / side.resized  # original pixels a resized one
+    start = side.offset * pixel
+    window = side.length if side.seen == side.resized else side.seen * pixel
+    begin = ((low - start) * side.cells / window)[:, None]  # in cells; multiplied first: whole results are exact
+    end = ((high - start) * side.cells / window)[:, None]
+    places = np.arange(side.cells)
+    overlap = np.clip(np.minimum(end, places + 1) - np.maximum(begin, places), 0, 1)
     return np.asarray(overlap if coverage == "exact" else overlap > 0, np.float64)
 
 
-def _dilated_profile(low: FloatArray, high: FloatArray, length: int, grid: int, image_size: int) -> FloatArray:
+def _dilated_profile(low: FloatArray, high: FloatArray, side: _Side) -> FloatArray:
     """The release's mask along one side. A product of two profiles is above 0 exactly where both are."""
-    position = np.maximum((np.arange(image_size) + 0.5) * (length / image_size) - 0.5, 0)  # [S], in original pixels
-    left = np.minimum(np.floor(position), length - 1)
-    right = np.minimum(left + 1, length - 1)
+    pixels = np.arange(side.seen) + side.offset
+    position = np.maximum((pixels + 0.5) * (side.length / side.resized) - 0.5, 0)  # in original pixels
+    left = np.minimum(np.floor(position), side.length - 1)
+    right = np.minimum(left + 1, side.length - 1)
     start, end = np.trunc(low)[:, None], np.trunc(high)[:, None]
     touches_left = (start <= left) & (left < end)  # [O, S]; the left neighbour always has a positive share
     touches_right = (start <= right) & (right < end) & (position > left)
-    return np.asarray((touches_left | touches_right).reshape(len(low), grid, -1).mean(axis=2))
+    return np.asarray((touches_left | touches_right).reshape(len(low), side.cells, -1).mean(axis=2))
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

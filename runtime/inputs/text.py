@@ -24,8 +24,35 @@ if TYPE_CHECKING:
 
 _PUNCTUATION = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 _WHITESPACE_RUN = re.compile(r"\s{2,}")
-_FRAME = ("[PAD]", "[CLS]", "[SEP]")
-"""The special tokens that `Tokenizer` itself relies on."""
+KINDS = ("wordpiece", "bpe", "sentencepiece")
+CLEANINGS = ("lavis", "tokenizer")
+"""Who cleans captions: `qpert.runtime.inputs.text.clean_caption`, or the normalisers in `tokenizer.json`."""
+PADDINGS = ("longest", "max_length")
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """How texts become token ids.
+
+    `max_length`: tokens of the longest sequence, special ones included. `pad`: texts of a call are padded with `pad_id`
+    on the right to the longest of them, or always to `max_length`.
+    """
+
+    file: str
+    max_length: int
+    vocab_size: int
+    kind: str = "wordpiece"
+    clean: str = "lavis"
+    pad: str = "longest"
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("kind", KINDS), ("clean", CLEANINGS), ("pad", PADDINGS)):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"tokenizer {name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}",
+                    code=f"tokenizer-{name}",
+                )
 
 
 def clean_caption(caption: str, *, max_words: int = 50, name: str = "the text") -> str:
@@ -48,105 +75,142 @@ def clean_caption(caption: str, *, max_words: int = 50, name: str = "the text") 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedTexts:
-    """T texts as the `text` and `itm` graphs take them, padded on the right to the longest of the batch, L tokens.
+    """T texts as graphs take them, padded on the right: to the longest, L tokens, or to the tokenizer's full length.
 
-    `input_ids` int64 [T,L]: `[CLS] … [SEP] [PAD]…`. `attention_mask` int64 [T,L]: 1 for tokens, 0 for padding.
+    `input_ids` int64 [T,L], special tokens included. `attention_mask` int64 [T,L]: 1 for tokens, 0 for padding.
+    `fixed_length`: the graphs want every text at full length, whatever its tokens.
     """
 
     input_ids: npt.NDArray[np.int64]
     attention_mask: npt.NDArray[np.int64]
+    fixed_length: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """int64 [T]: tokens of each text, without padding."""
+        return np.asarray(self.attention_mask.sum(axis=1), np.int64)
+
     def rows(self, index: npt.NDArray[np.int64]) -> TokenizedTexts:
         """Some of the texts, in that order, padded as before."""
-        return TokenizedTexts(self.input_ids[index], self.attention_mask[index])
+        return TokenizedTexts(self.input_ids[index], self.attention_mask[index], self.fixed_length)
+
+    def trimmed(self, index: npt.NDArray[np.int64]) -> TokenizedTexts:
+        """Some of the texts, in that order, cut to the longest of them where the length is free."""
+        some = self.rows(index)
+        length = some.input_ids.shape[1] if self.fixed_length else int(some.lengths.max())
+        ids, mask = some.input_ids[:, :length], some.attention_mask[:, :length]
+        return TokenizedTexts(np.ascontiguousarray(ids), np.ascontiguousarray(mask), self.fixed_length)
 
 
 class Tokenizer:
     """Cleans and tokenises texts. Open one with `Tokenizer.open`."""
 
-    def __init__(self, backend: Backend, *, max_length: int) -> None:
-        """`backend` is configured here: truncated at `max_length` tokens ([CLS] and [SEP] included), not padded."""
-        if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3:
-            raise InputError(f"max_length is {max_length!r}; expected at least 3: [CLS], one token and [SEP]")
-        missing = [token for token in _FRAME if backend.token_to_id(token) is None]
-        if missing:
-            raise InputError(f"the tokenizer lacks {', '.join(missing)}; expected a BERT WordPiece tokenizer")
+    def __init__(self, backend: Backend, spec: TokenizerSpec) -> None:
+        """`backend` is configured here: truncated at `spec.max_length` tokens (special ones included), not padded."""
+        self._special = int(backend.num_special_tokens_to_add(is_pair=False))
+        length = spec.max_length
+        if isinstance(length, bool) or not isinstance(length, int) or length <= self._special:
+            raise InputError(
+                f"max_length is {length!r}; expected at least {self._special + 1}: {self._special} special tokens and "
+                "one of the text",
+                code="tokenizer-max-length",
+            )
         backend.no_padding()
-        backend.enable_truncation(max_length)
+        backend.enable_truncation(length)
         self._backend = backend
-        self._pad_token_id: int = backend.token_to_id("[PAD]") or 0
-        self._max_length = max_length
-        self._truncation_said = False
+        self.spec = spec
+        self._warned_of_truncation = False
 
     @classmethod
-    def open(cls, path: Path, *, max_length: int) -> Tokenizer:
-        """Reads a `tokenizer.json`. Raises `InputError` if it is missing or is no BERT tokenizer.
+    def open(cls, path: Path, spec: TokenizerSpec) -> Tokenizer:
+        """Reads a `tokenizer.json`.
 
-        `max_length` counts tokens including [CLS] and [SEP] (35 in LAVIS retrieval evaluation). Truncation or padding
-        settings inside the file are not used.
+        Truncation and padding settings inside the file are not used: `spec` decides.
+
+        Raises:
+            InputError: it is missing, unreadable, or not the tokenizer that `spec` describes.
         """
         backend = read_tokenizer_json(Path(path))
-        return cls(backend, max_length=max_length)
+        found = int(backend.get_vocab_size(with_added_tokens=True))
+        if found > spec.vocab_size or backend.id_to_token(spec.pad_id) is None:
+            raise InputError(
+                f"{path} has {found} tokens and {'a' if backend.id_to_token(spec.pad_id) else 'no'} token of id "
+                f"{spec.pad_id} for padding; expected at most {spec.vocab_size} tokens, the padding among them",
+                code="tokenizer-vocabulary",
+            )
+        return cls(backend, spec)
 
     @property
     def max_length(self) -> int:
-        """Tokens a text may have, [CLS] and [SEP] included."""
-        return self._max_length
+        """Tokens a text may have, special ones included."""
+        return self.spec.max_length
 
     @property
     def vocab_size(self) -> int:
         """Entries of the vocabulary, added tokens such as [DEC] included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
-    @property
-    def pad_token_id(self) -> int:
-        """The id in the padding of `input_ids`."""
-        return self._pad_token_id
-
     def encode(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Cleaned (`clean_caption`) and tokenised, T texts of L tokens at most. No texts give arrays of shape [0,0].
+        """Cleaned and tokenised, T texts of L tokens at most. No texts give arrays of shape [0,0].
 
-        A text of more than `max_length` tokens is truncated, [SEP] kept; the first time that this happens a
-        `QpertWarning` says how many texts it was. Raises `TextError`, with the text's index, for what cannot be used.
+        A text of more than `max_length` tokens is truncated, its special tokens kept; the first time that this happens
+        a `QpertWarning` says how many texts it was. Raises `TextError`, with the text's index, for what cannot be used.
         """
         if isinstance(texts, str):
-            raise TextError(f"texts is the string {_shown(texts)}; expected a list of strings: put it in a list")
-        cleaned = [clean_caption(text, name=f"text {index}") for index, text in enumerate(texts)]
+            raise TextError(
+                f"texts is the string {_shown(texts)}; expected a list of strings: put it in a list", code="texts-one"
+            )
+        cleaned = [self._clean(text, f"text {index}") for index, text in enumerate(texts)]
         encodings = self._encode_cleaned(cleaned)
         for index, encoding in enumerate(encodings):
-            if len(encoding.ids) <= 2:
-                raise TextError(f"text {index} is {_shown(texts[index])}, which gives no token; expected a word")
+            if len(encoding.ids) <= self._special:
+                raise TextError(
+                    f"text {index} is {_shown(texts[index])}, which gives no token; expected a word", code="text-empty"
+                )
         self._warn_once_of_truncation(encodings)
         return self._padded([encoding.ids for encoding in encodings])
+
+    def _clean(self, text: str, name: str) -> str:
+        if self.spec.clean == "lavis":
+            return clean_caption(text, name=name)
+        if not isinstance(text, str):
+            raise TextError(f"{name} is a {type(text).__name__}; expected a string", code="text-type")
+        return text
 
     def _encode_cleaned(self, cleaned: list[str]) -> list[Encoding]:
         for index, text in enumerate(cleaned):
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise TextError(f"text {index} is {_shown(text)}: it holds lone surrogates, so it is not valid Unicode")
+                raise TextError(
+                    f"text {index} is {_shown(text)}: it holds lone surrogates, so it is not valid Unicode; expected "
+                    "text that was decoded from UTF-8",
+                    code="text-surrogates",
+                )
         return self._backend.encode_batch(cleaned)
 
     def _warn_once_of_truncation(self, encodings: list[Encoding]) -> None:
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)
-        if truncated and not self._truncation_said:
-            self._truncation_said = True
+        if truncated and not self._warned_of_truncation:
+            self._warned_of_truncation = True
             warnings.warn(
-                f"{truncated} of {len(encodings)} texts are longer than the limit of {self._max_length} tokens "
-                "and were truncated (said once)",
+                f"{truncated} of {len(encodings)} texts are longer than the limit of {self.max_length} tokens and were "
+                "truncated; further truncations are not reported",
                 QpertWarning,
                 stacklevel=3,
             )
 
     def _padded(self, ids: list[list[int]]) -> TokenizedTexts:
+        fixed = self.spec.pad == "max_length"
         length = max(map(len, ids), default=0)
-        input_ids = np.full((len(ids), length), self.pad_token_id, np.int64)
+        length = self.max_length if fixed and ids else length
+        input_ids = np.full((len(ids), length), self.spec.pad_id, np.int64)
         attention_mask = np.zeros((len(ids), length), np.int64)
         for row, tokens in enumerate(ids):
             input_ids[row, : len(tokens)] = tokens
             attention_mask[row, : len(tokens)] = 1
-        return TokenizedTexts(input_ids, attention_mask)
+        return TokenizedTexts(input_ids, attention_mask, fixed)
 
 
 def read_tokenizer_json(path: Path) -> Backend:

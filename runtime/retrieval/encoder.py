@@ -1,4 +1,4 @@
-"""From images, boxes and texts to features: preprocessing, the four graphs, and batching within the bundle's limits.
+"""From images, boxes and texts to features: preprocessing, the graphs, and batching within the bundle's limits.
 
 Calls larger than the bundle's profile are split; since a row's result never depends on its neighbours (`qpert verify`
 checks it), that is exact.
@@ -14,15 +14,35 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.roles import (
+    BOX_WEIGHTS,
+    IMAGE_TOKENS,
+    IMAGE_TOWER,
+    IMAGE_VECTORS,
+    OBJECT_MASKS,
+    PAIR_SCORER,
+    PAIR_SCORES,
+    PIXELS,
+    QUERY_HEAD,
+    TEXT_TOWER,
+    TEXT_VECTORS,
+    TOKEN_IDS,
+    TOKEN_MASK,
+)
 from qpert.runtime.errors import BoxError, ImageError, InputError, LimitError
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import ImageInput, load_image, preprocess_images
-from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
+from qpert.runtime.inputs.perturbation import Perturbation, box_inputs
 from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer
+from qpert.runtime.retrieval.bound_graph import BoundGraph
 from qpert.runtime.sessions.device import DeviceArray, on_host
-from qpert.runtime.sessions.open import Array, open_sessions, run_on_device
+from qpert.runtime.sessions.open import open_sessions
+from qpert.runtime.sessions.protocol import Array
 
 Floats = npt.NDArray[np.floating]
+
+SHORTLIST = 64
+"""Candidates that are re-ranked where nobody says how many: as the paper and LAVIS's evaluation on Flickr30K do."""
 
 
 class ImageFeatures:
@@ -73,7 +93,7 @@ class ImageFeatures:
 
 
 class Encoder:
-    """The four graphs of a bundle behind three methods. `close` releases them."""
+    """The graphs of a bundle behind three methods. `close` releases them."""
 
     def __init__(
         self, bundle: Bundle, provider: str, perturbation: Perturbation | None = None, *, threads: int = 0
@@ -81,24 +101,31 @@ class Encoder:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.perturbation = compatible(perturbation, bundle)
-        self.tokenizer = Tokenizer.open(
-            bundle.path(self.manifest.tokenizer.file), max_length=self.manifest.tokenizer.max_length
-        )
+        self.tokenizer = Tokenizer.open(bundle.path(self.manifest.tokenizer.file), self.manifest.tokenizer)
         self.sessions = open_sessions(bundle, provider, threads=threads)
 
     def close(self) -> None:
         for session in self.sessions.values():
             session.close()
 
-    def limit(self, graph: str, axis: str) -> int:
-        """The longest that `axis` of `graph` may be in one call: the limit of the bundle, or of a narrower engine."""
-        return self.sessions[graph].spec.ranges[axis].max
+    def graph(self, role: str) -> BoundGraph:
+        """The graph of a role, run by slots. Raises BundleError where the bundle has none."""
+        return BoundGraph(self.sessions[self.manifest.graph(role).name])
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the bundle has a pair scorer."""
+        return self.manifest.pair_scorer is not None
+
+    def limit(self, role: str, axis: str) -> int:
+        """The longest that `axis` of a graph may be in one call: the limit of the bundle, or of a narrower engine."""
+        return self.graph(role).spec.ranges[axis].max
 
     def encode_images(self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None) -> ImageFeatures:
         """B images, with or without boxes, to features; see `Retriever.encode_images`."""
         check_sequence(images)
         given = self._check_boxes(len(images), boxes)
-        step = self.limit("vision", "B")
+        step = self.limit(IMAGE_TOWER, "B")
         parts = [
             self._encode_chunk(images[start : start + step], given[start : start + step], first=start)
             for start in range(0, len(images), step)
@@ -112,14 +139,15 @@ class Encoder:
     def encode_texts(self, texts: Sequence[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
         """T texts → float32 [T, E]; batches hold texts of similar length, so that little is spent on padding."""
         tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
+        tower = self.graph(TEXT_TOWER)
         result: npt.NDArray[np.float32] | None = None
-        for rows in by_length(tokens, self.limit("text", "T")):
-            output = self.sessions["text"].run(trimmed(tokens, rows))["text_embeds"]
+        for rows in by_length(tokens, self.limit(TEXT_TOWER, "T")):
+            output = tower.run(token_slots(tokens.trimmed(rows)))[TEXT_VECTORS]
             if result is None:
                 result = np.empty((len(texts), output.shape[1]), dtype=np.float32)
             result[rows] = output
         if result is None:
-            raise InputError("got no texts to encode, expected at least one")
+            raise InputError("got no texts to encode, expected at least one", code="texts-none")
         return result
 
     def itm_scores(self, features: ImageFeatures, texts: Sequence[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
@@ -127,29 +155,59 @@ class Encoder:
 
         An image's keys and values are computed once for all the texts of a call (one image a call where there are many
         texts, several where there are few).
+
+        Raises:
+            InputError: the bundle has no pair scorer, or the features lack the masks that it needs.
         """
+        self.require_pair_scorer("matching pairs")
         tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
         if not len(texts):
-            raise InputError("got no texts to match, expected at least one")
+            raise InputError("got no texts to match, expected at least one", code="texts-none")
         scores = np.empty((len(features), len(texts)), dtype=np.float32)
-        images_a_call = max(1, min(self.limit("itm", "I"), self.limit("itm", "T") // len(texts)))
+        texts_a_call = self.limit(PAIR_SCORER, "T")
+        images_a_call = max(1, min(self.limit(PAIR_SCORER, "I"), texts_a_call // len(texts)))
         for start in range(0, len(features), images_a_call):
             part = features.rows(slice(start, start + images_a_call))
-            for rows in by_length(tokens, self.limit("itm", "T")):
-                scores[start : start + len(part), rows] = self._match(part, trimmed(tokens, rows))
+            for rows in by_length(tokens, texts_a_call):
+                scores[start : start + len(part), rows] = self._match(part, tokens.trimmed(rows))
         return scores
 
-    def _match(self, features: ImageFeatures, tokens: dict[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
-        inputs: dict[str, Array] = {"image_embeds": features.for_matching}
-        for name, array in tokens.items():
-            inputs[name] = np.ascontiguousarray(np.broadcast_to(array, (len(features), *array.shape)))
-        if self.manifest.graphs["itm"].takes_boxes:
+    def shortlist(self, rerank: int | None) -> int:
+        """How many candidates the pair scorer sees: `rerank`, or where it is None 64, and 0 without a pair scorer.
+
+        Raises:
+            InputError: `rerank` is negative, or above 0 where the bundle has no pair scorer.
+        """
+        if rerank is None:
+            return SHORTLIST if self.reranks else 0
+        if rerank < 0:
+            raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more", code="rerank")
+        if rerank > 0:
+            self.require_pair_scorer(f"re-ranking the best {rerank}")
+        return rerank
+
+    def require_pair_scorer(self, purpose: str) -> None:
+        """Raises InputError where the bundle has no pair scorer."""
+        if not self.reranks:
+            raise InputError(
+                f"{purpose} needs a pair scorer, and this {self.manifest.family} bundle has none; images are ranked by "
+                "the first score alone: use rerank 0",
+                code="no-pair-scorer",
+            )
+
+    def _match(self, features: ImageFeatures, tokens: TokenizedTexts) -> npt.NDArray[np.float32]:
+        scorer = self.graph(PAIR_SCORER)
+        slots: dict[str, Array] = {IMAGE_TOKENS: features.for_matching}
+        for slot, array in token_slots(tokens).items():
+            slots[slot] = np.ascontiguousarray(np.broadcast_to(array, (len(features), *array.shape)))
+        if scorer.spec.takes_boxes:
             if features.object_masks is None or features.box_weights is None:
                 raise InputError(
-                    "this bundle perturbs ITM too, and the features hold no masks; encode the images again"
+                    "this bundle perturbs ITM too, and the features hold no masks; encode the images again",
+                    code="features-without-masks",
                 )
-            inputs |= {"object_masks": features.object_masks, "box_weights": features.box_weights}
-        return self.sessions["itm"].run(inputs)["itm_scores"]
+            slots |= {OBJECT_MASKS: features.object_masks, BOX_WEIGHTS: features.box_weights}
+        return scorer.run(slots)[PAIR_SCORES]
 
     def _encode_chunk(
         self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None], *, first: int
@@ -162,47 +220,53 @@ class Encoder:
                 raise BoxError(
                     f"the boxes of {name} are for a picture of "
                     f"{image_boxes.size[0]}×{image_boxes.size[1]} pixels, it has {image.size[0]}×{image.size[1]}; "
-                    "give boxes in the picture's own pixels (after EXIF rotation)"
+                    "give boxes in the picture's own pixels (after EXIF rotation)",
+                    code="box-picture-size",
                 )
-        pixel_values = preprocess_images(loaded, self.manifest.preprocessing)
+        pixels = preprocess_images(loaded, self.manifest.preprocessing)
         # On a GPU the features go from graph to graph without a way over the host.
-        image_embeds = run_on_device(self.sessions["vision"], {"pixel_values": pixel_values})["image_embeds"]
-        return self.encode_features(image_embeds, boxes)
+        image_tokens = self.graph(IMAGE_TOWER).run_on_device({PIXELS: pixels})[IMAGE_TOKENS]
+        return self.encode_features(image_tokens, boxes)
 
-    def encode_features(self, image_embeds: Floats | DeviceArray, boxes: Sequence[Boxes | None]) -> ImageFeatures:
-        """The second half of `encode_images`: image_embeds [B, N, C] (B within the profile) and boxes → features."""
-        graphs = self.manifest.graphs
-        inputs: dict[str, Array] = {"image_embeds": image_embeds}
-        objects: dict[str, np.ndarray] = {}
-        if graphs["image_query"].takes_boxes:
-            masks = object_masks(
-                boxes,
-                grid=self.manifest.grid,
-                image_size=self.manifest.preprocessing.size,
-                coverage=self.perturbation.coverage,
-            )
-            objects = {"object_masks": masks, "box_weights": box_weights(boxes, self.perturbation)}
-        query_embeds = self.sessions["image_query"].run(inputs | objects)["query_embeds"]
-        kept = objects if graphs["itm"].takes_boxes else {}
-        return ImageFeatures(query_embeds, image_embeds, kept.get("object_masks"), kept.get("box_weights"))
+    def box_slots(self, boxes: Sequence[Boxes | None]) -> dict[str, np.ndarray]:
+        """`object_masks` [B, O, N] and `box_weights` [B, O] by slot, under this encoder's perturbation settings."""
+        masks, weights = box_inputs(boxes, self.perturbation, self.manifest.token_grid)
+        return {OBJECT_MASKS: masks, BOX_WEIGHTS: weights}
+
+    def encode_features(self, image_tokens: Floats | DeviceArray, boxes: Sequence[Boxes | None]) -> ImageFeatures:
+        """The second half of `encode_images`: image tokens [B, N, C] (B within the profile) and boxes → features."""
+        head, scorer = self.graph(QUERY_HEAD), self.manifest.pair_scorer
+        objects = self.box_slots(boxes) if head.spec.takes_boxes else {}
+        vectors = head.run({IMAGE_TOKENS: image_tokens, **objects})[IMAGE_VECTORS]
+        kept = objects if scorer is not None and scorer.takes_boxes else {}
+        return ImageFeatures(vectors, image_tokens, kept.get(OBJECT_MASKS), kept.get(BOX_WEIGHTS))
 
     def _check_boxes(self, count: int, boxes: Sequence[Boxes | None] | None) -> Sequence[Boxes | None]:
         if boxes is None:
             return [None] * count
         if isinstance(boxes, Boxes):
-            raise InputError("boxes is one Boxes; expected a sequence with one entry for each image: put it in a list")
+            raise InputError(
+                "boxes is one Boxes; expected a sequence with one entry for each image: put it in a list",
+                code="boxes-one",
+            )
         if len(boxes) != count:
-            raise InputError(f"got boxes for {len(boxes)} images and {count} images; give one entry an image (or None)")
-        graph = self.sessions["image_query"].spec
+            raise InputError(
+                f"got boxes for {len(boxes)} images and {count} images; give one entry an image (or None)",
+                code="boxes-count",
+            )
+        graph = self.graph(QUERY_HEAD).spec
         most = max((len(b) for b in boxes if b is not None), default=0)
         if most and not graph.takes_boxes:
             raise InputError(
-                "this bundle was exported with --perturb none and takes no boxes; export it with --perturb itc"
+                f"this bundle ({self.manifest.family}) takes no boxes: it was exported with --perturb none; export it "
+                "with --perturb itc where the model allows it, or leave the boxes out",
+                code="bundle-without-boxes",
             )
         if most and most > graph.ranges["O"].max:
             raise LimitError(
                 f"an image has {most} boxes, this bundle takes up to {graph.ranges['O'].max}; keep the best ones, or "
-                "export again with a larger --max-boxes"
+                "export again with a larger --max-boxes",
+                code="boxes-limit",
             )
         return boxes
 
@@ -228,18 +292,14 @@ def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbatio
 
 def by_length(tokens: TokenizedTexts, most: int) -> Iterator[npt.NDArray[np.int64]]:
     """Rows of `tokens` in batches of at most `most`, the shortest texts first."""
-    order = np.argsort(tokens.attention_mask.sum(axis=1), kind="stable")
+    order = np.argsort(tokens.lengths, kind="stable")
     for start in range(0, len(order), most):
         yield order[start : start + most]
 
 
-def trimmed(tokens: TokenizedTexts, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
-    """Some rows as graph inputs [T, L], cut to the longest of them."""
-    length = int(tokens.attention_mask[rows].sum(axis=1).max())
-    return {
-        "input_ids": np.ascontiguousarray(tokens.input_ids[rows, :length]),
-        "attention_mask": np.ascontiguousarray(tokens.attention_mask[rows, :length]),
-    }
+def token_slots(tokens: TokenizedTexts) -> dict[str, npt.NDArray[np.int64]]:
+    """Token ids and mask [T, L] by slot."""
+    return {TOKEN_IDS: tokens.input_ids, TOKEN_MASK: tokens.attention_mask}
 
 
 def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:

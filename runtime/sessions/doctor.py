@@ -9,7 +9,7 @@ from typing import Any
 
 from qpert.runtime.errors import UnavailableError
 from qpert.runtime.sessions.gpus import find_gpus, first_gpu
-from qpert.runtime.sessions.open import PROVIDERS, Provider, available_providers
+from qpert.runtime.sessions.providers import PROVIDERS, Provider, available_providers
 from qpert.runtime.sessions.tensorrt.engines import this_machine
 from qpert.runtime.sessions.tensorrt.libraries import FLAVORS, Flavor, flavor_version, load_flavor
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from qpert.runtime.bundle.manifest import GraphSpec
+from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.sessions.device import DeviceArray
-from qpert.runtime.sessions.open import Array, Arrays, Provider, check_inputs, closed_error
+from qpert.runtime.sessions.protocol import Array, Arrays, check_inputs, closed_error
+from qpert.runtime.sessions.providers import Provider
 
 CUDA_OPTIONS = {
     # Products of float32 stay float32: the perturbation needs more than the 10 bits that TF32 leaves of its inputs.

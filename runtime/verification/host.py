@@ -11,7 +11,7 @@ from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.errors import QpertWarning
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import preprocess_images
-from qpert.runtime.inputs.perturbation import box_weights, object_masks
+from qpert.runtime.inputs.perturbation import box_inputs
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification.result import Gate
 
@@ -43,18 +43,13 @@ def tokenizer_gate(encoder: Encoder, samples: Samples) -> Gate:
 def box_gates(encoder: Encoder, samples: Samples) -> Iterator[Gate]:
     """Masks and weights made here of the recorded boxes; 1e-5 is float32 rounding of shares and of weights up to 10."""
     manifest = encoder.manifest
-    if not manifest.graphs["image_query"].takes_boxes:
+    if not manifest.query_head.takes_boxes:
         return
     masks, weights = 0.0, 0.0
     for sample in samples.boxes:
         boxes = [Boxes(sample.xyxy, (int(sample.size[0]), int(sample.size[1])))]
-        made = object_masks(
-            boxes,
-            grid=manifest.grid,
-            image_size=manifest.preprocessing.size,
-            coverage=manifest.perturbation.coverage,
-        )
-        masks = max(masks, float(np.abs(made[0] - sample.masks).max()))
-        weights = max(weights, float(np.abs(box_weights(boxes, manifest.perturbation)[0] - sample.weights).max()))
+        made_masks, made_weights = box_inputs(boxes, manifest.perturbation, manifest.token_grid)
+        masks = max(masks, float(np.abs(made_masks[0] - sample.masks).max()))
+        weights = max(weights, float(np.abs(made_weights[0] - sample.weights).max()))
     yield Gate("boxes: masks, max abs difference", masks, 1e-5)
     yield Gate("boxes: weights, max abs difference", weights, 1e-5)

@@ -61,7 +61,7 @@ def verify_live(
     *,
     level: str,
     limits: RankLimits,
-    rerank: int = 64,
+    rerank: int | None = None,
     provider: str = "cpu",
     progress: Progress | None = None,
 ) -> Verification:
@@ -74,9 +74,10 @@ def verify_live(
         samples: the recorded ones, for what stands around the network.
         level: `rank` or `recall`.
         limits: see `limits_for`.
-        rerank: length of the shortlists.
+        rerank: length of the shortlists; None is 64, or 0 where the bundle has no pair scorer.
     """
     progress = progress or Silent()
+    rerank = encoder.shortlist(rerank)
     texts = check_data(encoder, data)
     progress.say("the bundle:")
     store = ImagesInMemory(encoded(encoder, data, progress))

@@ -14,12 +14,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.bundle.manifest import GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import GraphSpec, TensorSpec
+from qpert.runtime.bundle.manifest import Manifest
+from qpert.runtime.bundle.roles import BOX_SLOTS, BOX_WEIGHTS, PAIR_SCORER, TOKEN_SLOTS
 from qpert.runtime.bundle.samples import Case, Samples
 from qpert.runtime.errors import BundleError
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
-from qpert.runtime.sessions.open import Session
+from qpert.runtime.sessions.protocol import Session
 from qpert.runtime.verification.host import host_gates
 from qpert.runtime.verification.result import Comparison, Gate, Verification
 from qpert.runtime.verification.tolerances import PERTURBED_COSINE_DISTANCE, TOLERANCES
@@ -64,13 +66,13 @@ def verify_tensors(
                 spread[case.graph] = float(np.maximum(spread.get(case.graph, 0.0), distance))  # NaN stays
             advance(1)
     gates = [
-        *tensor_gates(comparisons, precision),
+        *tensor_gates(encoder.manifest, comparisons),
         *(
             Gate(f"{graph}: rows independent of neighbours", value, TOLERANCES[precision].neighbour_abs)
             for graph, value in spread.items()
         ),
-        *zero_weight_gates(own, precision),
-        *effect_gates(cases, own, precision),
+        *zero_weight_gates(encoder.manifest, own),
+        *effect_gates(encoder.manifest, cases, own),
         *host_gates(encoder, samples),
     ]
     return Verification("tensor", reference, provider, precision, tuple(gates), tuple(comparisons))
@@ -82,11 +84,16 @@ def require_cases(encoder: Encoder, cases: Sequence[Case]) -> None:
         mine = [case for case in cases if case.graph == name]
         if not mine:
             raise BundleError(f"there is no case for graph {name!r} to verify it with; export the bundle again")
-        if session.spec.takes_boxes and not any(np.any(case.inputs["box_weights"]) for case in mine):
+        if session.spec.takes_boxes and not any(has_weight(session.spec, case) for case in mine):
             raise BundleError(
                 f"no case of graph {name!r} has a box of weight, so its perturbation would not be verified; "
                 "export the bundle again, or pass another --seed with a live reference"
             )
+
+
+def has_weight(spec: GraphSpec, case: Case) -> bool:
+    """Whether a box of the case acts."""
+    return spec.takes_boxes and bool(np.any(case.inputs[spec.input(BOX_WEIGHTS).name]))
 
 
 def shapes(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Case, Selection]]:
@@ -103,21 +110,21 @@ def shapes(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Case, Selection]]
 
 def with_padding_tokens(spec: GraphSpec, case: Case) -> Case:
     """The case with texts as long as the profile allows, by tokens that are masked: its outputs must not change."""
-    missing = spec.ranges["L"].max - case.inputs["input_ids"].shape[-1]
+    names = [tensor.name for tensor in spec.inputs if tensor.slot in TOKEN_SLOTS]
+    missing = spec.ranges["L"].max - case.inputs[names[0]].shape[-1]
     padded = {
-        name: np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
-        for name, array in case.inputs.items()
-        if name in ("input_ids", "attention_mask")
+        name: np.pad(case.inputs[name], [(0, 0)] * (case.inputs[name].ndim - 1) + [(0, missing)]) for name in names
     }
     return replace(case, inputs=case.inputs | padded)
 
 
 def with_padding_boxes(spec: GraphSpec, case: Case) -> Case:
     """The case with empty boxes of weight 0 appended: its outputs must not change."""
-    missing = spec.ranges["O"].max - case.inputs["box_weights"].shape[1]
+    names = [spec.input(slot).name for slot in BOX_SLOTS]
+    missing = spec.ranges["O"].max - case.inputs[names[0]].shape[1]
     padded = {
         name: np.pad(case.inputs[name], [(0, missing if axis == 1 else 0) for axis in range(case.inputs[name].ndim)])
-        for name in ("object_masks", "box_weights")
+        for name in names
     }
     return replace(case, inputs=case.inputs | padded)
 
@@ -189,7 +196,7 @@ def compare(
     case: Case, spec: GraphSpec, label: str, outputs: Mapping[str, np.ndarray], selection: Selection
 ) -> Iterable[Comparison]:
     """Each output against the reference's rows in the same order."""
-    perturbed = bool(np.any(case.inputs.get("box_weights", 0)))
+    perturbed = has_weight(spec, case)
     for tensor in spec.outputs:
         got = outputs[tensor.name].astype(np.float64)
         expected = select(case.expected[tensor.name], tensor, selection).astype(np.float64)
@@ -216,14 +223,16 @@ def neighbour_distance(
     )
 
 
-def tensor_gates(comparisons: Sequence[Comparison], precision: str) -> Iterator[Gate]:
+def tensor_gates(manifest: Manifest, comparisons: Sequence[Comparison]) -> Iterator[Gate]:
     """For each graph: largest difference, largest angle, and whether everything is finite."""
+    precision = manifest.precision
     limits = TOLERANCES[precision]
     for graph in dict.fromkeys(comparison.graph for comparison in comparisons):
         mine = [comparison for comparison in comparisons if comparison.graph == graph]
-        if (max_abs := limits.max_abs(graph)) is not None:
+        role = manifest.graphs[graph].role
+        if (max_abs := limits.max_abs(role)) is not None:
             yield Gate(f"{graph}: max abs difference", worst(mine, "max_abs"), max_abs)
-        if graph != "itm":  # scores are numbers, not directions
+        if role != PAIR_SCORER:  # scores are numbers, not directions
             stock = [comparison for comparison in mine if not comparison.perturbed]
             yield Gate(f"{graph}: 1 - cosine", worst(stock, "cosine_distance"), limits.cosine_distance)
             if perturbed := [comparison for comparison in mine if comparison.perturbed]:
@@ -248,21 +257,26 @@ def named_outputs(
     ]
 
 
-def zero_weight_gates(own: Mapping[tuple[str, str], Mapping[str, np.ndarray]], precision: str) -> Iterator[Gate]:
+def boxed_graphs(manifest: Manifest) -> list[str]:
+    """Names of the graphs that take boxes."""
+    return [name for name, graph in manifest.graphs.items() if graph.takes_boxes]
+
+
+def zero_weight_gates(manifest: Manifest, own: Mapping[tuple[str, str], Mapping[str, np.ndarray]]) -> Iterator[Gate]:
     """Boxes of weight zero must give what no boxes give."""
-    for graph in ("image_query", "itm"):
+    for graph in boxed_graphs(manifest):
         distances = [
             float(np.abs(zero[name] - own[graph, f"{prefix}no_boxes"][name]).max())
             for prefix, zero in named_outputs(own, graph, "zero_weights")
             for name in zero
         ]
         if distances:
-            limit = TOLERANCES[precision].zero_weight_abs
+            limit = TOLERANCES[manifest.precision].zero_weight_abs
             yield Gate(f"{graph}: zero weights against no boxes", float(np.max(distances)), limit)
 
 
 def effect_gates(
-    cases: Sequence[Case], own: Mapping[tuple[str, str], Mapping[str, np.ndarray]], precision: str
+    manifest: Manifest, cases: Sequence[Case], own: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
 ) -> Iterator[Gate]:
     """What boxes change, against what they change in the reference: |change - expected change| / |expected change|.
 
@@ -271,7 +285,7 @@ def effect_gates(
     its whole effect is smaller than the tolerance on the output.
     """
     expected = {(case.graph, case.name): case.expected for case in cases}
-    for graph in ("image_query", "itm"):
+    for graph in boxed_graphs(manifest):
         error, size = 0.0, 0.0
         for kind in ("one_box", "many_boxes"):
             for prefix, outputs in named_outputs(own, graph, kind):
@@ -281,5 +295,5 @@ def effect_gates(
                     error += float(((output.astype(np.float64) - own[stock][name] - wanted) ** 2).sum())
                     size += float((wanted**2).sum())
         if size:
-            limit = TOLERANCES[precision].effect
+            limit = TOLERANCES[manifest.precision].effect
             yield Gate(f"{graph}: effect of boxes, relative difference", float(np.sqrt(error / size)), limit)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qpert.runtime.bundle.roles import IMAGE_TOWER, PAIR_SCORER
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -21,9 +23,9 @@ class Tolerance:
     zero_weight_abs: float
     effect: float
 
-    def max_abs(self, graph: str) -> float | None:
-        """The limit on the output of a graph."""
-        return {"vision": self.features_abs, "itm": self.itm_abs}.get(graph, self.embeds_abs)
+    def max_abs(self, role: str) -> float | None:
+        """The limit on the output of a graph of that role."""
+        return {IMAGE_TOWER: self.features_abs, PAIR_SCORER: self.itm_abs}.get(role, self.embeds_abs)
 
 
 TOLERANCES: dict[str, Tolerance] = {

@@ -28,7 +28,7 @@ def write_boxes(root, images):
 @pytest.fixture(scope="session")
 def itc_bundle(export_tiny):
     """The tiny model with boxes in ITC only. Not to be written to."""
-    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.exporter.families.declare import Limits
     from qpert.runtime.inputs.perturbation import Perturbation
 
     perturbation = Perturbation(stages="itc", threshold=THRESHOLD)

@@ -9,7 +9,7 @@ from tiny_model import THRESHOLD
 
 import qpert.calibration.perturbation.apply as module
 from qpert.calibration.perturbation.apply import apply_settings
-from qpert.exporter.families.blip2.graph_specs import Limits
+from qpert.exporter.families.declare import Limits
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run

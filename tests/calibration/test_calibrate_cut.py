@@ -11,7 +11,7 @@ from qpert.calibration.perturbation.split_encoder import CutEncoder
 from qpert.calibration.perturbation.split_graph import cut_image_query
 from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.recording import decided_masks
-from qpert.graphs.families.blip2.model import GraphPerturbation
+from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import BundleError
 from qpert.runtime.inputs.perturbation import box_weights, object_masks

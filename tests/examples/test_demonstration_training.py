@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from qpert.exporter import demo
-from qpert.exporter.checkpoints.open import load_state
+from qpert.exporter.checkpoints.checkpoint import load_state
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.runtime.progress import Silent

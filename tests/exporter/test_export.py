@@ -18,7 +18,8 @@ from tiny_model import TINY, VOCABULARY, tiny_network, tiny_state
 
 import qpert.exporter.export as module
 from qpert.exporter.export import ExportRequest
-from qpert.graphs.families.blip2.model import Blip2Retrieval, GraphPerturbation
+from qpert.graphs.families.blip2.model import Blip2Retrieval
+from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import InputError, QpertError
 from qpert.runtime.retrieval.encoder import Encoder

@@ -10,7 +10,7 @@ from tiny_model import VOCABULARY
 
 from qpert.runtime import cli
 from qpert.runtime.cli import run
-from qpert.runtime.sessions.open import PROVIDERS, available_providers
+from qpert.runtime.sessions.providers import PROVIDERS, available_providers
 
 TINY = ["--max-length", "32", "--tokenizer", str(VOCABULARY), "--vision-heads", "2", "--qformer-heads", "2"]
 

@@ -39,7 +39,7 @@ def main() -> int:
 
 def tiny_bundle(folder: Path) -> Path:
     from qpert.exporter.export import ExportRequest, export_bundle
-    from qpert.exporter.families.blip2.graph_specs import Limits
+    from qpert.exporter.families.declare import Limits
     from qpert.runtime.inputs.perturbation import Perturbation
 
     checkpoint = tiny_checkpoint(folder / "tiny.pth")

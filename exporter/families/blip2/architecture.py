@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from qpert.exporter.checkpoints.files import TensorInfo, shorten
-from qpert.exporter.families.blip2.names import Origin
+from qpert.exporter.checkpoints.parameters import Origin
 from qpert.graphs.families.blip2.config import (
     BERT_QFORMER,
     CLIP_VIT_L,
@@ -110,7 +110,7 @@ FOREIGN: tuple[tuple[str, str], ...] = (
 """Other models that people have, by the names of their tensors."""
 
 
-def family_of(names: Mapping[str, TensorInfo], source: str) -> str:
+def format_of(names: Mapping[str, TensorInfo], source: str) -> str:
     """`lavis` or `huggingface`.
 
     Raises:

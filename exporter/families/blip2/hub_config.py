@@ -1,12 +1,11 @@
-"""What lies beside the weights in a Hugging Face folder: `config.json`, the vocabulary, the licence.
+"""`config.json` of a Hugging Face folder.
 
-`config.json` must describe the class that qpert exports, and agree with the tensors.
+It must describe the class that qpert exports, and agree with the tensors.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError
 
 ARCHITECTURE = "Blip2ForImageTextRetrieval"
-UNKNOWN_LICENSE = "unknown (nothing beside the checkpoint says)"
 ADVICE = "expected a retrieval checkpoint, Salesforce/blip2-itm-vit-g for instance"
 
 # What transformers means where config.json leaves a value out (configuration_blip_2.py).
@@ -169,18 +167,3 @@ def measured_dimensions(config: Blip2Config) -> dict[str, Any]:
     values = config.to_dict()
     nested = {f"{part}.{field}": value for part in ("vision", "qformer") for field, value in values[part].items()}
     return nested | {"embed_dim": values["embed_dim"]}
-
-
-def vocabulary_in(folder: Path | None) -> Path | None:
-    """The tokenizer's file in a Hugging Face folder."""
-    candidates = [folder / "tokenizer.json", folder / "vocab.txt"] if folder else []
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def license_of(folder: Path) -> str:
-    """The licence that the model card (README.md) states in its front matter."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    front_matter = text.split("\n---", 1)[0] if text.startswith("---\n") else ""
-    found = re.search(r"^license:[ \t]*(\S.*)$", front_matter, re.MULTILINE)
-    return found[1].strip() if found else UNKNOWN_LICENSE

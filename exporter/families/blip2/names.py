@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from qpert.exporter.checkpoints.files import TensorInfo, shorten
+from qpert.exporter.checkpoints.parameters import Origin
 from qpert.runtime.errors import CheckpointError
 
 PLACEHOLDERS = {"{i}": r"(\d+)", "{wb}": r"(weight|bias)", "{qkv}": r"(query|key|value)"}
@@ -77,20 +78,6 @@ VISION_FILE_UNUSED = (r"(norm|fc_norm|head|lm_head|ln_post)\.(weight|bias)", r"m
 VISION_FILE_BLOCK = re.compile(r"(?:blocks|transformer\.resblocks)\.(\d+)\..+")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a LAVIS parameter lies in the checkpoint: a tensor, or a third of its rows."""
-
-    name: str
-    third: int | None = None
-
-    def shape(self, entries: Mapping[str, TensorInfo]) -> tuple[int, ...]:
-        shape = entries[self.name].shape
-        if self.third is None or not shape or shape[0] % 3:
-            return shape
-        return (shape[0] // 3, *shape[1:])
-
-
 def to_pattern(template: str) -> re.Pattern[str]:
     pattern = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
     for placeholder, expression in PLACEHOLDERS.items():
@@ -108,9 +95,9 @@ _FROM_HUGGING_FACE = tuple((to_pattern(pair.hugging_face), pair) for pair in HUG
 _FROM_LAVIS = tuple((to_pattern(pair.lavis), pair) for pair in HUGGING_FACE_NAMES)
 
 
-def lavis_origins(family: str, names: Iterable[str]) -> dict[str, Origin]:
+def lavis_origins(form: str, names: Iterable[str]) -> dict[str, Origin]:
     """LAVIS names → where they lie, for every tensor that has one; what has none is found by `check_names`."""
-    if family == "lavis":
+    if form == "lavis":
         return {name: Origin(name) for name in names}
     origins: dict[str, Origin] = {}
     for name in names:
@@ -120,9 +107,9 @@ def lavis_origins(family: str, names: Iterable[str]) -> dict[str, Origin]:
     return origins
 
 
-def name_in(family: str, lavis_name: str) -> str:
-    """What a checkpoint of this family calls the LAVIS parameter, for messages."""
-    if family == "lavis":
+def name_in(form: str, lavis_name: str) -> str:
+    """What a checkpoint of this format calls the LAVIS parameter, for messages."""
+    if form == "lavis":
         return lavis_name
     for pattern, pair in _FROM_LAVIS:
         if match := pattern.fullmatch(lavis_name):
@@ -144,7 +131,7 @@ FLOATING = ("float32", "float16", "bfloat16")
 
 
 def check_names(
-    source: str, family: str, entries: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]
+    source: str, form: str, entries: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Origin]:
     """Every expected parameter is there in its shape and a known dtype, and every tensor is used or known as unused.
 
@@ -159,11 +146,11 @@ def check_names(
     Raises:
         CheckpointError: one message with everything that is missing, left over, of another shape or dtype.
     """
-    origins = lavis_origins(family, entries)
+    origins = lavis_origins(form, entries)
     found = {name: origins[name] for name in expected if name in origins}
-    missing = sorted({name_in(family, name) for name in expected if name not in found})
+    missing = sorted({name_in(form, name) for name in expected if name not in found})
     used = {origin.name for origin in found.values()}
-    extra = sorted(name for name in entries if name not in used and not is_unused(name, UNUSED[family]))
+    extra = sorted(name for name in entries if name not in used and not is_unused(name, UNUSED[form]))
     shapes = [
         f"{origin.name} {list(entries[origin.name].shape)}, expected {_whole(origin, expected[name])}"
         for name, origin in found.items()

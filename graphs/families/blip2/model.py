@@ -6,9 +6,6 @@ names, so that a LAVIS state dict loads without renaming.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -16,22 +13,11 @@ from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.graphs.families.blip2.qformer import ImageContext, QFormer
 from qpert.graphs.families.blip2.vision import VISION_TOWERS
 from qpert.graphs.layers import LayerNorm
+from qpert.graphs.perturbation.choices import GraphPerturbation, QueryMap
 from qpert.graphs.perturbation.oracle import query_map
-
-QueryMap = Callable[..., Tensor]
-"""(keys [B,A,H,N,d], object_masks [B,O,N], box_weights [B,O], *, threshold) → [B,A,H,d,d]: the `eigh` oracle or the
-placeholder that tracing leaves."""
 
 MATCH_CLASS = 1
 """`itm_head`'s class for "image and text belong together"; class 0 is "they do not"."""
-
-
-@dataclass(frozen=True)
-class GraphPerturbation:
-    """The choices of the query perturbation that are fixed inside a graph; the rest is decided by the host."""
-
-    threshold: float = 0.95
-    preserve_norm: bool = False
 
 
 class Blip2Retrieval(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qpert.graphs.families.blip2.config import QFormerConfig
-from qpert.graphs.layers import LayerNorm, attention, merge_heads, split_heads
+from qpert.graphs.layers import AttentionModule, LayerNorm, merge_heads, split_heads
 from qpert.graphs.perturbation.oracle import perturb_queries
 
 MASKED = -10000.0
@@ -66,7 +66,7 @@ class Intermediate(nn.Module):
         return nn.functional.gelu(self.dense(x))
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(AttentionModule):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.self = Projections(config.width, config.width, config.heads)
@@ -75,11 +75,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, additive_mask: Tensor | None) -> Tensor:
         projections = (self.self.query(x), self.self.key(x), self.self.value(x))
         queries, keys, values = (split_heads(part, self.self.heads) for part in projections)
-        context = attention(queries, keys, values, additive_mask)
+        context = self.kernel(queries, keys, values, additive_mask)
         return self.output(merge_heads(context), x)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(AttentionModule):
     """Queries to image tokens; the keys and values come ready-made in the `ImageContext`."""
 
     def __init__(self, config: QFormerConfig, image_width: int) -> None:
@@ -93,7 +93,7 @@ class CrossAttention(nn.Module):
         if image.query_map is not None:
             perturbed = perturb_queries(queries.float(), image.query_map[:, index], preserve_norm=image.preserve_norm)
             queries = perturbed.to(queries.dtype)
-        context = attention(queries, image.keys[index], image.values[index])
+        context = self.kernel(queries, image.keys[index], image.values[index])
         return self.output(merge_heads(context), x)
 
 

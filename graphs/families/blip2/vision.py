@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qpert.graphs.families.blip2.config import VisionConfig
-from qpert.graphs.layers import LayerNorm, attention, merge_heads, split_heads
+from qpert.graphs.layers import AttentionModule, LayerNorm, merge_heads, split_heads
 
 
 class PatchEmbedding(nn.Module):
@@ -25,7 +25,7 @@ class PatchEmbedding(nn.Module):
         return embed_patches(pixel_values, self.proj)
 
 
-class EvaAttention(nn.Module):
+class EvaAttention(AttentionModule):
     """Self-attention with one qkv projection; queries and values have a bias, keys have none."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -42,7 +42,7 @@ class EvaAttention(nn.Module):
         query, key, value = qkv.chunk(3, dim=-1)  # [B, N, C] each
         if hasattr(self, "q_bias"):
             query, value = query + self.q_bias, value + self.v_bias
-        context = attention(*(split_heads(part, self.heads) for part in (query, key, value)))
+        context = self.kernel(*(split_heads(part, self.heads) for part in (query, key, value)))
         return self.proj(merge_heads(context))
 
 
@@ -87,7 +87,7 @@ class EvaVisionTransformer(nn.Module):
         return x
 
 
-class ClipAttention(nn.Module):
+class ClipAttention(AttentionModule):
     """`nn.MultiheadAttention`'s parameters, with the attention written out."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -99,7 +99,7 @@ class ClipAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
-        context = attention(*(split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1)))
+        context = self.kernel(*(split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1)))
         return self.out_proj(merge_heads(context))
 
 

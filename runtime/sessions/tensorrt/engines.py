@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qpert.runtime.bundle.folder import Bundle, FileState, HashMemory
-from qpert.runtime.bundle.manifest import GRAPH_NAMES, Manifest, bundle_path
+from qpert.runtime.bundle.manifest import Manifest, bundle_path
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.sessions.device import Device
@@ -278,7 +278,7 @@ def explain(record: EngineRecord, machine: Machine, manifest: Manifest) -> list[
     Another GPU of the same architecture is fine.
     """
     reasons = []
-    if missing := [name for name in GRAPH_NAMES if name not in record.graphs]:
+    if missing := [name for name in manifest.graphs if name not in record.graphs]:
         reasons.append(f"it has no engine of graph {', '.join(missing)}")
     if record.flavor != machine.flavor.name:
         reasons.append(f"it is for {record.title}, asked for is {machine.flavor.title}")

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import GRAPH_NAMES, AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.sessions.device import Device, DeviceArray, DeviceMemory, PinnedMemory, Shape, on_host
-from qpert.runtime.sessions.open import Array, Arrays, check_inputs, closed_error
+from qpert.runtime.sessions.protocol import Array, Arrays, check_inputs, closed_error
 from qpert.runtime.sessions.tensorrt.contexts import Contexts, make_contexts
 from qpert.runtime.sessions.tensorrt.engines import (
     Engine,
@@ -54,8 +54,8 @@ def open_engine_sessions(bundle: Bundle, flavor: Flavor) -> dict[str, EngineSess
         engine = engine_for(bundle, Machine(flavor, flavor_version(library), device.gpu()))
         with ExitStack() as opened:
             sessions = {}
-            for name in GRAPH_NAMES:
-                sessions[name] = EngineSession(library, device, engine, bundle.manifest.graphs[name])
+            for name, graph in bundle.manifest.graphs.items():
+                sessions[name] = EngineSession(library, device, engine, graph)
                 opened.callback(sessions[name].close)
             opened.pop_all()
         return sessions

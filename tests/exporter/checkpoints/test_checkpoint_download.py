@@ -16,9 +16,10 @@ import pytest
 import small_lavis
 import torch
 
-from qpert.exporter.checkpoints import open as checkpoint_module
+from qpert.exporter.checkpoints.checkpoint import load_state
 from qpert.exporter.checkpoints.download import download
-from qpert.exporter.checkpoints.open import NamedCheckpoint, load_state, open_checkpoint
+from qpert.exporter.families.blip2 import checkpoint as checkpoint_module
+from qpert.exporter.families.blip2.checkpoint import NamedCheckpoint, open_checkpoint
 from qpert.runtime.errors import CheckpointError, UnavailableError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB

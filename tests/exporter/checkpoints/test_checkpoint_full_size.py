@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qpert.exporter.checkpoints.open import open_checkpoint
+from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from stock_models import SHAPES, small_hf_folder, small_hf_model, small_inputs
 
-from qpert.exporter.checkpoints.open import load_state, open_checkpoint
+from qpert.exporter.checkpoints.checkpoint import load_state
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions
+from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.runtime.errors import CheckpointError
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qpert.exporter.checkpoints.open import load_state, open_checkpoint
+from qpert.exporter.checkpoints.checkpoint import load_state
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions
+from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 

@@ -11,12 +11,12 @@ import small_lavis
 import torch
 from small_lavis import CLIP, EVA, HEADS
 
+from qpert.exporter.checkpoints.checkpoint import load_state
 from qpert.exporter.checkpoints.files import TensorInfo, TensorStore
-from qpert.exporter.checkpoints.open import (
+from qpert.exporter.families.blip2.checkpoint import (
     NAMED,
     VISION_PREFIX,
     Plan,
-    load_state,
     open_checkpoint,
     plan_checkpoint,
     vision_tensors,

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from small_lavis import CLIP, EVA, HEADS
 
-from qpert.exporter.checkpoints.open import load_state, open_checkpoint
+from qpert.exporter.checkpoints.checkpoint import load_state
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions
+from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.runtime.errors import CheckpointError
 
 

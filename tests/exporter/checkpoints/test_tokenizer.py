@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qpert.exporter.checkpoints.tokenizer import build_tokenizer, save_tokenizer
+from qpert.exporter.families.blip2.tokenizer import build_tokenizer, save_tokenizer
 from qpert.runtime.errors import InputError
 
 DEMO_VOCABULARY = Path(__file__).parents[3] / "exporter" / "demo" / "vocab.txt"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from qpert.exporter.engines.profiles import lengths_of, profile_of
-from qpert.exporter.families.blip2.graph_specs import Limits, signatures
+from qpert.exporter.families.declare import Limits, signatures
 from qpert.graphs.families.blip2.config import CONFIGS
-from qpert.runtime.bundle.manifest import AxisRange
+from qpert.runtime.bundle.graph_spec import AxisRange
 
 LIMITS = Limits(batch=8, boxes=32, texts=64, length=35)
 

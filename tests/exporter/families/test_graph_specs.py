@@ -3,7 +3,7 @@
 import pytest
 from tiny_model import TINY
 
-from qpert.exporter.families.blip2.graph_specs import Limits, signatures
+from qpert.exporter.families.declare import Limits, signatures
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.runtime.bundle.manifest import GRAPH_NAMES
 from qpert.runtime.errors import InputError

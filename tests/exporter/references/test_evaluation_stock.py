@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from stock_models import small_hf_folder, small_tokenizer
 
 from qpert.exporter.export import ExportRequest, export_bundle
-from qpert.exporter.families.blip2.graph_specs import Limits
 from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceReference
+from qpert.exporter.families.declare import Limits
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.evaluate import evaluate
 from qpert.runtime.evaluation.inputs import open_data

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from qpert.exporter.export import ExportRequest, export_bundle
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions
-from qpert.exporter.families.blip2.graph_specs import Limits
+from qpert.exporter.families.declare import Limits
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import run
 from qpert.runtime.retrieval.encoder import Encoder

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stock_models import SHAPES, small_hf_folder, small_inputs
 
-from qpert.exporter.checkpoints.open import open_checkpoint
+from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceReference
 from qpert.runtime.errors import CheckpointError, UnavailableError
 

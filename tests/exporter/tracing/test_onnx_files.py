@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from qpert.exporter.tracing.onnx_files import GraphError, check_graph, describe, distinct, recipe_bytes, write_graphs
 from qpert.exporter.tracing.weights import Recipe, weighted_graph
-from qpert.runtime.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.errors import QpertError
 from qpert.runtime.progress import Silent
 

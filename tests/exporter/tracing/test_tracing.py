@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_model import TINY, tiny_state
 
-from qpert.exporter.families.blip2.graph_specs import Limits, signatures
+from qpert.exporter.families.declare import Limits, signatures
 from qpert.exporter.tracing.trace import TRACE_LENGTHS, dummy_inputs, dynamic_shapes, hollow_model
-from qpert.graphs.families.blip2.model import GraphPerturbation
+from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
 
 SPECS = signatures(TINY, precision="fp16", stages="both", limits=Limits(3, 4, 6, 12))

@@ -6,9 +6,9 @@ from tiny_model import TINY, tiny_network
 from torch import nn
 
 from qpert.graphs.families.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from qpert.graphs.families.blip2.model import GraphPerturbation
 from qpert.graphs.families.blip2.qformer import additive_mask
 from qpert.graphs.layers import LayerNorm, attention
+from qpert.graphs.perturbation.choices import GraphPerturbation
 
 # The same float32 products in batches of another shape: a few ulp an operator, over about thirty operators.
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from qpert.runtime.errors import ImageError, InputError
-from qpert.runtime.inputs.images import ImagePreprocessing, load_image, preprocess_images
+from qpert.runtime.inputs.images import load_image, preprocess_images
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 
 PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpert.exporter.checkpoints.tokenizer import build_tokenizer, save_tokenizer
+from qpert.exporter.families.blip2.tokenizer import build_tokenizer, save_tokenizer
 from qpert.runtime.errors import InputError, QpertWarning, TextError
 from qpert.runtime.inputs.text import Tokenizer, clean_caption
 

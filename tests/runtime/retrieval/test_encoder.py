@@ -24,7 +24,7 @@ from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures, by_length, concatenated
-from qpert.runtime.sessions.open import PROVIDERS, available_providers
+from qpert.runtime.sessions.providers import PROVIDERS, available_providers
 
 # Rows of one float32 graph in batches of another size: sums may be blocked otherwise (verification's neighbour gate).
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -17,7 +17,7 @@ from qpert.runtime.sessions.doctor import (
     find_provider_here,
 )
 from qpert.runtime.sessions.gpus import Gpu
-from qpert.runtime.sessions.open import available_providers
+from qpert.runtime.sessions.providers import available_providers
 from qpert.runtime.sessions.tensorrt import libraries as flavors
 from qpert.runtime.sessions.tensorrt.libraries import FLAVORS
 

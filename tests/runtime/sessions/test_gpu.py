@@ -17,7 +17,8 @@ from qpert.runtime.errors import InputError, LimitError, UnavailableError
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.sessions.device import Device, DeviceArray
 from qpert.runtime.sessions.doctor import find_provider_here
-from qpert.runtime.sessions.open import PROVIDERS, run_on_device
+from qpert.runtime.sessions.protocol import run_on_device
+from qpert.runtime.sessions.providers import PROVIDERS
 from qpert.runtime.verification import TOLERANCES, cosine_distance
 
 pytestmark = pytest.mark.gpu

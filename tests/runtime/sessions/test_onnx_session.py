@@ -13,12 +13,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.errors import BundleError, InputError, LimitError, UnavailableError
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.sessions.device import DeviceArray
 from qpert.runtime.sessions.onnx import CudaSession, OnnxRuntimeSession
-from qpert.runtime.sessions.open import PROVIDERS, DeviceSession, open_session, open_sessions, run_on_device
+from qpert.runtime.sessions.open import open_session, open_sessions
+from qpert.runtime.sessions.protocol import DeviceSession, run_on_device
+from qpert.runtime.sessions.providers import PROVIDERS
 
 
 class HostSession(CudaSession):
@@ -146,7 +148,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from qpert.runtime.errors import UnavailableError
-from qpert.runtime.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.sessions.onnx import OnnxRuntimeSession
 
 kind = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)

@@ -5,9 +5,11 @@ import onnx
 import pytest
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.errors import BundleError, InputError, LimitError, UnavailableError
-from qpert.runtime.sessions.open import PROVIDERS, available_providers, check_inputs, open_session
+from qpert.runtime.sessions.open import open_session
+from qpert.runtime.sessions.protocol import check_inputs
+from qpert.runtime.sessions.providers import PROVIDERS, available_providers
 
 SPEC = GraphSpec(
     "itm",

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.cli import run
 from qpert.runtime.errors import BundleError, LimitError, QpertWarning, UnavailableError
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.sessions.device import Device, PinnedMemory
 from qpert.runtime.sessions.gpus import first_gpu
-from qpert.runtime.sessions.open import check_inputs, open_sessions
+from qpert.runtime.sessions.open import open_sessions
+from qpert.runtime.sessions.protocol import check_inputs
 from qpert.runtime.sessions.tensorrt.contexts import ContextMaker, Replaying
 from qpert.runtime.sessions.tensorrt.session import (
     axis_lengths,

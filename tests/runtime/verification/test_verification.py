@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.bundle.samples import Case, Samples
 from qpert.runtime.cli.verify import verify
 from qpert.runtime.errors import BundleError

@@ -15,6 +15,8 @@ from qpert.runtime.inputs.text import read_tokenizer_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+DEFAULT_TOKENIZER = "bert-base-uncased"
+"""LAVIS `Blip2Base.init_tokenizer`: this vocabulary, plus [DEC]."""
 REQUIRED_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 DECODER_TOKEN = "[DEC]"
 

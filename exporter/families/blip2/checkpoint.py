@@ -1,38 +1,37 @@
 """`--checkpoint`: whatever a user has, as one `Checkpoint` with LAVIS's names, checked tensor by tensor.
 
-source → files → TensorStore → family, dimensions → strict names → LazyTensors
+source → files → TensorStore → format, dimensions → strict names → LazyTensors
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-
-from torch import Tensor
 
 from qpert.exporter.checkpoints import files as sources
-from qpert.exporter.checkpoints.download import Progress, download, download_snapshot
+from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress, no_progress
+from qpert.exporter.checkpoints.download import download
 from qpert.exporter.checkpoints.files import TensorInfo, TensorStore
-from qpert.exporter.checkpoints.parameters import LazyTensors
+from qpert.exporter.checkpoints.hub_folder import UNKNOWN_LICENSE, license_of, vocabulary_in
+from qpert.exporter.checkpoints.locate import Located, locate
+from qpert.exporter.checkpoints.parameters import LazyTensors, Origin
 from qpert.exporter.families.blip2 import architecture
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions
+from qpert.exporter.families.blip2.demonstration import open_demo
 from qpert.exporter.families.blip2.hub_config import (
-    UNKNOWN_LICENSE,
     HubConfig,
     check_agreement,
-    license_of,
     read_hub_config,
-    vocabulary_in,
 )
 from qpert.exporter.families.blip2.infer_missing import complete
-from qpert.exporter.families.blip2.names import Origin, check_names, lavis_origins, unused_in_vision_file
+from qpert.exporter.families.blip2.names import check_names, lavis_origins, unused_in_vision_file
+from qpert.exporter.families.blip2.positions import at_image_size, positions_for, size_note
 from qpert.graphs.families.blip2.config import CONFIGS, Blip2Config
 from qpert.runtime.bundle.manifest import CheckpointRecord
-from qpert.runtime.errors import CheckpointError, InputError
+from qpert.runtime.errors import CheckpointError
 from qpert.runtime.files import cache_folder
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 
 LAVIS_URL = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 VISION_PREFIX = "visual_encoder."
@@ -55,30 +54,7 @@ NAMED: dict[str, NamedCheckpoint] = {
 }
 
 DEMO = "demo"
-FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """An open checkpoint. `config` is at the image size to be exported; `notes` say what was assumed, not read."""
-
-    config: Blip2Config
-    record: CheckpointRecord
-    tensors: LazyTensors
-    tokenizer: Path | None
-    notes: tuple[str, ...]
-
-    def close(self) -> None:
-        self.tensors.store.close()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+EXPECTED = "a LAVIS FILE.pth, a Hugging Face folder or id (organisation/name)"
 
 
 @dataclass(frozen=True)
@@ -92,20 +68,17 @@ class Opened:
     known: Blip2Config | None = None
     license: str = UNKNOWN_LICENSE
     folder: Path | None = None
+    parts: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """What names and shapes alone decide: no number has been read."""
 
-    family: str
+    format: str
     config: Blip2Config
     origins: dict[str, Origin]
     notes: tuple[str, ...]
-
-
-def no_progress(what: str, done: int, total: int | None) -> None:
-    """The default listener."""
 
 
 def open_checkpoint(
@@ -129,8 +102,6 @@ def open_checkpoint(
         UnavailableError: it has to be downloaded and cannot be.
     """
     if source == DEMO:
-        from qpert.exporter.demo import open_demo
-
         return open_demo(image_size)
     opened = find(source, options, progress)
     try:
@@ -141,18 +112,11 @@ def open_checkpoint(
     except BaseException:
         opened.store.close()
         raise
-    tensors = LazyTensors(opened.store, plan.origins, plan.config, size)
-    record = CheckpointRecord(opened.name, opened.source, plan.family, digest, opened.license)
+    tensors = LazyTensors(opened.store, plan.origins, positions_for(plan.config, size))
+    record = CheckpointRecord(opened.name, opened.source, plan.format, digest, opened.license, opened.parts)
     notes = (*opened.store.notes, *plan.notes, *size_note(plan.config, size))
-    return Checkpoint(config, record, tensors, vocabulary_in(opened.folder), notes)
-
-
-def load_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """All parameters as float32, for `Blip2Retrieval.load_state_dict(…, strict=True, assign=True)`.
-
-    Where the file holds float32 the result stays mapped to it, so that memory is taken only as it is used.
-    """
-    return {name: checkpoint.tensors.get(name).float() for name in checkpoint.tensors.names()}
+    vocabulary = vocabulary_in(opened.folder)
+    return Checkpoint(config, record, tensors, vocabulary, notes, ImagePreprocessing(size), opened.folder)
 
 
 def plan_checkpoint(
@@ -163,21 +127,19 @@ def plan_checkpoint(
     hub: HubConfig | None = None,
     known: Blip2Config | None = None,
 ) -> Plan:
-    """Family, dimensions and the place of every parameter, from names, shapes and dtypes.
+    """Format, dimensions and the place of every parameter, from names, shapes and dtypes.
 
     Raises:
         CheckpointError: see `open_checkpoint`.
     """
-    family = architecture.family_of(entries, source)
-    if family == "lavis" and not architecture.has_vision(entries):
+    form = architecture.format_of(entries, source)
+    if form == "lavis" and not architecture.has_vision(entries):
         raise CheckpointError(
             f"{source} holds no visual_encoder tensors: LAVIS saves checkpoints of a frozen vision transformer without "
             f"it. Pass the backbone's file too, --vision-checkpoint eva_vit_g.pth (or clip_vit_L.pth), from {LAVIS_URL}"
         )
-    measured = architecture.measure(
-        architecture.lavis_shapes(lavis_origins(family, entries), entries), name="checkpoint"
-    )
-    origins = check_names(source, family, entries, architecture.parameter_shapes(measured))
+    measured = architecture.measure(architecture.lavis_shapes(lavis_origins(form, entries), entries), name="checkpoint")
+    origins = check_names(source, form, entries, architecture.parameter_shapes(measured))
     if options.vision_layers not in (None, measured.vision.layers):
         raise CheckpointError(
             f"--vision-layers says {options.vision_layers}, {source} has {measured.vision.layers} vision layers; "
@@ -191,39 +153,29 @@ def plan_checkpoint(
             f"{source} is not the published {known.name!r}: got {config}, expected {known}; delete it, so that it "
             "is downloaded again, or pass it by its path if it is meant"
         )
-    return Plan(family, config, origins, (*(hub.notes if hub else ()), *notes))
+    return Plan(form, config, origins, (*(hub.notes if hub else ()), *notes))
 
 
 def find(source: str, options: ArchitectureOptions, progress: Progress) -> Opened:
     """Open the files of `source`, downloading what has to be."""
-    if source in NAMED:
+    located = locate(source, NAMED, EXPECTED)
+    if located.published is not None:
         return open_named(source, options, progress)
-    try:
-        path = Path(source).expanduser()
-        is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # a folder on the way that may not be entered, a name too long, ~nobody
-        raise CheckpointError(f"{source} cannot be read ({error}); check its name and permissions") from error
-    if is_folder:
-        return open_hub_folder(path, path.resolve().name, str(path), options)
-    if exists or path.suffix in FILE_SUFFIXES:
-        return open_file(path, options)
-    if HUB_ID.fullmatch(source):
-        return open_hub_folder(download_snapshot(source), source, f"https://huggingface.co/{source}", options)
-    raise CheckpointError(
-        f"{source!r} is no checkpoint: neither a file nor a folder of that name is here; expected one of "
-        f"{', '.join((DEMO, *NAMED))}, a LAVIS FILE.pth, a Hugging Face folder or id (organisation/name)"
-    )
+    if located.file is not None:
+        return open_file(located.file, options)
+    assert located.folder is not None
+    return open_hub_folder(located, located.folder, options)
 
 
 def open_named(name: str, options: ArchitectureOptions, progress: Progress) -> Opened:
     spec = NAMED[name]
     refuse_vision_file(options, f"the named checkpoint {name!r} comes with its own")
-    store, source = open_cached(spec.file, progress), LAVIS_URL + spec.file
+    store, parts = open_cached(spec.file, progress), None
     if spec.vision_file is not None:
         vision = open_cached(spec.vision_file, progress)
         store = sources.merge(store, vision_tensors(vision, spec.config.vision.layers))
-        source += f" and {LAVIS_URL}{spec.vision_file}"
-    return Opened(name, source, store, known=spec.config, license=spec.license)
+        parts = {"vision": LAVIS_URL + spec.vision_file}
+    return Opened(name, LAVIS_URL + spec.file, store, known=spec.config, license=spec.license, parts=parts)
 
 
 def open_cached(file: str, progress: Progress) -> TensorStore:
@@ -239,30 +191,34 @@ def open_cached(file: str, progress: Progress) -> TensorStore:
 
 def open_file(path: Path, options: ArchitectureOptions) -> Opened:
     store = sources.open_tensors(path)
-    if architecture.family_of(store.entries, str(path)) == "huggingface":
+    if architecture.format_of(store.entries, str(path)) == "huggingface":
         raise CheckpointError(
             f"{path} has Hugging Face names, whose head counts are in config.json beside it; pass the folder "
             f"{path.parent} instead of the file"
         )
-    source = str(path)
+    parts = None
     if options.vision_checkpoint is not None:
         if architecture.has_vision(store.entries):
             refuse_vision_file(options, f"{path} holds the vision transformer itself")
         vision = sources.open_tensors(options.vision_checkpoint)
         store = sources.merge(store, vision_tensors(vision, options.vision_layers))
-        source += f" and {options.vision_checkpoint}"
-    return Opened(path.stem, source, store)
+        parts = {"vision": str(options.vision_checkpoint)}
+    return Opened(path.stem, str(path), store, parts=parts)
 
 
-def open_hub_folder(folder: Path, name: str, source: str, options: ArchitectureOptions) -> Opened:
+def open_hub_folder(located: Located, folder: Path, options: ArchitectureOptions) -> Opened:
     refuse_vision_file(options, "a Hugging Face folder holds the vision transformer itself")
     hub = read_hub_config(folder)
-    return Opened(name, source, sources.open_folder(folder), hub=hub, license=license_of(folder), folder=folder)
+    store = sources.open_folder(folder)
+    return Opened(located.name, located.source, store, hub=hub, license=license_of(folder), folder=folder)
 
 
 def refuse_vision_file(options: ArchitectureOptions, why: str) -> None:
     if options.vision_checkpoint is not None:
-        raise CheckpointError(f"--vision-checkpoint {options.vision_checkpoint} has no place here: {why}; leave it out")
+        raise CheckpointError(
+            f"--vision-checkpoint {options.vision_checkpoint} cannot be used: {why}; remove it",
+            code="vision-checkpoint-unused",
+        )
 
 
 def vision_tensors(store: TensorStore, layers: int | None) -> TensorStore:
@@ -271,25 +227,3 @@ def vision_tensors(store: TensorStore, layers: int | None) -> TensorStore:
     unused = unused_in_vision_file(store.entries, layers)
     kept = {name: info for name, info in store.entries.items() if name not in unused}
     return sources.with_prefix(replace(store, entries=kept, notes=(*store.notes, *notes)), VISION_PREFIX)
-
-
-def at_image_size(config: Blip2Config, image_size: int) -> Blip2Config:
-    """`config` at `image_size`; raises `InputError` where that is no positive multiple of the patch size."""
-    patch = config.vision.patch_size
-    if image_size < patch:
-        raise InputError(f"image size {image_size} is not a positive multiple of the patch size {patch}")
-    try:
-        return config.with_image_size(image_size)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def size_note(config: Blip2Config, image_size: int) -> tuple[str, ...]:
-    own = config.vision.image_size
-    if image_size == own:
-        return ()
-    patch = config.vision.patch_size
-    return (
-        f"position embeddings interpolated from {own} px ({own // patch}×{own // patch} patches) to {image_size} px "
-        f"({image_size // patch}×{image_size // patch}), bicubic, as LAVIS does",
-    )

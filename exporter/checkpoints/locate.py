@@ -1,0 +1,62 @@
+"""`--checkpoint`: a published name, a file, a Hugging Face folder or id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpert.exporter.checkpoints.download import download_snapshot
+from qpert.runtime.errors import CheckpointError
+
+FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")
+HUB_URL = "https://huggingface.co/"
+
+
+@dataclass(frozen=True)
+class Located:
+    """What `--checkpoint` names. Exactly one of `published`, `file` and `folder` is set.
+
+    `name` is what the bundle calls it, `source` where it came from.
+    """
+
+    name: str
+    source: str
+    published: str | None = None
+    file: Path | None = None
+    folder: Path | None = None
+
+
+def locate(source: str, published: Collection[str], expected: str) -> Located:
+    """Find `source`, downloading a hub repository if it is an id.
+
+    Args:
+        published: names that the family knows.
+        expected: the kinds of checkpoint that the family reads, for the message.
+
+    Raises:
+        CheckpointError: there is nothing of that name.
+        UnavailableError: the hub cannot be reached.
+    """
+    if source in published:
+        return Located(source, source, published=source)
+    try:
+        path = Path(source).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a folder on the way that may not be entered, a name too long, ~nobody
+        raise CheckpointError(
+            f"{source} cannot be read ({error}); check its name and permissions", code="checkpoint-unreadable"
+        ) from error
+    if is_folder:
+        return Located(path.resolve().name, str(path), folder=path)
+    if exists or path.suffix in FILE_SUFFIXES:
+        return Located(path.stem, source, file=path)
+    if HUB_ID.fullmatch(source):
+        return Located(source, HUB_URL + source, folder=download_snapshot(source))
+    names = f"one of {', '.join(published)}, " if published else ""
+    raise CheckpointError(
+        f"{source!r} is no checkpoint: neither a file nor a folder of that name is here; expected {names}{expected}",
+        code="checkpoint-not-found",
+    )

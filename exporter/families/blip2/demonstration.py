@@ -1,0 +1,25 @@
+"""The built-in demonstration checkpoint, opened."""
+
+from __future__ import annotations
+
+from qpert.exporter import demo
+from qpert.exporter.checkpoints.checkpoint import Checkpoint
+from qpert.exporter.checkpoints.files import open_tensors
+from qpert.exporter.checkpoints.parameters import LazyTensors, Origin
+from qpert.exporter.families.blip2.positions import at_image_size, positions_for
+from qpert.graphs.families.blip2.config import CONFIGS
+from qpert.runtime.bundle.manifest import CheckpointRecord
+from qpert.runtime.files import sha256_of
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
+
+
+def open_demo(image_size: int | None = None) -> Checkpoint:
+    """The demonstration checkpoint, at its own 112 px or another multiple of 14."""
+    config = CONFIGS["demo"]
+    size = config.vision.image_size if image_size is None else image_size
+    store = open_tensors(demo.MODEL)
+    origins = {name: Origin(name) for name in store.entries}
+    record = CheckpointRecord("demo", "demo", "demo", sha256_of(demo.MODEL), "Apache-2.0")
+    note = "the demonstration model was trained on generated scenes and knows nothing else (see its MODEL_CARD.md)"
+    tensors = LazyTensors(store, origins, positions_for(config, size))
+    return Checkpoint(at_image_size(config, size), record, tensors, demo.VOCABULARY, (note,), ImagePreprocessing(size))

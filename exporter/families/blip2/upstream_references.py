@@ -1,0 +1,29 @@
+"""Stock Hugging Face and stock LAVIS over the weights of an open checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qpert.exporter.checkpoints.checkpoint import Checkpoint
+from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceReference
+from qpert.exporter.families.blip2.reference_lavis import LavisReference
+from qpert.runtime.inputs.perturbation import Perturbation
+
+
+def open_huggingface(checkpoint: Checkpoint, settings: Perturbation) -> HuggingFaceReference:
+    """From the folder itself, or with a LAVIS checkpoint's weights."""
+    if checkpoint.folder is not None:
+        return HuggingFaceReference.open(checkpoint.folder, **choices(settings))
+    return HuggingFaceReference.from_lavis(checkpoint.tensors, checkpoint.config, **choices(settings))
+
+
+def open_lavis(checkpoint: Checkpoint, settings: Perturbation) -> LavisReference:
+    """From the checkpoint's own files."""
+    first, *others = checkpoint.tensors.store.files or (Path(checkpoint.record.source),)
+    vision = others[0] if others else None
+    return LavisReference.open(first, config=checkpoint.config, vision_checkpoint=vision, **choices(settings))
+
+
+def choices(settings: Perturbation) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("threshold", "preserve_norm", "stages")}

@@ -1,0 +1,25 @@
+"""What a bundle's graphs are compared with."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from qpert.runtime.verification.reference import Reference
+
+__all__ = ["MarginReference", "Reference", "UpstreamReference"]
+
+
+class UpstreamReference(Reference, Protocol):
+    """Somebody else's network. `close` frees it."""
+
+    def close(self) -> None: ...
+
+
+class MarginReference(Reference, Protocol):
+    """A reference that also says which boxes' cuts float32 numbers decide."""
+
+    def cut_margins(self, image_tokens: np.ndarray, object_masks: np.ndarray) -> np.ndarray:
+        """How clear each box's cut is, float64 [B, O], from [B, N, C] and [B, O, N]; infinite where none is made."""
+        ...
