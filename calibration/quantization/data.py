@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 
 from qpert.calibration.quantization.request import MIN_SAMPLES, QuantizeRequest
 from qpert.runtime.errors import InputError
+from qpert.runtime.evaluation.evaluate import check_box_counts
 from qpert.runtime.evaluation.inputs import demo_folder
 from qpert.runtime.files import cache_folder, sha256_of
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.inputs.datasets import ENTITY_FOLDERS, RetrievalDataset, read_dataset
+from qpert.runtime.inputs.datasets import RetrievalDataset, has_entities, read_dataset
 from qpert.runtime.inputs.images import load_image, preprocess_images
 from qpert.runtime.inputs.perturbation import box_weights, object_masks
 from qpert.runtime.progress import Progress
@@ -58,7 +60,7 @@ def open_split(request: QuantizeRequest, progress: Progress) -> RetrievalDataset
     if request.dataset == "demo":
         return demo_split(request.split, request.limit, progress)
     root = Path(request.dataset)
-    has_boxes = any((root / name / "Annotations").is_dir() for name in ENTITY_FOLDERS)
+    has_boxes = has_entities(root)
     if not has_boxes:
         progress.say(f"{root} has no Entities boxes: the perturbation is calibrated without boxes")
     split = read_dataset(root, request.split, entities=has_boxes)
@@ -103,12 +105,34 @@ def check_data(split: RetrievalDataset, samples: int) -> RetrievalDataset:
 
 
 def calibration_data(request: QuantizeRequest, encoder: Encoder, progress: Progress) -> CalibrationData:
-    """Read, check, and run the float graphs so that each graph's inputs are those that it will see."""
+    """Read, check, and run the float graphs so that each graph's inputs are those that it will see.
+
+    Raises:
+        InputError: see `open_split` and `check_data`. LimitError: an image has more boxes than the bundle takes.
+    """
     split = open_split(request, progress)
     chosen = check_data(split, request.samples)
+    split = with_usable_boxes(split, encoder, progress)
+    chosen = replace(chosen, boxes=split.boxes)
     with progress.stage("preparing calibration inputs"):
         feeds = make_feeds(encoder, chosen)
     return CalibrationData(split, chosen, data_hash(chosen), feeds)
+
+
+def with_usable_boxes(split: RetrievalDataset, encoder: Encoder, progress: Progress) -> RetrievalDataset:
+    """The split as the bundle can take it: without boxes, and that is said, where it was exported without perturbation.
+
+    Raises:
+        LimitError: an image has more boxes than the bundle takes.
+    """
+    if split.boxes is None:
+        return split
+    if not encoder.manifest.graphs["image_query"].takes_boxes:
+        progress.say("this bundle takes no boxes (--perturb none): it is calibrated and judged without them")
+        return replace(split, boxes=None)
+    counts = Counter(row.image for row in split.boxes.rows)
+    check_box_counts(encoder, split.names, [counts[name] for name in split.names])
+    return split
 
 
 def data_hash(dataset: RetrievalDataset) -> str:
@@ -132,7 +156,7 @@ def make_feeds(encoder: Encoder, dataset: RetrievalDataset) -> dict[str, tuple[F
         images = [load_image(dataset.images[row], name=dataset.names[row]) for row in rows]
         vision.append({"pixel_values": preprocess_images(images, encoder.manifest.preprocessing)})
         embeds = encoder.sessions["vision"].run(vision[-1])["image_embeds"]
-        boxes = [limited(dataset.boxes_of(row, image.size), encoder) for row, image in zip(rows, images, strict=True)]
+        boxes = [dataset.boxes_of(row, image.size) for row, image in zip(rows, images, strict=True)]
         plain.append({"image_embeds": embeds} | box_inputs(encoder, "image_query", [None] * len(rows)))
         if dataset.boxes is not None:
             boxed.append({"image_embeds": embeds} | box_inputs(encoder, "image_query", boxes))
@@ -147,13 +171,6 @@ def make_feeds(encoder: Encoder, dataset: RetrievalDataset) -> dict[str, tuple[F
 
 def chunks(count: int, step: int) -> Iterator[range]:
     return (range(start, min(start + step, count)) for start in range(0, count, step))
-
-
-def limited(boxes: Boxes, encoder: Encoder) -> Boxes:
-    """The first boxes, as many as the bundle takes."""
-    graph = encoder.manifest.graphs["image_query"]
-    most = graph.ranges["O"].max if graph.takes_boxes else 0
-    return Boxes(boxes.xyxy[:most], boxes.size)
 
 
 def box_inputs(encoder: Encoder, graph: str, boxes: Sequence[Boxes | None]) -> Feed:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qpert.calibration.quantization.data import chunks, limited
+from qpert.calibration.quantization.data import chunks
 from qpert.runtime.errors import QpertError
 from qpert.runtime.evaluation.metrics import image_to_text_ranks, recall, text_to_image_ranks
 from qpert.runtime.inputs.datasets import RetrievalDataset
@@ -57,7 +57,7 @@ def measure(
         embeds: list[ImageFeatures] = []
         for rows in chunks(len(split), encoder.limit("vision", "B")):
             images = [load_image(split.images[row], name=split.names[row]) for row in rows]
-            given = [limited(split.boxes_of(row, image.size), encoder) for row, image in zip(rows, images, strict=True)]
+            given = [split.boxes_of(row, image.size) for row, image in zip(rows, images, strict=True)]
             features = encoder.encode_images(images, given if split.boxes else None)
             queries.append(features.query_embeds)
             embeds += [features.rows([i]) for i in range(len(rows))] if len(embeds) < PAIR_IMAGES else []
