@@ -192,7 +192,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = open_data("demo", limit=options.images, progress=Terminal())
     folder = options.work / "bundle"
-    bundle = Bundle.open(folder if folder.exists() else export_bundle(ExportRequest("demo", folder)).folder)
+    bundle = Bundle.open(folder if folder.exists() else export_bundle(ExportRequest("blip2", "demo", folder)).folder)
     count = len(data.dataset)
     kept = options.work / f"pytorch-{count}{'-padded' * options.padded}"
     kept.mkdir(parents=True, exist_ok=True)

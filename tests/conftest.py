@@ -65,7 +65,7 @@ def demo_bundle(made_once: Callable) -> Path:
     """The demonstration checkpoint with default settings. Not to be written to."""
     from qpert.exporter.export import ExportRequest, export_bundle
 
-    return made_once("demo-bundle", lambda folder: export_bundle(ExportRequest("demo", folder)))
+    return made_once("demo-bundle", lambda folder: export_bundle(ExportRequest("blip2", "demo", folder)))
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ def both_bundle(made_once: Callable) -> Path:
 
     limits = Limits(batch=3, boxes=8, texts=9)  # verification takes as long as the largest batch is large
     settings = {"perturbation": Perturbation(stages="both"), "limits": limits}
-    return made_once("both-bundle", lambda folder: export_bundle(ExportRequest("demo", folder, **settings)))
+    return made_once("both-bundle", lambda folder: export_bundle(ExportRequest("blip2", "demo", folder, **settings)))
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +112,7 @@ def export_tiny(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, tr
     def export(**fields) -> Path:
         settings = {"limits": Limits(3, 4, 6, 12), "tokenizer": str(VOCABULARY), "options": OPTIONS} | fields
         out = tmp_path_factory.mktemp("tiny-bundle") / "bundle"
-        return export_bundle(ExportRequest(str(tiny_weights), out, **settings)).folder
+        return export_bundle(ExportRequest("blip2", str(tiny_weights), out, **settings)).folder
 
     return export
 
@@ -137,7 +137,7 @@ def export_again(tiny_bundle: Path, tiny_weights: Path, traced: dict) -> Callabl
     def export(out: Path, **fields) -> Path:
         settings = {"limits": Limits(3, 4, 6, 12), "tokenizer": str(VOCABULARY), "options": OPTIONS} | fields
         perturbation = Perturbation(stages="both", threshold=THRESHOLD)
-        request = module.ExportRequest(str(tiny_weights), out, perturbation=perturbation, **settings)
+        request = module.ExportRequest("blip2", str(tiny_weights), out, perturbation=perturbation, **settings)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "trace_graphs", lambda *arguments: graphs)
             return module.export_bundle(request).folder

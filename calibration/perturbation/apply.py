@@ -19,6 +19,7 @@ from qpert.calibration.perturbation.split_graph import threshold_names
 from qpert.runtime.bundle.folder import REPORTS, Bundle
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from qpert.runtime.bundle.roles import IMAGE_TOKENS
 from qpert.runtime.bundle.samples import Case, Samples
 from qpert.runtime.errors import BundleError, InputError
 from qpert.runtime.files import sha256_of, write_atomically
@@ -26,7 +27,8 @@ from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from qpert.exporter.references.recording import Reference
+    from qpert.exporter.references.protocol import MarginReference
+    from qpert.exporter.references.recording import InputMaker
 
 ENGINES = "engines"
 
@@ -135,8 +137,8 @@ def new_samples(bundle: Bundle, settings: Perturbation, checkpoint: str | None) 
     from qpert.exporter.references.boxes import box_samples
 
     manifest = bundle.manifest
-    samples = Samples.load(bundle.path(manifest.samples))
-    boxes = box_samples(settings, grid=manifest.grid, image_size=manifest.preprocessing.size)
+    samples = bundle.samples()
+    boxes = box_samples(settings, manifest.token_grid)
     cases = samples.cases
     if settings.threshold != manifest.perturbation.threshold:
         cases = recorded_again(bundle, samples, settings, checkpoint)
@@ -147,35 +149,41 @@ def recorded_again(
     bundle: Bundle, samples: Samples, settings: Perturbation, checkpoint: str | None
 ) -> tuple[Case, ...]:
     """The cases, those with boxes recorded anew from PyTorch at the new threshold."""
-    from qpert.exporter.checkpoints.open import open_checkpoint
+    from qpert.exporter.families import find_family
     from qpert.exporter.references.eager import TorchReference
-    from qpert.exporter.references.open import check_same, reopening
     from qpert.exporter.references.recording import InputMaker
+    from qpert.exporter.references.reopening import reopened
     from qpert.graphs.perturbation.choices import GraphPerturbation
 
     manifest = bundle.manifest
-    source, options = reopening(manifest, checkpoint)
-    with open_checkpoint(source, image_size=manifest.preprocessing.size, options=options) as opened:
-        check_same(opened, manifest)
-        reference = TorchReference.open(opened, GraphPerturbation(settings.threshold, settings.preserve_norm))
-        maker = InputMaker(opened.config, manifest.graphs, manifest.preprocessing)
-        made = {name: with_boxes(reference, maker, samples, manifest.graphs[name]) for name in manifest.graphs}
+    family = find_family(manifest.family)
+    with reopened(family, manifest, checkpoint) as opened:
+        perturbation = GraphPerturbation(settings.threshold, settings.preserve_norm)
+        reference = TorchReference.open(family, opened, manifest.graphs, perturbation)
+        maker = InputMaker(manifest.graphs, manifest.token_grid, manifest.tokenizer.vocab_size)
+        made = {name: with_boxes(reference, maker, samples, manifest, name) for name in manifest.graphs}
     return tuple(made[case.graph].get(case.name, case) for case in samples.cases)
 
 
-def with_boxes(reference: Reference, maker: Any, samples: Samples, graph: GraphSpec) -> dict[str, Case]:
+def with_boxes(
+    reference: MarginReference, maker: InputMaker, samples: Samples, manifest: Manifest, name: str
+) -> dict[str, Case]:
     """The cases of a graph that depend on the threshold, by name; none where it takes no boxes."""
-    from qpert.exporter.references.recording import box_inputs, run_case
+    from qpert.exporter.references.recording import box_cases
 
+    graph, tower = manifest.graphs[name], manifest.image_tower
     if not graph.takes_boxes:
         return {}
-    features = next(case.expected["image_embeds"] for case in samples.cases if case.graph == "vision")
-    known = {case.name: case for case in samples.cases if case.graph == graph.name}
+    features = next(tower.by_slot(case.expected)[IMAGE_TOKENS] for case in samples.cases if case.graph == tower.name)
+    known = {case.name: case for case in samples.cases if case.graph == name}
     found = {}
-    for name, objects in box_inputs(reference, maker, features, graph).items():
-        if name not in known:
-            raise InputError(f"the samples hold no case {name!r} of graph {graph.name!r}; export the bundle again")
-        found[name] = run_case(reference, graph.name, name, known[name].inputs | objects)
+    for kind, objects in box_cases(reference, maker, features, graph).items():
+        if kind not in known:
+            raise InputError(
+                f"the samples hold no case {kind!r} of graph {name!r}; export the bundle again", code="sample-missing"
+            )
+        inputs = known[kind].inputs | graph.bind(objects)
+        found[kind] = Case(name, kind, inputs, reference.run(name, inputs))
     return found
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from qpert.calibration.perturbation.grid import Grid, Setting
 from qpert.calibration.perturbation.query_cache import QueryBlocks
 from qpert.calibration.perturbation.ranks import SettingRanks
-from qpert.calibration.perturbation.split_encoder import CutEncoder
+from qpert.calibration.perturbation.split_encoder import SplitEncoder
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.evaluate import check_data, opened_images
 from qpert.runtime.evaluation.inputs import EvaluationData
@@ -115,7 +115,7 @@ def search(
         text_embeds = encode_all_texts(encoder, texts, journal, progress, watch)
         split = _Split(data, store, text_embeds, rerank)
         with measured(watch, "settings"):
-            cut = stack.enter_context(CutEncoder(encoder, work / "cut", provider, threads=threads))
+            cut = stack.enter_context(SplitEncoder(encoder, work / "cut", provider, threads=threads))
             found = _rank_settings(split, grid, cut, journal, work, progress, watch)
         stock = split.ranks(np.asarray(store.query_embeds))
         with measured(watch, "pairs"):
@@ -166,7 +166,7 @@ class _Split:
 def _rank_settings(
     split: _Split,
     grid: Grid,
-    cut: CutEncoder,
+    cut: SplitEncoder,
     journal: DiskJournal,
     work: Path,
     progress: Progress,
@@ -195,7 +195,7 @@ def _rank_settings(
 
 
 def _of_threshold(
-    split: _Split, settings: list[Setting], cut: CutEncoder, folder: Path, advance: Advance
+    split: _Split, settings: list[Setting], cut: SplitEncoder, folder: Path, advance: Advance
 ) -> Iterator[tuple[Setting, SettingRanks]]:
     """Each setting's ranks; `settings` share their threshold."""
     numbers = int(np.prod(split.store.query_embeds.shape[1:]))
@@ -212,7 +212,7 @@ def _of_threshold(
     blocks.delete()
 
 
-def _check_cut(split: _Split, cut: CutEncoder) -> None:
+def _check_cut(split: _Split, cut: SplitEncoder) -> None:
     """On the first image with the most boxes."""
     counts = [len(boxes) for boxes in split.data.boxes]
     row = int(np.argmax(counts))

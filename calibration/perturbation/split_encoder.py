@@ -15,16 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.calibration.perturbation.grid import Setting
-from qpert.calibration.perturbation.split_graph import (
-    EMBEDS,
-    IMAGE,
-    MASKS,
-    THRESHOLD,
-    WEIGHTS,
-    CutGraphs,
-    GraphPart,
-    cut_image_query,
-)
+from qpert.calibration.perturbation.split_graph import GraphPart, SplitGraph, split_query_head
+from qpert.graphs.perturbation.names import THRESHOLD
+from qpert.runtime.bundle.roles import BOX_WEIGHTS, IMAGE_TOKENS, IMAGE_VECTORS, OBJECT_MASKS, QUERY_HEAD
 from qpert.runtime.errors import BundleError
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import box_weights, object_masks
@@ -46,15 +39,18 @@ CHECKED = (
 """Settings under which the parts are compared with the whole; at the bundle's own threshold."""
 
 
-class CutEncoder:
-    """The cut `image_query` graph of a bundle, in ONNX Runtime. A context manager."""
+class SplitEncoder:
+    """The query head of a bundle in parts, in ONNX Runtime. A context manager."""
 
     def __init__(self, encoder: Encoder, folder: Path, provider: str, *, threads: int = 0) -> None:
         self.encoder = encoder
-        self.graph_file = encoder.bundle.graph_path(encoder.manifest.graphs["image_query"])
-        self.cut: CutGraphs = cut_image_query(self.graph_file, folder)
+        head = encoder.manifest.query_head
+        self.graph_file = encoder.bundle.graph_path(head)
+        self.split: SplitGraph = split_query_head(self.graph_file, head, folder)
+        self._image, self._vectors = head.input(IMAGE_TOKENS).name, head.output(IMAGE_VECTORS).name
+        self._mask_name, self._weight_name = head.input(OBJECT_MASKS).name, head.input(BOX_WEIGHTS).name
         self._origin: Arrays | None = None  # the maps without boxes, which no image changes
-        parts = (self.cut.keys, self.cut.maps, self.cut.queries)
+        parts = (self.split.keys, self.split.maps, self.split.queries)
         self._sessions: dict[Path, Any] = {
             part.file: start_onnxruntime(part.file, find_provider(provider), threads) for part in parts
         }
@@ -64,7 +60,7 @@ class CutEncoder:
 
     def of_image(self, image_embeds: npt.NDArray[np.floating]) -> Arrays:
         """image_embeds [1, N, C] → keys, values and whatever else the other parts need of the image."""
-        return self._run(self.cut.keys, {IMAGE: image_embeds})
+        return self._run(self.split.keys, {self._image: image_embeds})
 
     def query_embeds(self, image: Mapping[str, np.ndarray], boxes: Boxes, settings: Sequence[Setting]) -> Floats:
         """float32 [S, Q, E]: one image, from `of_image`, under S settings of one threshold."""
@@ -75,9 +71,9 @@ class CutEncoder:
         first = {row: rows.index(row) for row in rows}
         distinct = weights[list(first.values())]
         maps = self._maps(image, boxes, distinct, threshold)
-        found = self._run(self.cut.queries, {**image, **maps, **self._sizes(len(distinct))})
+        found = self._run(self.split.queries, {**image, **maps, **self._sizes(len(distinct))})
         order = {row: place for place, row in enumerate(first)}
-        return np.asarray(found[EMBEDS], np.float32)[[order[row] for row in rows]]
+        return np.asarray(found[self._vectors], np.float32)[[order[row] for row in rows]]
 
     def check(self, image_embeds: npt.NDArray[np.floating], boxes: Boxes) -> float:
         """The largest difference between the parts and the whole graph, on one image at the bundle's own threshold.
@@ -88,13 +84,9 @@ class CutEncoder:
         exported = self.encoder.manifest.perturbation
         settings = [Setting(exported.threshold, each.reduction, each.weight, each.alpha) for each in CHECKED]
         got = self.query_embeds(self.of_image(image_embeds), boxes, settings)
-        inputs = {IMAGE: image_embeds, MASKS: self._masks(boxes)}
-        whole = [
-            self.encoder.sessions["image_query"].run(
-                inputs | {WEIGHTS: box_weights([boxes], setting.perturbation(exported))}
-            )["query_embeds"][0]
-            for setting in settings
-        ]
+        head, slots = self.encoder.graph(QUERY_HEAD), {IMAGE_TOKENS: image_embeds, OBJECT_MASKS: self._masks(boxes)}
+        weights = [box_weights([boxes], setting.perturbation(exported)) for setting in settings]
+        whole = [head.run({**slots, BOX_WEIGHTS: weight})[IMAGE_VECTORS][0] for weight in weights]
         distance = float(np.abs(got - np.stack(whole)).max())
         limit = TOLERANCES[self.encoder.manifest.precision].neighbour_abs
         if not distance <= limit:
@@ -109,7 +101,7 @@ class CutEncoder:
         masks = self._masks(boxes)[0][:, None]  # [O, 1, N]: each box as an image of its own
         if self._origin is None:
             self._origin = self._single(image, np.zeros((1, *masks.shape[1:]), np.float32), threshold, weight=0.0)
-        size = sum(image[name].nbytes for name in self.cut.maps.inputs if name in image)
+        size = sum(image[name].nbytes for name in self.split.maps.inputs if name in image)
         step = max(1, KEYS_AT_ONCE // size)
         chunks = [masks[start : start + step] for start in range(0, len(masks), step)]
         runs = [self._single(image, chunk, threshold, weight=1.0) for chunk in chunks]
@@ -121,23 +113,19 @@ class CutEncoder:
 
     def _single(self, image: Mapping[str, np.ndarray], masks: Floats, threshold: float, *, weight: float) -> Arrays:
         """The maps of single boxes, all of one weight: masks [R, 1, N] → [R, …] by name."""
-        repeated = {name: np.repeat(image[name], len(masks), axis=0) for name in self.cut.maps.inputs if name in image}
-        given = {MASKS: masks, WEIGHTS: np.full((len(masks), 1), weight, np.float32)}
-        return self._run(self.cut.maps, {**repeated, **given, THRESHOLD: np.array(threshold, np.float32)})
+        needed = [name for name in self.split.maps.inputs if name in image]
+        repeated = {name: np.repeat(image[name], len(masks), axis=0) for name in needed}
+        given = {self._mask_name: masks, self._weight_name: np.full((len(masks), 1), weight, np.float32)}
+        return self._run(self.split.maps, {**repeated, **given, THRESHOLD: np.array(threshold, np.float32)})
 
     def _masks(self, boxes: Boxes) -> Floats:
         manifest = self.encoder.manifest
-        return object_masks(
-            [boxes],
-            grid=manifest.grid,
-            image_size=manifest.preprocessing.size,
-            coverage=self.encoder.perturbation.coverage,
-        )
+        return object_masks([boxes], grid=manifest.token_grid, coverage=self.encoder.perturbation.coverage)
 
     def _sizes(self, count: int) -> Arrays:
         """Graph inputs of which only the size is read: `count` images, no boxes."""
         found = {}
-        for tensor in self.encoder.manifest.graphs["image_query"].inputs:
+        for tensor in self.encoder.manifest.query_head.inputs:
             shape = [{"B": count, "O": 0}.get(str(axis), axis) for axis in tensor.shape]
             found[tensor.name] = np.zeros([int(axis) for axis in shape], tensor.dtype)
         return found
@@ -146,7 +134,7 @@ class CutEncoder:
         found = self._sessions[part.file].run(list(part.outputs), {name: given[name] for name in part.inputs})
         return dict(zip(part.outputs, found, strict=True))
 
-    def __enter__(self) -> CutEncoder:
+    def __enter__(self) -> SplitEncoder:
         return self
 
     def __exit__(

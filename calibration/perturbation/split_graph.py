@@ -1,7 +1,7 @@
-"""Graph surgery: a bundle's `image_query` graph in three parts, so that a grid of settings shares what it can.
+"""Graph surgery: a bundle's query head in three parts, so that a grid of settings shares what it can.
 
-    image_embeds ── keys ─┬── keys ── maps ── query maps ──┐
-                          └── all else of the image ───────┴── queries ── query_embeds
+    image tokens ── keys ─┬── keys ── maps ── query maps ──┐
+                          └── all else of the image ───────┴── queries ── image vectors
 
 Keys and values depend on the image alone; the projectors inside the query maps on keys, boxes and threshold; only what
 follows depends on the boxes' weights. Where to cut is found from what depends on what, and from the names that the
@@ -17,17 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qpert.graphs.perturbation.names import PREFIX, THRESHOLD
+from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.bundle.roles import BOX_SLOTS, IMAGE_TOKENS, IMAGE_VECTORS
 from qpert.runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-IMAGE, MASKS, WEIGHTS, EMBEDS = "image_embeds", "object_masks", "box_weights", "query_embeds"
-THRESHOLD = "threshold"
-"""The input of the maps part that the initializer of that name became."""
-
-_LOWERED = re.compile(r"query_map(_\d+)?/")
-"""Names that `qpert.graphs.perturbation.lowering` gives: its `PREFIX`."""
+_LOWERED = re.compile(rf"{PREFIX}(_\d+)?/")
 _SIZE_OPERATORS = ("Shape", "Size")
 """They read how large a tensor is, not what is in it."""
 
@@ -42,11 +40,11 @@ class GraphPart:
 
 
 @dataclass(frozen=True)
-class CutGraphs:
-    """The parts of one `image_query` graph.
+class SplitGraph:
+    """The parts of one query head.
 
-    keys: image_embeds → what the others need of the image. maps: keys, object_masks, box_weights and `threshold`
-    (float32 scalar) → query maps. queries: the rest of the image and query maps → query_embeds; a graph input of which
+    keys: image tokens → what the others need of the image. maps: keys, object masks, box weights and `threshold`
+    (float32 scalar) → query maps. queries: the rest of the image and query maps → image vectors; a graph input of which
     it only reads the size is an input too.
     """
 
@@ -55,8 +53,8 @@ class CutGraphs:
     queries: GraphPart
 
 
-def cut_image_query(path: Path, folder: Path) -> CutGraphs:
-    """Cut the graph in the file `path` and write the parts, each with its weights, into `folder`.
+def split_query_head(path: Path, head: GraphSpec, folder: Path) -> SplitGraph:
+    """Cut the query head in the file `path` and write the parts, each with its weights, into `folder`.
 
     Raises:
         BundleError: the graph has no query maps, or no threshold that can be replaced, or cannot be read.
@@ -67,21 +65,30 @@ def cut_image_query(path: Path, folder: Path) -> CutGraphs:
         model = onnx.shape_inference.infer_shapes(onnx.load(path))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise BundleError(f"onnx cannot read {path} with its weights: {error}") from error
-    flow = _Flow(model.graph)
+    if not head.takes_boxes:
+        raise _no_perturbation(path)
+    flow, vectors = _Flow(model.graph, head), head.output(IMAGE_VECTORS).name
     maps_out = [name for name in flow.leaving_scope() if name in flow.of_boxes]
     maps_in, maps_sizes = flow.needed_by(maps_out, stop=flow.comes_from_image)
-    queries_in, sizes = flow.needed_by([EMBEDS], stop=lambda name: name in maps_out or flow.comes_from_image(name))
+    queries_in, sizes = flow.needed_by([vectors], stop=lambda name: name in maps_out or flow.comes_from_image(name))
     if not maps_out or not maps_in or not set(maps_out) <= set(queries_in):
-        raise BundleError(f"{path} holds no query perturbation that can be cut out; export it with --perturb itc")
+        raise _no_perturbation(path)
     thresholds = threshold_names(model.graph)
     if not thresholds:
         raise BundleError(f"{path} has no initializer named …/threshold; export the bundle again with this version")
     from_image = [name for name in dict.fromkeys([*maps_in, *queries_in]) if name not in maps_out]
     folder.mkdir(parents=True, exist_ok=True)
-    return CutGraphs(
-        keys=_write(folder / "keys.onnx", model, [IMAGE], from_image),
+    return SplitGraph(
+        keys=_write(folder / "keys.onnx", model, [head.input(IMAGE_TOKENS).name], from_image),
         maps=_write(folder / "maps.onnx", model, [*maps_in, *maps_sizes], maps_out, as_input=thresholds),
-        queries=_write(folder / "queries.onnx", model, [*queries_in, *sizes], [EMBEDS]),
+        queries=_write(folder / "queries.onnx", model, [*queries_in, *sizes], [vectors]),
+    )
+
+
+def _no_perturbation(path: Path) -> BundleError:
+    return BundleError(
+        f"{path} holds no query perturbation that can be cut out; export it with --perturb itc",
+        code="graph-without-perturbation",
     )
 
 
@@ -93,12 +100,12 @@ def threshold_names(graph: GraphProto) -> list[str]:
 class _Flow:
     """What depends on what in a graph."""
 
-    def __init__(self, graph: GraphProto) -> None:
+    def __init__(self, graph: GraphProto, head: GraphSpec) -> None:
         self.graph = graph
         self.inputs = [value.name for value in graph.input]
         self.producer: dict[str, NodeProto] = {name: node for node in graph.node for name in node.output}
-        self.of_image = self._influenced({IMAGE})
-        self.of_boxes = self._influenced({MASKS, WEIGHTS})
+        self.of_image = self._influenced({head.input(IMAGE_TOKENS).name})
+        self.of_boxes = self._influenced({head.input(slot).name for slot in BOX_SLOTS})
 
     def _influenced(self, sources: set[str]) -> set[str]:
         """Tensors whose values follow from `sources`; nodes are in topological order."""

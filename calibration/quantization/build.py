@@ -25,7 +25,7 @@ from qpert.calibration.quantization.static import FORMATS, load
 from qpert.calibration.quantization.storage import data_location, write_models
 from qpert.calibration.quantization.variants import running
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import GRAPH_NAMES, MANIFEST_NAME, Manifest
+from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from qpert.runtime.bundle.staging import staged_folder
 from qpert.runtime.files import sha256_of
 from qpert.runtime.progress import Progress, Silent
@@ -98,7 +98,7 @@ def make_plan(
 ) -> Plan:
     """Quantise every graph that is asked for; on the CPU, leave those alone that get slower unless they are named."""
     graphs, ratios = {}, {}
-    names = request.graphs or GRAPH_NAMES
+    names = request.graphs or tuple(bundle.manifest.graphs)
     with progress.stage(f"quantising to {request.precision}", len(names)) as advance:
         for name in names:
             graph = quantize_graph(bundle, name, request, data, folder)
@@ -147,8 +147,8 @@ def write_bundle(folder: Path, bundle: Bundle, request: QuantizeRequest, plan: P
     shutil.rmtree(folder / "onnx", ignore_errors=True)
     manifest = bundle.manifest
     models, locations = {}, {}
-    for name in GRAPH_NAMES:
-        path = bundle.graph_path(manifest.graphs[name])
+    for name, graph in manifest.graphs.items():
+        path = bundle.graph_path(graph)
         models[name] = plan.model(name) if name in plan.graphs else load(path)
         locations[name] = data_location(path)
     write_models(folder / "onnx", models, locations)
@@ -193,7 +193,7 @@ def description(manifest: Manifest, request: QuantizeRequest, plan: Plan, data: 
         "ranges": request.ranges,
         "reduce_range": request.reduce_range,
         "data": data.describe(request.dataset),
-        "graphs": {name: graph_description(name, plan) for name in GRAPH_NAMES},
+        "graphs": {name: graph_description(name, plan) for name in manifest.graphs},
         "source": {graph.file: manifest.files[graph.file] for graph in manifest.graphs.values()},
     }
 
@@ -269,7 +269,7 @@ def make_report(
         "gates": [gate.to_dict() for gate in gates],
         "recall_at_1": {"fp32": recall_at_1(reference.itc, owners), request.precision: recall_at_1(got.itc, owners)},
         "graph_bytes": size | {"ratio": round(size[request.precision] / size["fp32"], 4)},
-        "graphs": {name: graph_description(name, plan) for name in GRAPH_NAMES},
+        "graphs": {name: graph_description(name, plan) for name in bundle.manifest.graphs},
         "sensitivity": [cost.to_dict() for cost in costs],
         "data": data.describe(request.dataset),
     }

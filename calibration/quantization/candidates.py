@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import onnx
 
-PERTURBATION = "query_map"
-"""Prefix of the nodes that `qpert.graphs.perturbation.lowering` makes."""
+from qpert.graphs.perturbation.names import PREFIX
+
 _LAYER = re.compile(r"^(?P<block>.*?\.(?:blocks|resblocks|layer)\.\d+)\.")
-_KEYS = "crossattention.self.key.weight.and_"
-KEYS_BLOCK = "cross-attention keys and values"
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def find_candidates(model: onnx.ModelProto) -> tuple[Candidate, ...]:
         if node.op_type in ("MatMul", "Gemm")
         and node.input[1] in matrices
         and node.input[0] not in constants
-        and not node.name.startswith(PERTURBATION)
+        and not node.name.startswith(PREFIX)
     )
     if len({candidate.node for candidate in found}) < len(found):
         raise ValueError("two products of a graph have one name")
@@ -50,9 +48,7 @@ def find_candidates(model: onnx.ModelProto) -> tuple[Candidate, ...]:
 
 
 def block_of(weight: str) -> str:
-    """The block of the network that a weight belongs to: a layer, the projections that all layers share, or a head."""
-    if _KEYS in weight:
-        return KEYS_BLOCK
+    """The block of the network that a weight belongs to: a layer, or a head."""
     if match := _LAYER.match(weight):
         return match["block"]
     parts = weight.split(".weight")[0].split(".")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qpert.calibration.quantization.request import MIN_SAMPLES, QuantizeRequest
+from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PAIR_SCORER, PIXELS, TEXT_TOWER
 from qpert.runtime.errors import InputError
+from qpert.runtime.evaluation.evaluate import check_box_counts
 from qpert.runtime.evaluation.inputs import demo_folder
 from qpert.runtime.files import cache_folder, sha256_of
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.inputs.datasets import ENTITY_FOLDERS, RetrievalDataset, read_dataset
+from qpert.runtime.inputs.datasets import RetrievalDataset, has_entities, read_dataset
 from qpert.runtime.inputs.images import load_image, preprocess_images
-from qpert.runtime.inputs.perturbation import box_weights, object_masks
 from qpert.runtime.progress import Progress
-from qpert.runtime.retrieval.encoder import Encoder, trimmed
+from qpert.runtime.retrieval.encoder import Encoder, token_slots
 
 Feed = dict[str, np.ndarray]
 """Inputs of one call of a graph, by name."""
@@ -58,7 +61,7 @@ def open_split(request: QuantizeRequest, progress: Progress) -> RetrievalDataset
     if request.dataset == "demo":
         return demo_split(request.split, request.limit, progress)
     root = Path(request.dataset)
-    has_boxes = any((root / name / "Annotations").is_dir() for name in ENTITY_FOLDERS)
+    has_boxes = has_entities(root)
     if not has_boxes:
         progress.say(f"{root} has no Entities boxes: the perturbation is calibrated without boxes")
     split = read_dataset(root, request.split, entities=has_boxes)
@@ -103,12 +106,34 @@ def check_data(split: RetrievalDataset, samples: int) -> RetrievalDataset:
 
 
 def calibration_data(request: QuantizeRequest, encoder: Encoder, progress: Progress) -> CalibrationData:
-    """Read, check, and run the float graphs so that each graph's inputs are those that it will see."""
+    """Read, check, and run the float graphs so that each graph's inputs are those that it will see.
+
+    Raises:
+        InputError: see `open_split` and `check_data`. LimitError: an image has more boxes than the bundle takes.
+    """
     split = open_split(request, progress)
     chosen = check_data(split, request.samples)
+    split = with_usable_boxes(split, encoder, progress)
+    chosen = replace(chosen, boxes=split.boxes)
     with progress.stage("preparing calibration inputs"):
         feeds = make_feeds(encoder, chosen)
     return CalibrationData(split, chosen, data_hash(chosen), feeds)
+
+
+def with_usable_boxes(split: RetrievalDataset, encoder: Encoder, progress: Progress) -> RetrievalDataset:
+    """The split as the bundle can take it: without boxes, and that is said, where it was exported without perturbation.
+
+    Raises:
+        LimitError: an image has more boxes than the bundle takes.
+    """
+    if split.boxes is None:
+        return split
+    if not encoder.manifest.query_head.takes_boxes:
+        progress.say("this bundle takes no boxes (--perturb none): it is calibrated and judged without them")
+        return replace(split, boxes=None)
+    counts = Counter(row.image for row in split.boxes.rows)
+    check_box_counts(encoder, split.names, [counts[name] for name in split.names])
+    return split
 
 
 def data_hash(dataset: RetrievalDataset) -> str:
@@ -122,64 +147,50 @@ def data_hash(dataset: RetrievalDataset) -> str:
 
 
 def make_feeds(encoder: Encoder, dataset: RetrievalDataset) -> dict[str, tuple[Feed, ...]]:
-    """Calls of each graph, within the bundle's limits: images, features without and then with boxes, texts, pairs."""
-    step = encoder.limit("vision", "B")
-    vision: list[Feed] = []
+    """Calls of each graph by its name, within the bundle's limits: images, features without and then with boxes,
+    texts, pairs."""
+    tower, head, scorer = encoder.graph(IMAGE_TOWER), encoder.manifest.query_head, encoder.manifest.pair_scorer
+    images_in: list[Feed] = []
     plain: list[Feed] = []
     boxed: list[Feed] = []
     pairs: list[Feed] = []
-    for rows in chunks(len(dataset), step):
+    for rows in chunks(len(dataset), encoder.limit(IMAGE_TOWER, "B")):
         images = [load_image(dataset.images[row], name=dataset.names[row]) for row in rows]
-        vision.append({"pixel_values": preprocess_images(images, encoder.manifest.preprocessing)})
-        embeds = encoder.sessions["vision"].run(vision[-1])["image_embeds"]
-        boxes = [limited(dataset.boxes_of(row, image.size), encoder) for row, image in zip(rows, images, strict=True)]
-        plain.append({"image_embeds": embeds} | box_inputs(encoder, "image_query", [None] * len(rows)))
+        pixels = preprocess_images(images, encoder.manifest.preprocessing)
+        images_in.append(tower.spec.bind({PIXELS: pixels}))
+        tokens = tower.run({PIXELS: pixels})[IMAGE_TOKENS]
+        boxes = [dataset.boxes_of(row, image.size) for row, image in zip(rows, images, strict=True)]
+        plain.append(head.bind({IMAGE_TOKENS: tokens, **encoder.box_slots([None] * len(rows))}))
         if dataset.boxes is not None:
-            boxed.append({"image_embeds": embeds} | box_inputs(encoder, "image_query", boxes))
-        pairs += [pair_feed(encoder, dataset, embeds[[i]], rows[i], boxes[i]) for i in range(len(rows))]
-    return {
-        "vision": tuple(vision),
-        "image_query": (*plain, *boxed),
-        "text": text_feeds(encoder, dataset),
-        "itm": tuple(pairs),
+            boxed.append(head.bind({IMAGE_TOKENS: tokens, **encoder.box_slots(boxes)}))
+        if scorer is not None:
+            pairs += [pair_feed(encoder, scorer, dataset, tokens[[i]], rows[i], boxes[i]) for i in range(len(rows))]
+    feeds = {
+        tower.spec.name: tuple(images_in),
+        head.name: (*plain, *boxed),
+        encoder.manifest.text_tower.name: text_feeds(encoder, dataset),
     }
+    return feeds | ({} if scorer is None else {scorer.name: tuple(pairs)})
 
 
 def chunks(count: int, step: int) -> Iterator[range]:
     return (range(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def limited(boxes: Boxes, encoder: Encoder) -> Boxes:
-    """The first boxes, as many as the bundle takes."""
-    graph = encoder.manifest.graphs["image_query"]
-    most = graph.ranges["O"].max if graph.takes_boxes else 0
-    return Boxes(boxes.xyxy[:most], boxes.size)
-
-
-def box_inputs(encoder: Encoder, graph: str, boxes: Sequence[Boxes | None]) -> Feed:
-    if not encoder.manifest.graphs[graph].takes_boxes:
-        return {}
-    manifest = encoder.manifest
-    masks = object_masks(
-        boxes, grid=manifest.grid, image_size=manifest.preprocessing.size, coverage=encoder.perturbation.coverage
-    )
-    return {"object_masks": masks, "box_weights": box_weights(boxes, encoder.perturbation)}
-
-
 def text_feeds(encoder: Encoder, dataset: RetrievalDataset) -> tuple[Feed, ...]:
-    tokens = encoder.tokenizer.encode(dataset.captions)
-    step = encoder.limit("text", "T")
-    return tuple(trimmed(tokens, np.array(rows)) for rows in chunks(len(dataset.captions), step))
+    tokens, tower = encoder.tokenizer.encode(dataset.captions), encoder.manifest.text_tower
+    step = encoder.limit(TEXT_TOWER, "T")
+    parts = (tokens.trimmed(np.array(rows)) for rows in chunks(len(dataset.captions), step))
+    return tuple(tower.bind(token_slots(part)) for part in parts)
 
 
-def pair_feed(encoder: Encoder, dataset: RetrievalDataset, embeds: np.ndarray, row: int, boxes: Boxes) -> Feed:
+def pair_feed(
+    encoder: Encoder, scorer: GraphSpec, dataset: RetrievalDataset, image_tokens: np.ndarray, row: int, boxes: Boxes
+) -> Feed:
     """One image with its own captions and some of the next images'."""
     first = int(np.searchsorted(dataset.image_of_caption, row))
-    count = min(TEXTS_A_PAIR_CALL, encoder.limit("itm", "T"), len(dataset.captions))
+    count = min(TEXTS_A_PAIR_CALL, encoder.limit(PAIR_SCORER, "T"), len(dataset.captions))
     texts = [dataset.captions[(first + offset) % len(dataset.captions)] for offset in range(count)]
-    tokens = trimmed(encoder.tokenizer.encode(texts), np.arange(count))
-    return (
-        {"image_embeds": embeds}
-        | {name: array[None] for name, array in tokens.items()}
-        | box_inputs(encoder, "itm", [boxes])
-    )
+    tokens = encoder.tokenizer.encode(texts).trimmed(np.arange(count))
+    slots = {slot: array[None] for slot, array in token_slots(tokens).items()}
+    return scorer.bind({IMAGE_TOKENS: image_tokens, **slots, **encoder.box_slots([boxes])})

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qpert.calibration.quantization.data import chunks, limited
+from qpert.calibration.quantization.data import chunks
+from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.errors import QpertError
 from qpert.runtime.evaluation.metrics import image_to_text_ranks, recall, text_to_image_ranks
 from qpert.runtime.inputs.datasets import RetrievalDataset
@@ -41,7 +42,10 @@ class AccuracyError(QpertError):
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Scores of one bundle on one split: itc float32 [B, T]; final float32 [P, K], ITM + ITC on given shortlists."""
+    """Scores of one bundle on one split: itc float32 [B, T]; final float32 [P, K] on given shortlists.
+
+    `final` is ITM + ITC; K is 0 where the bundle has no pair scorer.
+    """
 
     itc: Floats
     final: Floats
@@ -55,18 +59,19 @@ def measure(
         texts = encoder.encode_texts(split.captions)
         queries: list[npt.NDArray[np.floating]] = []
         embeds: list[ImageFeatures] = []
-        for rows in chunks(len(split), encoder.limit("vision", "B")):
+        for rows in chunks(len(split), encoder.limit(IMAGE_TOWER, "B")):
             images = [load_image(split.images[row], name=split.names[row]) for row in rows]
-            given = [limited(split.boxes_of(row, image.size), encoder) for row, image in zip(rows, images, strict=True)]
+            given = [split.boxes_of(row, image.size) for row, image in zip(rows, images, strict=True)]
             features = encoder.encode_images(images, given if split.boxes else None)
             queries.append(features.query_embeds)
             embeds += [features.rows([i]) for i in range(len(rows))] if len(embeds) < PAIR_IMAGES else []
             advance(len(rows))
     itc = itc_scores(np.concatenate(queries), texts)
     if shortlists is None:
-        shortlists = np.argsort(-itc[:PAIR_IMAGES], axis=1, kind="stable")[:, :SHORTLIST]
+        length = SHORTLIST if encoder.reranks else 0
+        shortlists = np.argsort(-itc[:PAIR_IMAGES], axis=1, kind="stable")[:, :length]
     final = np.empty(shortlists.shape, np.float32)
-    for row, columns in enumerate(shortlists):
+    for row, columns in enumerate(shortlists if shortlists.size else ()):
         itm = encoder.itm_scores(embeds[row], [split.captions[column] for column in columns])[0]
         final[row] = final_scores(itm, itc[row, columns])
     return Measured(itc, final), shortlists
@@ -95,8 +100,15 @@ def judge(
         *(Gate(f"{way}: R@1 lost, points", before[way] - after[way], max_drop) for way in before),
         Gate("t2i: first results that changed, %", changed_first(reference.itc.T, got.itc.T), most),
         Gate("i2t: first results that changed, %", changed_first(reference.itc, got.itc), most),
-        Gate("i2t re-ranked: first results that changed, %", changed_first(reference.final, got.final), most),
+        *reranked_gates(reference.final, got.final, most),
     )
+
+
+def reranked_gates(reference: Floats, got: Floats, most: float) -> tuple[Gate, ...]:
+    """How many shortlists have another first result; none where the bundle does not re-rank."""
+    if not got.size:
+        return ()
+    return (Gate("i2t re-ranked: first results that changed, %", changed_first(reference, got), most),)
 
 
 def passed(gates: Sequence[Gate]) -> bool:

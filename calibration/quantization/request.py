@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import GRAPH_NAMES
 from qpert.runtime.bundle.staging import check_target
 from qpert.runtime.errors import InputError
 
@@ -51,12 +50,11 @@ class QuantizeRequest:
             ("--precision", self.precision, PRECISIONS),
             ("--target", self.target, TARGETS),
             ("--ranges", self.ranges, RANGES),
-            *(("--graphs", graph, GRAPH_NAMES) for graph in self.graphs or ()),
         ):
             if value not in allowed:
                 raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
         if self.graphs == ():
-            raise InputError("--graphs names no graph; leave it out, or name some of " + ", ".join(GRAPH_NAMES))
+            raise InputError("--graphs names no graph; leave it out, or name some", code="quantize-graphs")
         if self.samples < MIN_SAMPLES:
             raise InputError(
                 f"--samples is {self.samples}, expected at least {MIN_SAMPLES}: a range taken from a few images cuts "
@@ -85,8 +83,13 @@ class QuantizeRequest:
                 )
 
     def check_bundle(self, bundle: Bundle) -> None:
-        """Raises InputError where the bundle is not one to quantise."""
+        """Raises InputError where the bundle is not one to quantise, or has no graph of a name that was asked for."""
         manifest = bundle.manifest
+        if unknown := [name for name in self.graphs or () if name not in manifest.graphs]:
+            raise InputError(
+                f"--graphs is {', '.join(unknown)}, expected some of {', '.join(manifest.graphs)}",
+                code="quantize-graphs",
+            )
         if manifest.quantization is not None or manifest.precision in PRECISIONS:
             raise InputError(
                 f"{bundle.folder} is quantised already ({manifest.precision}); give the fp32 bundle that it was made of"

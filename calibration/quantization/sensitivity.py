@@ -16,6 +16,7 @@ from qpert.calibration.quantization.gate import changed_first
 from qpert.calibration.quantization.quantized import QuantizedGraph
 from qpert.calibration.quantization.static import load
 from qpert.calibration.quantization.variants import Form, running, variant
+from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_VECTORS, PAIR_SCORER, QUERY_HEAD
 from qpert.runtime.progress import Progress
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.scores import itc_scores
@@ -106,7 +107,7 @@ def cost_of(
     got, expected = outputs(session, data.feeds[name]), reference.by_graph[name]
     products = sum(candidate.block == block for candidate in graph.candidates)
     cost = BlockCost(name, block, products, None, None, None, 0.0)
-    if name == "itm":
+    if encoder.manifest.graphs[name].role == PAIR_SCORER:
         worst = max(float(np.abs(a - b).max()) for a, b in zip(got, expected, strict=True))
         changed = changed_first(np.concatenate(expected), np.concatenate(got))
         return replace(cost, score_worst=worst, agreement=100 - changed)
@@ -128,17 +129,20 @@ def first(scores: np.ndarray) -> np.ndarray:
 
 def itc(encoder: Encoder, data: CalibrationData, reference: FloatOutputs, name: str, changed: Outputs) -> np.ndarray:
     """ITC scores [B, T] of the calibration data, without boxes, with the outputs of one graph exchanged."""
+    manifest = encoder.manifest
     made = reference.by_graph | {name: changed}
-    count = len(data.feeds["vision"])
-    queries = list(requeried(encoder, data, changed)) if name == "vision" else made["image_query"][:count]
-    return itc_scores(np.concatenate(queries), np.concatenate(made["text"]))
+    count = len(data.feeds[manifest.image_tower.name])
+    replaced = name == manifest.image_tower.name
+    queries = list(requeried(encoder, data, changed)) if replaced else made[manifest.query_head.name][:count]
+    return itc_scores(np.concatenate(queries), np.concatenate(made[manifest.text_tower.name]))
 
 
-def requeried(encoder: Encoder, data: CalibrationData, embeds: Outputs) -> Iterator[np.ndarray]:
-    """query_embeds of other image_embeds, in float and without boxes (the first calls of `image_query` are such)."""
-    session = encoder.sessions["image_query"]
-    for feed, array in zip(data.feeds["image_query"], embeds, strict=False):
-        yield session.run(feed | {"image_embeds": array})["query_embeds"]
+def requeried(encoder: Encoder, data: CalibrationData, image_tokens: Outputs) -> Iterator[np.ndarray]:
+    """Image vectors of other image tokens, in float and without boxes (the query head's first calls are such)."""
+    head = encoder.graph(QUERY_HEAD)
+    name = head.spec.input(IMAGE_TOKENS).name
+    for feed, array in zip(data.feeds[head.spec.name], image_tokens, strict=False):
+        yield head.spec.by_slot(head.session.run(feed | {name: array}))[IMAGE_VECTORS]
 
 
 def cosine_distances(got: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -11,12 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qpert.graphs.perturbation.names import PREFIX, THRESHOLD
 from qpert.graphs.perturbation.operators import Operators
 from qpert.graphs.perturbation.placeholder import DOMAIN, OPERATOR
 from qpert.graphs.perturbation.purification import Projectors, leading_projectors
-
-PREFIX = "query_map"
-"""Names of what this pass adds start with it; the initializer `query_map/threshold` is τ and may be overwritten."""
 
 HEADS_AT_ONCE = 24
 """Layers × heads whose matrices are computed side by side. An iteration goes over whole tensors many times: 24 heads
@@ -45,7 +43,7 @@ def lower_query_map(graph: gs.Graph) -> gs.Graph:
 
 def _lower(ops: Operators, node: gs.Node) -> None:
     keys, object_masks, box_weights = node.inputs
-    threshold = ops.constant("threshold", node.attrs["threshold"])
+    threshold = ops.constant(THRESHOLD, node.attrs["threshold"])
     weights = ops("Unsqueeze", box_weights, ops.constant("weight_axes", [1, 2, 4, 5], np.int64))  # [B, 1, 1, O, 1, 1]
     masks = _squared_masks(ops, object_masks)
     maps = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,17 +82,27 @@ def check_data(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:
 
 
 def check_boxes(encoder: Encoder, data: EvaluationData) -> None:
-    """Raises InputError or LimitError where an image has more boxes than the bundle takes."""
+    """Raises InputError where the bundle takes no boxes, LimitError where an image has more than it takes."""
+    if any(map(len, data.boxes)) and not encoder.manifest.query_head.takes_boxes:
+        raise InputError(
+            "this bundle was exported with --perturb none and takes no boxes; evaluate with --boxes none",
+            code="bundle-without-boxes",
+        )
+    check_box_counts(encoder, data.dataset.names, [len(boxes) for boxes in data.boxes])
+
+
+def check_box_counts(encoder: Encoder, names: Sequence[str], counts: Sequence[int]) -> None:
+    """Raises LimitError where an image has more boxes than the bundle takes: none is left out silently.
+
+    names: of the images. counts: of the boxes of each.
+    """
     graph = encoder.manifest.query_head
-    counts = [len(boxes) for boxes in data.boxes]
-    most = max(counts, default=0)
-    if most and not graph.takes_boxes:
-        raise InputError("this bundle was exported with --perturb none and takes no boxes; evaluate with --boxes none")
-    if most and most > (limit := graph.ranges["O"].max):
-        name = data.dataset.names[counts.index(most)]
+    most, limit = max(counts, default=0), graph.ranges["O"].max if graph.takes_boxes else 0
+    if most > limit:
         raise LimitError(
             f"{sum(count > limit for count in counts)} images have more boxes than the {limit} that this bundle takes, "
-            f"{name} has {most}; keep the best ones, or export again with --max-boxes {most}"
+            f"{names[counts.index(most)]} has {most}; keep the best ones, or export again with --max-boxes {most}",
+            code="too-many-boxes",
         )
 
 

@@ -7,8 +7,8 @@ from tiny_model import tiny_network
 
 from qpert.calibration.perturbation.apply import write_threshold
 from qpert.calibration.perturbation.grid import Grid
-from qpert.calibration.perturbation.split_encoder import CutEncoder
-from qpert.calibration.perturbation.split_graph import cut_image_query
+from qpert.calibration.perturbation.split_encoder import SplitEncoder
+from qpert.calibration.perturbation.split_graph import split_query_head
 from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.recording import decided_masks
 from qpert.graphs.perturbation.choices import GraphPerturbation
@@ -30,7 +30,7 @@ def encoder(itc_bundle):
 
 @pytest.fixture(scope="module")
 def cut(encoder, tmp_path_factory):
-    with CutEncoder(encoder, tmp_path_factory.mktemp("cut"), "cpu", threads=1) as cut:
+    with SplitEncoder(encoder, tmp_path_factory.mktemp("cut"), "cpu", threads=1) as cut:
         yield cut
 
 
@@ -127,7 +127,7 @@ def test_a_graph_without_a_threshold_cannot_be_cut(encoder, tmp_path):
 
 def test_half_precision_is_cut_too(half_bundle, tmp_path, boxed_data):
     encoder = Encoder(Bundle.open(half_bundle), "cpu", threads=1)
-    with CutEncoder(encoder, tmp_path, "cpu", threads=1) as cut:
+    with SplitEncoder(encoder, tmp_path, "cpu", threads=1) as cut:
         features = encoder.encode_images(boxed_data.dataset.images[2:3]).image_embeds
         assert features.dtype == np.float16
         assert cut.check(features, boxed_data.boxes[2]) < 5e-3  # rows among neighbours, in fp16

@@ -119,7 +119,7 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(
 ):
     monkeypatch.setattr("qpert.calibration.perturbation.query_cache.BLOCK_BYTES", 1 << 13)  # four small images a file
     monkeypatch.setattr("qpert.runtime.evaluation.journal.COMMIT_SECONDS", 0)  # nothing is lost, so it can be counted
-    owner = {"query_embeds": module.CutEncoder, "ranks": module._Split, "itm_scores": type(encoder)}[name]
+    owner = {"query_embeds": module.SplitEncoder, "ranks": module._Split, "itm_scores": type(encoder)}[name]
     function = getattr(owner, name)
     first = Stopping(function, at)
     monkeypatch.setattr(owner, name, lambda self, *a, **o: first(self, *a, **o))
@@ -142,7 +142,7 @@ def test_a_finished_search_is_read_from_its_folder(found, encoder, boxed_data, t
     def never(*_):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(module.CutEncoder, "query_embeds", never)
+    monkeypatch.setattr(module.SplitEncoder, "query_embeds", never)
     monkeypatch.setattr(type(encoder), "itm_scores", never)
     assert summary(search(encoder, boxed_data, GRID, work=tmp_path, rerank=RERANK, threads=1)) == summary(found)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from evaluation_sets import write_set
 from onnx import numpy_helper
 
 from qpert.calibration.quantization.build import quantize_bundle
@@ -40,7 +41,8 @@ def int8_bundle(request_of: QuantizeRequest) -> Bundle:
 @pytest.fixture(scope="module")
 def tensorrt_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("tensorrt") / "bundle"
-    request = QuantizeRequest(tiny_bundle, out, target="tensorrt", samples=16, limit=16, sensitivity=False)
+    data = write_set(out.parent / "set", 16, split="val")  # one box each; the tiny bundle takes four
+    request = QuantizeRequest(tiny_bundle, out, target="tensorrt", dataset=str(data), samples=16, sensitivity=False)
     return quantize_bundle(replace(request, max_drop=100.0, min_agreement=0.0))
 
 

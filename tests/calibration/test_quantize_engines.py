@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from evaluation_sets import write_set
 
 from qpert.calibration.quantization.build import quantize_bundle
 from qpert.calibration.quantization.modelopt import modelopt_python
@@ -24,8 +25,9 @@ GRAPHS = ("vision", "text")
 def quantized(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory):
     def make(precision: str) -> Bundle:
         out = tmp_path_factory.mktemp(precision) / "bundle"
+        data = write_set(out.parent / "set", 16, split="val")  # one box each; the tiny bundle takes four
         request = QuantizeRequest(
-            tiny_bundle, out, precision, "tensorrt", samples=16, limit=16, graphs=GRAPHS, sensitivity=False,
+            tiny_bundle, out, precision, "tensorrt", dataset=str(data), samples=16, graphs=GRAPHS, sensitivity=False,
             max_drop=100.0, min_agreement=0.0,
         )  # fmt: skip
         return quantize_bundle(request)

@@ -202,7 +202,7 @@ def test_the_graphs_compute_what_the_network_with_the_eigendecomposition_compute
     ],
 )
 def test_the_default_name_tells_checkpoint_and_precision(checkpoint, precision, name):
-    assert ExportRequest(checkpoint, precision=precision).target == Path(name)
+    assert ExportRequest("blip2", checkpoint, precision=precision).target == Path(name)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_the_default_name_tells_checkpoint_and_precision(checkpoint, precision, 
 )
 def test_a_request_that_cannot_be_met_is_refused_before_any_work(fields, message):
     with pytest.raises(InputError, match=message):
-        ExportRequest("demo", **fields).check()
+        ExportRequest("blip2", "demo", **fields).check()
 
 
 # Interruptions. `export_again` leaves the tracing out, so each of these takes a second.

@@ -28,7 +28,7 @@ def demo_half(tmp_path_factory):
     """The demonstration checkpoint in fp16."""
     from qpert.exporter.export import ExportRequest, export_bundle
 
-    return export_bundle(ExportRequest("demo", tmp_path_factory.mktemp("half") / "bundle", precision="fp16")).folder
+    return export_bundle(ExportRequest("blip2", "demo", tmp_path_factory.mktemp("half") / "bundle", precision="fp16")).folder
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def folder(shape: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(folder: Path) -> Bundle:
     settings = Perturbation.paper(stages="both", preserve_norm=folder.name.startswith("hf-c"))
-    return export_bundle(ExportRequest(checkpoint=str(folder), out=folder.parent / "bundle", perturbation=settings))
+    return export_bundle(ExportRequest("blip2", checkpoint=str(folder), out=folder.parent / "bundle", perturbation=settings))
 
 
 @pytest.fixture(scope="module")
