@@ -92,8 +92,8 @@ def traced(own_cache: Path, tiny_weights: Path) -> Iterator[dict]:
 
     found, trace_graphs = {}, module.trace_graphs
 
-    def recorder(request, *arguments):
-        graphs = trace_graphs(request, *arguments)
+    def recorder(family, request, *arguments):
+        graphs = trace_graphs(family, request, *arguments)
         if request.checkpoint == str(tiny_weights):
             found[request.perturbation.stages, request.precision] = graphs
         return graphs

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qpert.exporter.families.blip2.architecture import ArchitectureOptions
 from qpert.graphs.families.blip2.config import Blip2Config, QFormerConfig, VisionConfig
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.graphs.perturbation.choices import GraphPerturbation
@@ -23,7 +22,7 @@ TINY = Blip2Config(
 )
 THRESHOLD = 0.96
 """With it the recorded boxes have key subspaces of one to three dimensions, all of them clearly decided."""
-OPTIONS = ArchitectureOptions(vision_heads=2, qformer_heads=2)
+OPTIONS = {"vision_heads": 2, "qformer_heads": 2}
 """Head counts are no multiple of the usual head sizes, so they have to be told."""
 
 

@@ -11,7 +11,6 @@ import qpert.calibration.perturbation.apply as module
 from qpert.calibration.perturbation.apply import apply_settings
 from qpert.exporter.families.declare import Limits
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run
 from qpert.runtime.errors import InputError, QpertError
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -37,7 +36,7 @@ def exported(export_tiny):
 
 
 def arrays(bundle):
-    return Samples.load(bundle.path(bundle.manifest.samples)).to_arrays()
+    return bundle.samples().to_arrays()
 
 
 def test_graphs_and_samples_are_those_of_an_export_with_the_settings(applied, exported):

@@ -9,6 +9,7 @@ from qpert.calibration.perturbation.apply import write_threshold
 from qpert.calibration.perturbation.grid import Grid
 from qpert.calibration.perturbation.split_encoder import SplitEncoder
 from qpert.calibration.perturbation.split_graph import split_query_head
+from qpert.exporter.families.blip2.family import FAMILY
 from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.recording import decided_masks
 from qpert.graphs.perturbation.choices import GraphPerturbation
@@ -46,7 +47,7 @@ def test_every_setting_gives_what_the_whole_graph_gives(row, encoder, cut, featu
     exported = encoder.manifest.perturbation
     settings = Grid(thresholds=(exported.threshold,)).settings()
     got = cut.query_embeds(cut.of_image(features[row : row + 1]), boxes, settings)
-    masks = object_masks([boxes], grid=encoder.manifest.grid, image_size=56, coverage="exact")
+    masks = object_masks([boxes], grid=encoder.manifest.token_grid, coverage="exact")
     for place, setting in enumerate(settings):
         weights = box_weights([boxes], setting.perturbation(exported))
         inputs = {"image_embeds": features[row : row + 1], "object_masks": masks, "box_weights": weights}
@@ -58,11 +59,13 @@ def test_every_setting_gives_what_the_whole_graph_gives(row, encoder, cut, featu
 
 @pytest.mark.parametrize("threshold", [0.85, 0.99])
 def test_another_threshold_gives_what_pytorch_gives_there(threshold, cut, features, boxed_data):
-    reference = TorchReference(tiny_network(GraphPerturbation(threshold)))
+    reference = TorchReference(
+        FAMILY, tiny_network(GraphPerturbation(threshold)), encoder.manifest.graphs, GraphPerturbation(threshold)
+    )
     settings = Grid(alphas=(4.0,), thresholds=(threshold,)).settings()
     compared = 0
     for row, boxes in enumerate(boxed_data.boxes):
-        masks = object_masks([boxes], grid=4, image_size=56, coverage="exact")
+        masks = object_masks([boxes], grid=encoder.manifest.token_grid, coverage="exact")
         if not len(boxes) or not decided_masks(reference, features[row : row + 1], masks, len(boxes))[1].all():
             continue  # where float32 does not decide the rank, either answer is right
         compared += 1
@@ -109,7 +112,7 @@ def test_a_cut_that_does_not_compute_what_the_bundle_computes_is_refused(
 
 def test_a_graph_without_perturbation_cannot_be_cut(stock_export, tmp_path):
     with pytest.raises(BundleError, match="holds no query perturbation that can be cut out"):
-        cut_image_query(stock_export.folder / "onnx" / "image_query.onnx", tmp_path)
+        split_query_head(stock_export.folder / "onnx" / "image_query.onnx", tmp_path)
 
 
 def test_a_graph_without_a_threshold_cannot_be_cut(encoder, tmp_path):
@@ -122,7 +125,7 @@ def test_a_graph_without_a_threshold_cannot_be_cut(encoder, tmp_path):
         node.input[:] = ["query_map/tau" if name == "query_map/threshold" else name for name in node.input]
     onnx.save_model(model, tmp_path / "other.onnx")
     with pytest.raises(BundleError, match="has no initializer named …/threshold"):
-        cut_image_query(tmp_path / "other.onnx", tmp_path / "parts")
+        split_query_head(tmp_path / "other.onnx", tmp_path / "parts")
 
 
 def test_half_precision_is_cut_too(half_bundle, tmp_path, boxed_data):

@@ -16,7 +16,6 @@ from qpert.calibration.quantization.build import quantize_bundle
 from qpert.calibration.quantization.gate import AccuracyError
 from qpert.calibration.quantization.request import QuantizeRequest
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification import verify_tensors
@@ -114,7 +113,7 @@ def test_weights_are_the_nearest_8_bit_numbers_of_their_column(int8_bundle: Bund
 
 def test_it_passes_verification_against_the_outputs_of_pytorch(int8_bundle: Bundle) -> None:
     encoder = Encoder(int8_bundle, "cpu")
-    samples = Samples.load(int8_bundle.path(int8_bundle.manifest.samples))
+    samples = int8_bundle.samples()
     verification = verify_tensors(encoder, samples.cases, samples, reference="recorded", provider="cpu")
     encoder.close()
     assert [gate.name for gate in verification.gates if not gate.passed] == []

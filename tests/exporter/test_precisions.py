@@ -15,7 +15,6 @@ from tiny_model import OPTIONS, THRESHOLD, VOCABULARY, tiny_state
 
 from qpert.exporter.export import ExportRequest, export_bundle
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.verification import batch_axes, cosine_distance, select
@@ -51,6 +50,7 @@ def export(precision: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
         folder = tmp_path_factory.mktemp(precision)
         torch.save({"model": scaled_state(scale)}, folder / "tiny.pth")
         request = ExportRequest(
+            family="blip2",
             checkpoint=str(folder / "tiny.pth"),
             tokenizer=str(VOCABULARY),
             out=folder / "bundle",
@@ -76,7 +76,7 @@ def loud(export: Callable[[float], Bundle]) -> Bundle:
 
 def outputs(bundle: Bundle) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every recorded case's output and the float32 reference's, by ONNX's own evaluator (it knows bfloat16)."""
-    samples = Samples.load(bundle.path(bundle.manifest.samples))
+    samples = bundle.samples()
     found = {}
     for name, spec in bundle.manifest.graphs.items():
         evaluator = ReferenceEvaluator(onnx.load(bundle.graph_path(spec)))

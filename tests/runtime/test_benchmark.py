@@ -24,10 +24,8 @@ from qpert.runtime.benchmark import run as run_module
 from qpert.runtime.benchmark.cold import peak_memory_mb
 from qpert.runtime.benchmark.run import BenchRequest, benchmark
 from qpert.runtime.benchmark.timing import Schedule, Timing, interleaved
-from qpert.runtime.benchmark.work import itm_flops, query_flops, text_flops, vision_flops
 from qpert.runtime.benchmark.workloads import Sizes
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import run
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.progress import Silent
@@ -167,7 +165,9 @@ def test_ratios_rates_and_shares_follow_from_the_medians(bench, encoder):
     assert (first.baseline, first.baseline_median_ms, first.ratio) == ("other", 3000, 3)
     assert (second.baseline, second.baseline_median_ms, second.ratio) == ("slower", 10000, 10)
     length = encoder.limit("text", "L")
-    assert first.share_of_peak == pytest.approx(2 * text_flops(encoder.manifest.architecture, length) / 1e6)
+    assert first.share_of_peak == pytest.approx(
+        encoder.manifest.graphs["text"].count_flops({"T": 2, "L": length}) / 1e6
+    )
     assert first.baseline_max_abs == 0
 
 
@@ -234,7 +234,7 @@ def test_the_machine_is_described_without_names_of_host_or_user(bench):
 def test_a_baseline_computes_what_the_reference_recorded(name, tiny_bundle, tiny_weights):
     """1e-5: both are float32 over the same numbers (measured: 1e-6). The recorded boxes are decided clearly."""
     bundle = Bundle.open(tiny_bundle)
-    samples = Samples.load(bundle.path(bundle.manifest.samples))
+    samples = bundle.samples()
     with open_baselines([name], bundle.manifest, str(tiny_weights)) as (baseline,):
         assert baseline.name == name
         for case in samples.cases:
@@ -279,7 +279,8 @@ def test_useful_work_is_what_pytorch_counts(name):
     config = TINY if name == "tiny" else CONFIGS[name]
     if config.vision.layers > 4:  # every layer costs the same; three are enough, and quick
         config = replace(config, vision=replace(config.vision, layers=3))
-    architecture, side = config.to_dict(), config.vision.image_size
+    graphs = graph_specs(config, precision="fp32", stages="none", limits=Limits())
+    side = config.vision.image_size
 
     def counted(method: str, *inputs: torch.Tensor) -> int:
         with FlopCounterMode(display=False) as counter:
@@ -290,10 +291,10 @@ def test_useful_work_is_what_pytorch_counts(name):
         model = Blip2Retrieval(config).eval()
         features = torch.zeros(1, config.vision.tokens, config.vision.width)
         ids, pairs = torch.zeros(1, 9, dtype=torch.int64), torch.zeros(1, 3, 9, dtype=torch.int64)
-        assert counted("encode_image", torch.zeros(1, 3, side, side)) == vision_flops(architecture)
-        assert counted("encode_queries", features) == query_flops(architecture)
-        assert counted("encode_text", ids, ids) == text_flops(architecture, 9)
-        assert counted("match", features, pairs, pairs) == itm_flops(architecture, 3, 9)
+        assert counted("encode_image", torch.zeros(1, 3, side, side)) == graphs["vision"].count_flops({"B": 1})
+        assert counted("encode_queries", features) == graphs["image_query"].count_flops({"B": 1})
+        assert counted("encode_text", ids, ids) == graphs["text"].count_flops({"T": 1, "L": 9})
+        assert counted("match", features, pairs, pairs) == graphs["itm"].count_flops({"I": 1, "T": 3, "L": 9})
 
 
 def test_the_command_prints_one_document_and_keeps_it_in_the_bundle(tiny_bundle, tiny_weights, copy_of, capsys):

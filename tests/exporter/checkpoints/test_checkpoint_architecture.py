@@ -12,9 +12,9 @@ from small_lavis import CLIP, EVA, HEADS
 
 from qpert.exporter.checkpoints.checkpoint import load_state
 from qpert.exporter.checkpoints.files import TensorInfo
-from qpert.exporter.checkpoints.parameters import interpolate_positions
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions, parameter_shapes
 from qpert.exporter.families.blip2.checkpoint import open_checkpoint, plan_checkpoint
+from qpert.exporter.families.blip2.positions import interpolate_positions
 from qpert.graphs.families.blip2.config import CONFIGS, Blip2Config
 from qpert.runtime.errors import CheckpointError, InputError
 

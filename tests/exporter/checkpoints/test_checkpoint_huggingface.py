@@ -142,7 +142,7 @@ def test_the_record_and_the_vocabulary_come_from_the_folder(tmp_path: Path) -> N
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# A model\n")
     with open_checkpoint(str(folder)) as checkpoint:
         record = checkpoint.record
-        assert (record.name, record.source, record.family) == (folder.name, str(folder), "huggingface")
+        assert (record.name, record.source, record.format) == (folder.name, str(folder), "huggingface")
         assert record.license == "mit"
         assert checkpoint.tokenizer == folder / "tokenizer.json"
         assert checkpoint.config.ln_vision_eps == checkpoint.config.vision.layer_norm_eps == 1e-5

@@ -56,7 +56,7 @@ def test_the_full_list_of_a_published_lavis_model_is_accepted_and_used(name: str
     if "vision" in fixture["files"]:
         entries |= backbone(listed(f"lavis_{name}", "vision"), NAMED[name].config.vision.layers)
     plan = plan_checkpoint(entries, name, known=NAMED[name].config)
-    assert plan.family == "lavis"
+    assert plan.format == "lavis"
     assert plan.config == Blip2Config(**{**vars(NAMED[name].config), "name": "checkpoint"})
     assert {origin.name for origin in plan.origins.values()} == entries.keys() - set(fixture["unused"])
     unused = ("temp", "Qformer.cls.predictions")
@@ -68,7 +68,7 @@ def test_the_full_list_of_a_published_lavis_model_is_accepted_and_used(name: str
 def test_the_full_list_of_a_published_hugging_face_model_is_accepted_and_used(fixture: str, name: str) -> None:
     entries = listed(fixture)
     plan = plan_checkpoint(entries, fixture)
-    assert plan.family == "huggingface"
+    assert plan.format == "huggingface"
     assert plan.config == Blip2Config(**{**vars(NAMED[name].config), "name": "checkpoint"})
     assert {origin.name for origin in plan.origins.values()} == entries.keys()
     key_biases = 39 * 1408
@@ -97,7 +97,7 @@ def test_a_lavis_file_loads_tensor_for_tensor(tmp_path: Path, config: Blip2Confi
         assert set(checkpoint.tensors.names()) == state.keys()
         assert checkpoint.config == Blip2Config(**{**vars(config), "name": "best"})
     assert all(torch.equal(loaded[name], state[name]) for name in state)
-    assert checkpoint.record.family == "lavis"
+    assert checkpoint.record.format == "lavis"
 
 
 def test_one_report_names_everything_that_is_wrong() -> None:

@@ -15,8 +15,9 @@ from tiny_model import THRESHOLD
 from qpert.exporter.engines.builder import BuildJob, build_engine
 from qpert.exporter.engines.profiles import profile_of
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import GRAPH_NAMES
 from qpert.runtime.inputs.perturbation import Perturbation
+
+GRAPH_NAMES = ("vision", "image_query", "text", "itm")
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx: pip install 'qpert[rtx]'")
 
@@ -28,7 +29,9 @@ def demo_half(tmp_path_factory):
     """The demonstration checkpoint in fp16."""
     from qpert.exporter.export import ExportRequest, export_bundle
 
-    return export_bundle(ExportRequest("blip2", "demo", tmp_path_factory.mktemp("half") / "bundle", precision="fp16")).folder
+    return export_bundle(
+        ExportRequest("blip2", "demo", tmp_path_factory.mktemp("half") / "bundle", precision="fp16")
+    ).folder
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qpert.exporter.engines.profiles import lengths_of, profile_of
-from qpert.exporter.families.declare import Limits, signatures
+from qpert.exporter.families.blip2.graph_specs import graph_specs
+from qpert.exporter.families.declare import Limits
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.runtime.bundle.graph_spec import AxisRange
 
@@ -13,7 +14,7 @@ LIMITS = Limits(batch=8, boxes=32, texts=64, length=35)
 
 
 def graphs(stages):
-    return signatures(CONFIGS["coco"], precision="fp16", stages=stages, limits=LIMITS)
+    return graph_specs(CONFIGS["coco"], precision="fp16", stages=stages, limits=LIMITS)
 
 
 def test_every_input_of_the_full_size_graphs_has_its_shapes():

@@ -1,12 +1,17 @@
 """The graphs' inputs and outputs against the contract's table."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 from tiny_model import TINY
 
-from qpert.exporter.families.declare import Limits, signatures
+from qpert.exporter.families.blip2.graph_specs import graph_specs
+from qpert.exporter.families.declare import Limits
 from qpert.graphs.families.blip2.config import CONFIGS
-from qpert.runtime.bundle.manifest import GRAPH_NAMES
 from qpert.runtime.errors import InputError
+
+GRAPH_NAMES = ("vision", "image_query", "text", "itm")
 
 
 def shapes(tensors):
@@ -18,7 +23,7 @@ BOXES = {"object_masks": ("float32", ("I", "O", 677)), "box_weights": ("float32"
 
 @pytest.mark.parametrize("stages", ["itc", "both", "none"])
 def test_the_graphs_are_those_of_the_contract(stages):
-    graphs = signatures(CONFIGS["coco"], precision="fp32", stages=stages, limits=Limits())
+    graphs = graph_specs(CONFIGS["coco"], precision="fp32", stages=stages, limits=Limits())
     assert tuple(graphs) == GRAPH_NAMES
     assert shapes(graphs["vision"].inputs) == {"pixel_values": ("float32", ("B", 3, 364, 364))}
     assert shapes(graphs["vision"].outputs) == {"image_embeds": ("float32", ("B", 677, 1408))}
@@ -41,7 +46,7 @@ def test_the_graphs_are_those_of_the_contract(stages):
 
 
 def test_every_named_axis_has_its_range_and_no_other_has():
-    graphs = signatures(TINY, precision="fp32", stages="both", limits=Limits(3, 4, 6, 12))
+    graphs = graph_specs(TINY, precision="fp32", stages="both", limits=Limits(3, 4, 6, 12))
     for graph in graphs.values():
         axes = {axis for tensor in graph.inputs for axis in tensor.shape if isinstance(axis, str)}
         assert set(graph.ranges) == axes
@@ -53,12 +58,12 @@ def test_every_named_axis_has_its_range_and_no_other_has():
 
 @pytest.mark.parametrize(("precision", "features"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "float32")])
 def test_only_image_features_follow_the_precision(precision, features):
-    graphs = signatures(TINY, precision=precision, stages="both", limits=Limits(length=12))
+    graphs = graph_specs(TINY, precision=precision, stages="both", limits=Limits(length=12))
     for graph in graphs.values():
         for tensor in (*graph.inputs, *graph.outputs):
-            expected = features if tensor.name == "image_embeds" else tensor.dtype
-            assert tensor.dtype == expected
-            assert tensor.dtype in ("int64", "float32") or tensor.name == "image_embeds"
+            integers = tensor.name in ("input_ids", "attention_mask")
+            expected = features if tensor.name == "image_embeds" else "int64" if integers else "float32"
+            assert tensor.dtype == expected, tensor.name
 
 
 @pytest.mark.parametrize(
@@ -72,10 +77,18 @@ def test_only_image_features_follow_the_precision(precision, features):
     ],
 )
 def test_limits_that_no_graph_can_have_are_refused(limits, message):
+    config = with_positions(40)
+    too_long = limits.length is not None and limits.length > 40
+    refuse = partial(graph_specs, config, precision="fp32", stages="itc", limits=limits) if too_long else limits.check
     with pytest.raises(InputError, match=message):
-        limits.check(40)
+        refuse()
 
 
 def test_limits_at_their_ends_pass():
-    Limits(1, 1, 1, 3).check(40)
-    Limits(length=40).check(40)
+    Limits(1, 1, 1, 3).check()
+    graphs = graph_specs(with_positions(40), precision="fp32", stages="itc", limits=Limits(length=40))
+    assert graphs["text"].ranges["L"].max == 40
+
+
+def with_positions(count):
+    return replace(TINY, qformer=replace(TINY.qformer, max_positions=count))

@@ -57,7 +57,7 @@ def stock_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stock_bundle(stock_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("stock-bundle") / "bundle"
     request = ExportRequest(
-        str(stock_folder), out, perturbation=Perturbation(stages="none"), limits=Limits(texts=5), samples=2
+        "blip2", str(stock_folder), out, perturbation=Perturbation(stages="none"), limits=Limits(texts=5), samples=2
     )
     return export_bundle(request)
 

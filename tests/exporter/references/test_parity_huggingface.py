@@ -14,7 +14,6 @@ from qpert.exporter.export import ExportRequest, export_bundle
 from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceReference
 from qpert.exporter.references.open import live_cases
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.scores import itc_scores
@@ -36,7 +35,9 @@ def folder(shape: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(folder: Path) -> Bundle:
     settings = Perturbation.paper(stages="both", preserve_norm=folder.name.startswith("hf-c"))
-    return export_bundle(ExportRequest("blip2", checkpoint=str(folder), out=folder.parent / "bundle", perturbation=settings))
+    return export_bundle(
+        ExportRequest("blip2", checkpoint=str(folder), out=folder.parent / "bundle", perturbation=settings)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_itm_scores_are_those_of_the_stock_forward(
 
 
 def test_perturbed_outputs_are_the_papers_formula_on_the_stock_network(bundle: Bundle, encoder: Encoder) -> None:
-    samples = Samples.load(bundle.path(bundle.manifest.samples))
+    samples = bundle.samples()
     cases = live_cases(bundle.manifest, "hf", None, samples, seed=5)
     verification = verify_tensors(encoder, cases, samples, reference="hf", provider="cpu")
     assert verification.passed, [gate for gate in verification.gates if not gate.passed]

@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from qpert.exporter.export import ExportRequest, export_bundle
-from qpert.exporter.families.blip2.architecture import ArchitectureOptions
 from qpert.exporter.families.declare import Limits
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import run
@@ -39,8 +38,9 @@ def expected(folder: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     described = json.loads((folder / "config.json").read_text())
-    heads = ArchitectureOptions(vision_heads=described["vision"]["heads"], qformer_heads=described["qformer"]["heads"])
+    heads = {"vision_heads": described["vision"]["heads"], "qformer_heads": described["qformer"]["heads"]}
     request = ExportRequest(
+        family="blip2",
         checkpoint=str(folder / "checkpoint.pth"),
         tokenizer=str(folder / "vocab.txt"),
         out=tmp_path_factory.mktemp("lavis-bundle") / "bundle",

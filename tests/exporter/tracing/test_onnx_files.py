@@ -15,9 +15,10 @@ from qpert.runtime.progress import Silent
 
 SPEC = GraphSpec(
     "text",
+    "text_tower",
     "onnx/text.onnx",
-    (TensorSpec("x", "float32", ("T", 3)),),
-    (TensorSpec("y", "float32", ("T", 2)),),
+    (TensorSpec("x", "token_ids", "float32", ("T", 3)),),
+    (TensorSpec("y", "text_vectors", "float32", ("T", 2)),),
     {"T": AxisRange(1, 4)},
 )
 
@@ -36,7 +37,7 @@ class Source:
 
 def write(folder, **options):
     graphs = {name: weighted_graph(model(**options), {"w": "w"}) for name in ("text", "itm")}
-    write_graphs(folder / "onnx", graphs, Source(), Silent())
+    write_graphs(folder / "onnx", graphs, dict.fromkeys(graphs, "qformer.data"), Source(), Silent())
     return folder / "onnx" / "text.onnx"
 
 
@@ -57,11 +58,11 @@ def test_a_graph_that_is_as_declared_passes(tmp_path):
 @pytest.mark.parametrize(
     "spec",
     [
-        replace(SPEC, inputs=(TensorSpec("z", "float32", ("T", 3)),)),
-        replace(SPEC, inputs=(TensorSpec("x", "float16", ("T", 3)),)),
-        replace(SPEC, outputs=(TensorSpec("y", "float32", ("T", 3)),)),
-        replace(SPEC, outputs=(TensorSpec("y", "float32", ("B", 2)),)),
-        replace(SPEC, outputs=(TensorSpec("y", "float32", ("T", 2, 1)),)),
+        replace(SPEC, inputs=(TensorSpec("z", "token_ids", "float32", ("T", 3)),)),
+        replace(SPEC, inputs=(TensorSpec("x", "token_ids", "float16", ("T", 3)),)),
+        replace(SPEC, outputs=(TensorSpec("y", "text_vectors", "float32", ("T", 3)),)),
+        replace(SPEC, outputs=(TensorSpec("y", "text_vectors", "float32", ("B", 2)),)),
+        replace(SPEC, outputs=(TensorSpec("y", "text_vectors", "float32", ("T", 2, 1)),)),
         replace(SPEC, outputs=()),
     ],
 )

@@ -6,12 +6,14 @@ import pytest
 import torch
 from tiny_model import TINY, tiny_state
 
-from qpert.exporter.families.declare import Limits, signatures
-from qpert.exporter.tracing.trace import TRACE_LENGTHS, dummy_inputs, dynamic_shapes, hollow_model
+from qpert.exporter.families.blip2.family import FAMILY
+from qpert.exporter.families.blip2.graph_specs import graph_specs
+from qpert.exporter.families.declare import Limits
+from qpert.exporter.tracing.trace import TRACE_LENGTHS, dummy_inputs, dynamic_shapes, network_without_weights
 from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
 
-SPECS = signatures(TINY, precision="fp16", stages="both", limits=Limits(3, 4, 6, 12))
+SPECS = graph_specs(TINY, precision="fp16", stages="both", limits=Limits(3, 4, 6, 12))
 
 
 def test_dummy_inputs_have_the_declared_dtypes_and_lengths_that_cannot_be_confused():
@@ -36,8 +38,8 @@ def test_a_named_axis_is_one_dimension_in_every_input():
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
 )
-def test_a_hollow_model_has_shapes_and_dtypes_and_layer_norms_in_float32(precision, dtype):
-    hollow = dict(hollow_model(TINY, GraphPerturbation(), precision).named_parameters())
+def test_a_network_without_weights_has_shapes_and_dtypes_and_layer_norms_in_float32(precision, dtype):
+    hollow = dict(network_without_weights(FAMILY, TINY, GraphPerturbation(), precision).named_parameters())
     assert {name: tuple(p.shape) for name, p in hollow.items()} == {n: tuple(t.shape) for n, t in tiny_state().items()}
     for name, parameter in hollow.items():
         norm = "norm" in name.lower() or name.startswith("ln_")

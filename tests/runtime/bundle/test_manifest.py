@@ -7,8 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qpert.runtime.bundle.manifest import GRAPH_NAMES, SCHEMA_VERSION, Manifest, bundle_path, read_manifest
+from qpert.runtime.bundle.manifest import SCHEMA_VERSION, Manifest, bundle_path, read_manifest
 from qpert.runtime.errors import BundleError
+
+GRAPH_NAMES = ("vision", "image_query", "text", "itm")
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def store(path, arrays, metadata):
 
 def test_samples_survive_the_disk(tmp_path):
     before = samples()
-    after = Samples.load(store(tmp_path / "s.safetensors", *before.to_arrays()))
+    after = Samples.load(store(tmp_path / "s.safetensors", *before.to_arrays()), ["vision", "itm"])
     assert [(case.graph, case.name) for case in after.cases] == [
         ("vision", "pictures"),
         ("itm", "many_boxes"),
@@ -75,7 +75,7 @@ def test_a_file_that_lacks_something_is_an_error_that_names_it(tmp_path, damage)
     with pytest.raises(
         BundleError, match=r"s\.safetensors cannot be read as recorded samples .*export the bundle again"
     ):
-        Samples.load(path)
+        Samples.load(path, ["vision", "itm"])
 
 
 def test_a_truncated_or_missing_file_is_an_error_that_names_it(tmp_path):
@@ -83,4 +83,4 @@ def test_a_truncated_or_missing_file_is_an_error_that_names_it(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     for broken in (path, tmp_path / "none.safetensors"):
         with pytest.raises(BundleError, match=f"{broken.name} cannot be read as recorded samples"):
-            Samples.load(broken)
+            Samples.load(broken, ["vision", "itm"])

@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 from qpert.runtime.errors import InputError, LimitError
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation, box_weights, object_masks
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
+from qpert.runtime.inputs.token_grid import TokenGrid
+
+
+def squashed(grid, image_size):
+    return TokenGrid(grid, grid, image_size // grid, 1, ImagePreprocessing(image_size))
 
 
 def mask(box, size=(80, 40), *, grid=4, image_size=56, coverage="exact"):
     """One box's [grid, grid] mask; CLS is checked and left out."""
-    masks = object_masks([Boxes([box], size)], grid=grid, image_size=image_size, coverage=coverage)
+    masks = object_masks([Boxes([box], size)], grid=squashed(grid, image_size), coverage=coverage)
     assert masks.shape == (1, 1, grid**2 + 1)
     assert masks.dtype == np.float32
     assert masks[0, 0, 0] == 0
@@ -52,7 +58,7 @@ def test_a_box_over_the_whole_image_covers_every_patch(coverage):
 
 def test_a_box_up_to_a_patch_border_does_not_touch_the_next_patch():
     boxes = Boxes([[0, 0, 639 * k / 13, 7] for k in range(1, 14)], (639, 7))
-    masks = object_masks([boxes], grid=13, image_size=182, coverage="exact")[0, :, 1:14]
+    masks = object_masks([boxes], grid=squashed(13, 182), coverage="exact")[0, :, 1:14]
     np.testing.assert_allclose(masks, np.tril(np.ones((13, 13))), atol=1e-12)
 
 
@@ -113,7 +119,7 @@ def test_a_box_that_truncation_leaves_empty_covers_nothing_when_dilated():
 
 def test_a_ragged_batch_is_padded_with_empty_masks_and_zero_weights():
     boxes = [Boxes([[0, 0, 8, 8]], (8, 8)), None, Boxes([[0, 0, 4, 8], [4, 0, 8, 8]], (8, 8)), Boxes.empty((8, 8))]
-    masks = object_masks(boxes, grid=2, image_size=28, coverage="exact")
+    masks = object_masks(boxes, grid=squashed(2, 28), coverage="exact")
     weights = box_weights(boxes, Perturbation())
     assert masks.shape == (4, 2, 5)
     np.testing.assert_array_equal(masks[0], [[0, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
@@ -124,8 +130,8 @@ def test_a_ragged_batch_is_padded_with_empty_masks_and_zero_weights():
 
 
 def test_no_boxes_at_all_give_arrays_without_boxes_or_padded_ones():
-    assert object_masks([None, None], grid=2, image_size=28, coverage="exact").shape == (2, 0, 5)
-    assert object_masks([None], grid=2, image_size=28, coverage="exact", pad_to=3).shape == (1, 3, 5)
+    assert object_masks([None, None], grid=squashed(2, 28), coverage="exact").shape == (2, 0, 5)
+    assert object_masks([None], grid=squashed(2, 28), coverage="exact", pad_to=3).shape == (1, 3, 5)
     assert box_weights([None, None], Perturbation()).shape == (2, 0)
     assert box_weights([None], Perturbation(), pad_to=3).shape == (1, 3)
 
@@ -133,7 +139,7 @@ def test_no_boxes_at_all_give_arrays_without_boxes_or_padded_ones():
 def test_more_boxes_than_fit_are_an_error():
     boxes = [None, Boxes([[0, 0, 1, 1]] * 3, (8, 8))]
     with pytest.raises(LimitError, match="image 1 has 3 boxes; at most 2 fit"):
-        object_masks(boxes, grid=2, image_size=28, coverage="exact", pad_to=2)
+        object_masks(boxes, grid=squashed(2, 28), coverage="exact", pad_to=2)
     with pytest.raises(LimitError, match="image 1 has 3 boxes"):
         box_weights(boxes, Perturbation(), pad_to=2)
 
@@ -145,9 +151,9 @@ def test_one_boxes_in_place_of_a_list_is_an_error():
 
 def test_a_grid_that_does_not_divide_the_image_is_an_error():
     with pytest.raises(InputError, match="30 is not a multiple of the grid's 4"):
-        object_masks([None], grid=4, image_size=30, coverage="exact")
+        object_masks([None], grid=squashed(4, 30), coverage="exact")
     with pytest.raises(InputError, match="coverage is 'soft'; expected one of exact, binary, dilated"):
-        object_masks([None], grid=2, image_size=28, coverage="soft")
+        object_masks([None], grid=squashed(2, 28), coverage="soft")
 
 
 QUARTER_AND_ALL = [Boxes([[0, 0, 4, 4], [0, 0, 8, 8]], (8, 8))]  # S = 0.25 and 1

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.manifest import GRAPH_NAMES
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.sessions.gpus import Gpu
@@ -24,6 +23,8 @@ from qpert.runtime.sessions.tensorrt.engines import (
     require_flavor,
 )
 from qpert.runtime.sessions.tensorrt.libraries import FLAVORS
+
+GRAPH_NAMES = ("vision", "image_query", "text", "itm")
 
 RTX, CLASSIC = FLAVORS["rtx"], FLAVORS["classic"]
 L4 = Gpu("NVIDIA L4", "for CUDA 13.0", "8.9")

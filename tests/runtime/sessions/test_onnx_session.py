@@ -162,7 +162,8 @@ options = ort.SessionOptions()
 options.add_session_config_entry("session.use_env_allocators", "1")
 options.log_severity_level = 4
 session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-spec = GraphSpec("g", "g.onnx", (TensorSpec("x", "float32", ("B",)),), (TensorSpec("y", "float32", ("B",)),),
+x, y = TensorSpec("x", "token_ids", "float32", ("B",)), TensorSpec("y", "text_vectors", "float32", ("B",))
+spec = GraphSpec("g", "text_tower", "g.onnx", (x,), (y,),
                  {"B": AxisRange(1, 10**8)})
 small = OnnxRuntimeSession(spec, session)
 assert small.run({"x": np.ones(1000, np.float32)})["y"].sum() == -2000
@@ -191,8 +192,11 @@ def test_a_graph_that_loads_and_cannot_run_is_a_broken_bundle(tmp_path):
     rows = numpy_helper.from_array(np.array([-1, 2]), "rows")
     graph = helper.make_graph([helper.make_node("Reshape", ["x", "rows"], ["y"])], "g", [x], [y], [rows])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "g.onnx")
-    inputs, outputs = (TensorSpec("x", "float32", ("B",)),), (TensorSpec("y", "float32", ("R", "C")),)
-    spec = GraphSpec("g", "g.onnx", inputs, outputs, {"B": AxisRange(1, 10)})
+    inputs, outputs = (
+        (TensorSpec("x", "token_ids", "float32", ("B",)),),
+        (TensorSpec("y", "text_vectors", "float32", ("R", "C")),),
+    )
+    spec = GraphSpec("g", "text_tower", "g.onnx", inputs, outputs, {"B": AxisRange(1, 10)})
     with OnnxRuntimeSession.open(tmp_path / "g.onnx", spec, PROVIDERS["cpu"]) as session:
         assert session.run({"x": np.ones(4, np.float32)})["y"].shape == (2, 2)
         with pytest.raises(BundleError, match=r"(?s)loads graph 'g' and cannot run it.*export the bundle again"):

@@ -13,13 +13,14 @@ from qpert.runtime.sessions.providers import PROVIDERS, available_providers
 
 SPEC = GraphSpec(
     "itm",
+    "pair_scorer",
     "itm.onnx",
     (
-        TensorSpec("image_embeds", "float32", ("I", 5)),
-        TensorSpec("input_ids", "int64", ("I", "T", "L")),
-        TensorSpec("object_masks", "float32", ("I", "O", 5)),
+        TensorSpec("image_embeds", "image_tokens", "float32", ("I", 5)),
+        TensorSpec("input_ids", "token_ids", "int64", ("I", "T", "L")),
+        TensorSpec("object_masks", "object_masks", "float32", ("I", "O", 5)),
     ),
-    (TensorSpec("itm_scores", "float32", ("I", "T")),),
+    (TensorSpec("itm_scores", "pair_scores", "float32", ("I", "T")),),
     {"I": AxisRange(1, 2), "T": AxisRange(1, 3), "L": AxisRange(2, 4), "O": AxisRange(0, 2)},
 )
 

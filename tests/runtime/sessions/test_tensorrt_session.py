@@ -35,13 +35,14 @@ no_gpu = pytest.mark.skipif(first_gpu() is not None, reason="this machine has a 
 
 GRAPH = GraphSpec(
     "image_query",
+    "query_head",
     "onnx/image_query.onnx",
     (
-        TensorSpec("image_embeds", "float16", ("B", 5, 4)),
-        TensorSpec("object_masks", "float32", ("B", "O", 5)),
-        TensorSpec("box_weights", "float32", ("B", "O")),
+        TensorSpec("image_embeds", "image_tokens", "float16", ("B", 5, 4)),
+        TensorSpec("object_masks", "object_masks", "float32", ("B", "O", 5)),
+        TensorSpec("box_weights", "box_weights", "float32", ("B", "O")),
     ),
-    (TensorSpec("query_embeds", "float32", ("B", 3, 2)),),
+    (TensorSpec("query_embeds", "image_vectors", "float32", ("B", 3, 2)),),
     {"B": AxisRange(1, 8), "O": AxisRange(0, 6)},
 )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
-from qpert.runtime.bundle.samples import Case, Samples
+from qpert.runtime.bundle.samples import Case
 from qpert.runtime.cli.verify import verify
 from qpert.runtime.errors import BundleError
 from qpert.runtime.progress import Silent
@@ -28,7 +28,7 @@ from qpert.runtime.verification import (
 
 @pytest.fixture(scope="module")
 def samples(tiny_bundle):
-    return Samples.load(tiny_bundle / "samples.safetensors")
+    return Bundle.open(tiny_bundle).samples()
 
 
 @pytest.fixture
@@ -252,7 +252,12 @@ def test_a_value_that_is_not_finite_in_rows_alone_only_fails(encoder, samples):
 
 def test_an_output_of_another_shape_fails_and_does_not_crash():
     spec = GraphSpec(
-        "text", "t", (TensorSpec("input_ids", "int64", ("T",)),), (TensorSpec("y", "float32", ("T", 2)),), {}
+        "text",
+        "text_tower",
+        "t",
+        (TensorSpec("input_ids", "token_ids", "int64", ("T",)),),
+        (TensorSpec("y", "text_vectors", "float32", ("T", 2)),),
+        {},
     )
     case = Case("text", "x", {"input_ids": np.zeros(2, np.int64)}, {"y": np.ones((2, 2), np.float32)})
     (found,) = compare(case, spec, "all", {"y": np.ones((2, 1), np.float32)}, {"T": np.arange(2)})
@@ -302,9 +307,19 @@ def test_a_bundle_for_one_image_or_one_text_can_be_verified(tiny_bundle, copy_of
     rows=st.fixed_dictionaries({"I": st.integers(1, 4), "T": st.integers(1, 5)}),
 )
 def test_a_case_is_run_at_the_smallest_a_middle_and_the_largest_batch_with_every_row_repeated_in_turn(most, rows):
-    inputs = (TensorSpec("image_embeds", "float32", ("I", 2)), TensorSpec("input_ids", "int64", ("I", "T", "L")))
+    inputs = (
+        TensorSpec("image_embeds", "image_tokens", "float32", ("I", 2)),
+        TensorSpec("input_ids", "token_ids", "int64", ("I", "T", "L")),
+    )
     ranges = {axis: AxisRange(1, length) for axis, length in most.items()} | {"L": AxisRange(2, 5)}
-    spec = GraphSpec("itm", "itm.onnx", inputs, (TensorSpec("itm_scores", "float32", ("I", "T")),), ranges)
+    spec = GraphSpec(
+        "itm",
+        "pair_scorer",
+        "itm.onnx",
+        inputs,
+        (TensorSpec("itm_scores", "pair_scores", "float32", ("I", "T")),),
+        ranges,
+    )
     case = Case(
         "itm",
         "x",
@@ -342,7 +357,7 @@ def test_a_permuted_batch_is_permuted_and_holds_duplicates(encoder, samples):
 
 def test_rows_are_selected_along_every_named_axis():
     array = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
-    spec = TensorSpec("x", "float32", ("I", "T", 4))
+    spec = TensorSpec("x", "token_ids", "float32", ("I", "T", 4))
     found = select(array, spec, {"I": np.array([1, 0, 1]), "T": np.array([2, 2])})
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found[:, 0], array[[1, 0, 1], 2])
