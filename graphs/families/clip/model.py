@@ -1,7 +1,7 @@
 """CLIP: two towers that meet in one dot product, with Hugging Face's parameter names.
 
-Source: transformers `modeling_clip.py`. `logit_scale` multiplies every score alike and is left out. CLIP pools the image
-at its class token: it has no cross-attention, so there are no queries that boxes could perturb.
+Source: transformers `modeling_clip.py`. `logit_scale` multiplies every score alike and is left out. CLIP pools the
+image at its class token: it has no cross-attention, so there are no queries that boxes could perturb.
 """
 
 from __future__ import annotations
