@@ -1,0 +1,1 @@
+"""CLIP from Hugging Face folders."""

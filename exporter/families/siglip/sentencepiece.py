@@ -1,0 +1,120 @@
+"""`spiece.model`, a SentencePiece model, read without the sentencepiece package.
+
+The file is one protocol buffer (google/sentencepiece, `sentencepiece_model.proto`); `protobuf` comes with onnx.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qpert.runtime.errors import CheckpointError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Kinds of pieces."""
+UNIGRAM = 1
+
+STRING, FLOAT, INT32, BOOL, ENUM, BYTES, MESSAGE = 9, 2, 5, 8, 5, 12, 11  # FieldDescriptorProto.Type; enums as int32
+OPTIONAL, REPEATED = 1, 3
+FIELDS: dict[str, tuple[tuple[str, int, int, int, str], ...]] = {
+    "Piece": (
+        ("piece", 1, STRING, OPTIONAL, ""),
+        ("score", 2, FLOAT, OPTIONAL, ""),
+        ("type", 3, ENUM, OPTIONAL, "1"),
+    ),
+    "Trainer": (
+        ("model_type", 3, ENUM, OPTIONAL, "1"),
+        ("treat_whitespace_as_suffix", 24, BOOL, OPTIONAL, "false"),
+        ("byte_fallback", 35, BOOL, OPTIONAL, "false"),
+    ),
+    "Normalizer": (
+        ("precompiled_charsmap", 2, BYTES, OPTIONAL, ""),
+        ("add_dummy_prefix", 3, BOOL, OPTIONAL, "true"),
+        ("remove_extra_whitespaces", 4, BOOL, OPTIONAL, "true"),
+        ("escape_whitespaces", 5, BOOL, OPTIONAL, "true"),
+    ),
+    "Model": (
+        ("pieces", 1, MESSAGE, REPEATED, "Piece"),
+        ("trainer_spec", 2, MESSAGE, OPTIONAL, "Trainer"),
+        ("normalizer_spec", 3, MESSAGE, OPTIONAL, "Normalizer"),
+    ),
+}
+"""Name, number, type, label, and default or message type, of the fields that matter here."""
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """Pieces in id order as (text, score, kind), and the compiled table of the normaliser (empty for identity)."""
+
+    pieces: tuple[tuple[str, float, int], ...]
+    charsmap: bytes
+
+    @property
+    def unknown_id(self) -> int:
+        return next(i for i, (_, _, kind) in enumerate(self.pieces) if kind == UNKNOWN)
+
+
+def read_sentencepiece(path: Path) -> SentencePieceModel:
+    """A Unigram model as SigLIP's.
+
+    Raises:
+        CheckpointError: missing or no SentencePiece model (`tokenizer-file`), or one of another kind, by the name of
+            the setting (`tokenizer-unsupported`).
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    model = _message_class()()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a SentencePiece model ({error}); download it again", code="tokenizer-file"
+        ) from error
+    pieces = tuple((piece.piece, float(piece.score), int(piece.type)) for piece in model.pieces)
+    if sum(kind == UNKNOWN for _, _, kind in pieces) != 1:
+        raise CheckpointError(
+            f"{path} is no SentencePiece model: of its {len(pieces)} pieces not exactly one is the unknown one; "
+            "download it again",
+            code="tokenizer-file",
+        )
+    _check_supported(path, model, {kind for _, _, kind in pieces})
+    return SentencePieceModel(pieces, bytes(model.normalizer_spec.precompiled_charsmap))
+
+
+def _check_supported(path: Path, model: Any, kinds: set[int]) -> None:
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    found = {
+        "model_type": (trainer.model_type, UNIGRAM),
+        "treat_whitespace_as_suffix": (trainer.treat_whitespace_as_suffix, False),
+        "byte_fallback": (trainer.byte_fallback, False),
+        "remove_extra_whitespaces": (normalizer.remove_extra_whitespaces, True),
+        "escape_whitespaces": (normalizer.escape_whitespaces, True),
+        "user-defined or unused pieces": (bool(kinds & {USER_DEFINED, UNUSED}), False),
+    }
+    wrong = [f"{name} {got} (expected {expected})" for name, (got, expected) in found.items() if got != expected]
+    if wrong:
+        raise CheckpointError(
+            f"{path} is a SentencePiece model of another kind than SigLIP's: {'; '.join(wrong)}",
+            code="tokenizer-unsupported",
+        )
+
+
+@cache
+def _message_class() -> Any:
+    """The message class of a model file. Fields that are not declared are skipped while parsing."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
+
+    file = descriptor_pb2.FileDescriptorProto(name="qpert_sentencepiece.proto", package="qpert", syntax="proto2")
+    for message, fields in FIELDS.items():
+        declared = file.message_type.add(name=message)
+        for name, number, kind, label, detail in fields:
+            field = declared.field.add(name=name, number=number, type=kind, label=label)  # type: ignore[arg-type]
+            if kind == MESSAGE:
+                field.type_name = f".qpert.{detail}"
+            elif detail:
+                field.default_value = detail
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("qpert.Model"))

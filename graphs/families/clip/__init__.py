@@ -1,0 +1,1 @@
+"""CLIP: two towers that meet in one dot product."""

@@ -1,0 +1,1 @@
+"""SigLIP: two towers, the image pooled by one query, which boxes may perturb."""
