@@ -33,10 +33,13 @@ CLASSES = ("SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer")
 DEFAULT_LENGTH = 64
 
 SPACE = "▁"
-FINAL_SIGMA = r"(?<=\p{Cased}\p{Case_Ignorable}*)Σ(?!\p{Case_Ignorable}*\p{Cased})"
+CASED = r"[\p{Cased}&&\P{Case_Ignorable}]"
+FINAL_SIGMA = rf"(?<={CASED}\p{{Case_Ignorable}}*)Σ(?!\p{{Case_Ignorable}}*{CASED})"
 """Where Python's `str.lower` writes ς (Unicode's Final_Sigma), which the `tokenizers` package does not know."""
 PUNCTUATION = r"[!-/:-@\[-`{-~]"
 """Python's `string.punctuation`: ASCII alone."""
+INVISIBLE = "[\u200b\u200c\u200e\u200f\ufeff\ufffd]"
+"""What SentencePiece's nmt_nfkc takes for a space and is no white space to Python."""
 WHITESPACE = r"[\s\x1c-\x1f]+"
 """What Python's `\\s` matches; the four control characters are no white space to Unicode."""
 
@@ -132,7 +135,7 @@ def _unigram(model: SentencePieceModel, kept: set[str]) -> Tokenizer:
     pieces = [
         (f"\x00{text}" if kind == CONTROL and text not in kept else text, score) for text, score, kind in model.pieces
     ]
-    backend = Tokenizer(Unigram(pieces, model.unknown_id, byte_fallback=False))
+    backend = Tokenizer(Unigram(pieces, model.unknown_id, byte_fallback=model.byte_fallback))
     backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
     return backend
 
@@ -156,8 +159,10 @@ def _cleaning(lower: bool, charsmap: bytes) -> normalizers.Normalizer:
 
     Punctuation at the start becomes a space, not nothing: the ▁ before a text is written where a piece begins at the
     text's first character. In one place ids therefore differ from the stock class's, by a ▁ too many: behind the
-    literal text of a special token (`</s>`, `<unk>`) that punctuation follows. NFKC comes first because
-    `Precompiled` loses what combines with a character that its table maps.
+    literal text of a special token (`</s>`, `<unk>`) that punctuation follows.
+
+    `Precompiled` loses the marks that combine with a character which its table maps, so what can be mapped is mapped
+    before. NFKC sorts and composes several marks on one letter, which SentencePiece does not: a second difference.
     """
     from tokenizers import Regex, normalizers
 
@@ -169,10 +174,12 @@ def _cleaning(lower: bool, charsmap: bytes) -> normalizers.Normalizer:
         normalizers.Replace(Regex(PUNCTUATION), ""),
         normalizers.Replace(Regex(WHITESPACE), " "),
         normalizers.Strip(left=False, right=True),
+        normalizers.Replace(Regex(INVISIBLE), " "),
+        normalizers.NFKC(),
+        normalizers.Precompiled(charsmap),
+        normalizers.Replace(Regex(" {2,}"), " "),
+        normalizers.Strip(left=False, right=True),
     ]
-    if charsmap:
-        steps += [normalizers.NFKC(), normalizers.Precompiled(charsmap)]
-    steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(left=False, right=True)]
     return normalizers.Sequence(steps)
 
 
