@@ -25,7 +25,7 @@ DEPARTURE = re.compile(r"(</s>|<unk>)\s*[!-/:-@\[-`{-~]")
 
 
 def stacks_marks(caption):
-    """Whether a letter carries two combining marks or more, which NFKC sorts and composes and SentencePiece does not."""
+    """Whether a letter carries two combining marks, which NFKC sorts and composes and SentencePiece does not."""
     decomposed = unicodedata.normalize("NFKD", caption.lower())
     return any(unicodedata.combining(a) and unicodedata.combining(b) for a, b in pairwise(decomposed))
 
