@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qpert.exporter.families.siglip.sentencepiece import CONTROL, SentencePieceModel, read_sentencepiece
+from qpert.exporter.families.siglip.sentencepiece import SentencePieceModel, read_sentencepiece
 from qpert.exporter.hub.tokenizer_files import (
     HubTokenizer,
     TokenizerFiles,
@@ -20,6 +20,7 @@ from qpert.exporter.hub.tokenizer_files import (
     max_length,
     read_tokenizer_files,
     token_id,
+    unsupported,
 )
 from qpert.graphs.families.siglip.config import SiglipConfig
 from qpert.runtime.errors import CheckpointError
@@ -79,7 +80,7 @@ def _finished(
     eos = token_id(backend, files, "eos_token", folder)
     side = files.settings.get("padding_side", default_side)
     if side not in ("left", "right"):
-        raise _unsupported(folder, "padding_side", side)
+        raise unsupported(folder, "padding_side", side)
     backend.enable_truncation(length)
     pad_token = files.named["pad_token"].content
     backend.enable_padding(direction=side, pad_id=pad, pad_token=pad_token, length=length)
@@ -94,9 +95,8 @@ def _sentencepiece(folder: Path, config: SiglipConfig) -> HubTokenizer:
     from tokenizers import pre_tokenizers
 
     files = read_tokenizer_files(folder, SENTENCEPIECE_NAMED)
-    for name in ("sp_model_kwargs", "additional_special_tokens", "extra_special_tokens"):
-        if files.settings.get(name):
-            raise _unsupported(folder, name, files.settings[name])
+    if files.settings.get("sp_model_kwargs"):
+        raise unsupported(folder, "sp_model_kwargs", files.settings["sp_model_kwargs"])
     path = folder / "spiece.model"
     if not path.is_file():
         raise CheckpointError(
@@ -127,13 +127,13 @@ def _sentencepiece(folder: Path, config: SiglipConfig) -> HubTokenizer:
 
 
 def _unigram(model: SentencePieceModel, kept: set[str]) -> Tokenizer:
-    """SentencePiece never finds control pieces in a text; the `tokenizers` package would, so those that are no added
-    tokens get a text that no normalised caption has."""
+    """Pieces that no caption gives in SentencePiece would be found by the `tokenizers` package. Those that are no added
+    tokens get a space before their text, which no cleaned text has: there it is ▁."""
     from tokenizers import Tokenizer, decoders
     from tokenizers.models import Unigram
 
     pieces = [
-        (f"\x00{text}" if kind == CONTROL and text not in kept else text, score) for text, score, kind in model.pieces
+        (f" {text}" if model.hidden(kind) and text not in kept else text, score) for text, score, kind in model.pieces
     ]
     backend = Tokenizer(Unigram(pieces, model.unknown_id, byte_fallback=model.byte_fallback))
     backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
@@ -241,9 +241,3 @@ def _frame_of(path: Path) -> Any:
     from qpert.runtime.inputs.text import read_tokenizer_json
 
     return read_tokenizer_json(path).post_processor
-
-
-def _unsupported(folder: Path, name: str, value: Any) -> CheckpointError:
-    return CheckpointError(
-        f"{folder}/tokenizer_config.json has {name} {value!r}, which qpert cannot honour", code="tokenizer-unsupported"
-    )

@@ -12,7 +12,14 @@ from hostile_captions import PIECES, SPECIAL, hostile_captions
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import GemmaTokenizer, Siglip2Tokenizer
 
-from qpert.exporter.families.siglip.sentencepiece import CONTROL, NORMAL, UNKNOWN, read_sentencepiece
+from qpert.exporter.families.siglip.sentencepiece import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    read_sentencepiece,
+)
 from qpert.exporter.families.siglip.tokenizer import build_tokenizer
 from qpert.graphs.families.siglip.config import SiglipConfig
 from qpert.graphs.transformer import TextConfig, VisionConfig
@@ -143,6 +150,50 @@ def test_settings_that_cannot_be_honoured_are_refused_by_name(settings, code, na
         build_tokenizer(folder, config_for(rows))
     assert caught.value.code == code
     assert named in str(caught.value)
+
+
+def altered(folder, change):
+    """The model file with another message in place of its own, written by protobuf from our declaration."""
+    from qpert.exporter.families.siglip.sentencepiece import _message_class
+
+    path = folder / "spiece.model"
+    model = _message_class()()
+    model.ParseFromString(path.read_bytes())
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return folder
+
+
+def add_piece(model, text, kind, score=0.0):
+    model.pieces.add(piece=text, type=kind, score=score)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda m: setattr(m.normalizer_spec, "name", "identity"), "normalizer 'identity'"),
+        (lambda m: setattr(m.trainer_spec, "model_type", 2), "model_type 2"),
+        (lambda m: setattr(m.trainer_spec, "treat_whitespace_as_suffix", True), "treat_whitespace_as_suffix"),
+        (lambda m: setattr(m.normalizer_spec, "escape_whitespaces", False), "escape_whitespaces"),
+        (lambda m: add_piece(m, "dog", USER_DEFINED), "'dog'"),
+    ],
+)
+def test_models_of_another_kind_are_refused_by_name(change, named, folder):
+    with pytest.raises(CheckpointError) as caught:
+        build_tokenizer(altered(folder, change), config_for(400))
+    assert caught.value.code == "tokenizer-unsupported"
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [CONTROL, UNUSED, USER_DEFINED])
+def test_pieces_that_no_caption_gives_are_not_found_in_one(kind, folder):
+    """Their score of 0 is above every other piece's: a tokenizer that saw them would always take them."""
+    captions, _ = recorded("plain")
+    before = encoded(build_tokenizer(folder, config_for(400)).backend, ["a dog", "▁＜dog＞", *captions[:99]])
+    text = "▁dog<>" if kind == USER_DEFINED else "▁dog"
+    altered(folder, lambda model: add_piece(model, text, kind))
+    after = encoded(build_tokenizer(folder, config_for(400)).backend, ["a dog", "▁＜dog＞", *captions[:99]])
+    assert after == before
 
 
 def test_what_is_no_model_is_refused(folder):
