@@ -67,7 +67,8 @@ class TwoTowerReference:
 
     name = "hf"
     class_name: ClassVar[str]
-    perturbable: ClassVar[bool]
+    perturbable: bool = False
+    """Whether `image_query` takes boxes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model

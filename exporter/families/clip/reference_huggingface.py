@@ -9,14 +9,13 @@ from torch import Tensor
 from qpert.exporter.hub.stock import TwoTowerReference, load_stock
 
 
-class ClipReference(TwoTowerReference):
+class HuggingFaceReference(TwoTowerReference):
     """The parts of the stock model, put together as its own `forward` does (transformers `modeling_clip.py`)."""
 
     class_name = "CLIPModel"
-    perturbable = False
 
     @classmethod
-    def open(cls, folder_or_id: str | Path) -> ClipReference:
+    def open(cls, folder_or_id: str | Path) -> HuggingFaceReference:
         """Load a folder or a hub id. Errors as in `load_stock`."""
         return cls(load_stock(cls.class_name, folder_or_id))
 
@@ -27,5 +26,5 @@ class ClipReference(TwoTowerReference):
         vector: Tensor = self.model.visual_projection(self.model.vision_model.post_layernorm(image_tokens[:, 0]))
         return vector
 
-    def __enter__(self) -> ClipReference:
+    def __enter__(self) -> HuggingFaceReference:
         return self

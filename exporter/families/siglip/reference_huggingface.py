@@ -14,7 +14,7 @@ from qpert.exporter.families.blip2.upstream import query_maps
 from qpert.exporter.hub.stock import TwoTowerReference, load_stock
 
 
-class SiglipReference(TwoTowerReference):
+class HuggingFaceReference(TwoTowerReference):
     """The parts of the stock model, put together as its own `forward` does (transformers `modeling_siglip.py`).
 
     Boxes: for each image, the stock head's projected query is multiplied by M = I + Σ_b w_b P_b (float64 `eigh`), and
@@ -22,17 +22,24 @@ class SiglipReference(TwoTowerReference):
     """
 
     class_name = "SiglipModel"
-    perturbable = True
 
-    def __init__(self, model: nn.Module, *, threshold: float = 0.95, preserve_norm: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, threshold: float = 0.95, preserve_norm: bool = False, stages: str = "itc"
+    ) -> None:
+        if stages not in ("itc", "none"):
+            raise ValueError(f"stages is {stages!r}, expected 'itc' or 'none': there is no pair stage")
         super().__init__(model)
+        self.perturbable = stages == "itc"
         self.threshold = threshold
         self.preserve_norm = preserve_norm
 
     @classmethod
-    def open(cls, folder_or_id: str | Path, *, threshold: float = 0.95, preserve_norm: bool = False) -> SiglipReference:
+    def open(
+        cls, folder_or_id: str | Path, *, threshold: float = 0.95, preserve_norm: bool = False, stages: str = "itc"
+    ) -> HuggingFaceReference:
         """Load a folder or a hub id. Errors as in `load_stock`."""
-        return cls(load_stock(cls.class_name, folder_or_id), threshold=threshold, preserve_norm=preserve_norm)
+        model = load_stock(cls.class_name, folder_or_id)
+        return cls(model, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
 
     def image_vector(
         self, image_tokens: Tensor, object_masks: Tensor | None = None, box_weights: Tensor | None = None
@@ -60,7 +67,7 @@ class SiglipReference(TwoTowerReference):
             result = result * query.norm(dim=-1, keepdim=True) / norm.where(norm > 0, 1)
         return result.flatten(1).float()
 
-    def __enter__(self) -> SiglipReference:
+    def __enter__(self) -> HuggingFaceReference:
         return self
 
 

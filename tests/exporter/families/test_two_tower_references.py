@@ -8,10 +8,10 @@ from stock_towers import CLIP_SHAPES, SIGLIP_SHAPES, pixels, stock_clip, stock_s
 
 from qpert.exporter.families.clip.hub_config import UNUSED as CLIP_UNUSED
 from qpert.exporter.families.clip.hub_config import read_config as read_clip
-from qpert.exporter.families.clip.reference_huggingface import ClipReference
+from qpert.exporter.families.clip.reference_huggingface import HuggingFaceReference as ClipReference
 from qpert.exporter.families.siglip.hub_config import UNUSED as SIGLIP_UNUSED
 from qpert.exporter.families.siglip.hub_config import read_config as read_siglip
-from qpert.exporter.families.siglip.reference_huggingface import SiglipReference
+from qpert.exporter.families.siglip.reference_huggingface import HuggingFaceReference as SiglipReference
 from qpert.graphs.families.blip2.model import GraphPerturbation
 from qpert.graphs.families.clip import model as clip_model
 from qpert.graphs.families.siglip import model as siglip_model
@@ -127,6 +127,17 @@ def test_clip_takes_no_boxes(tmp_path):
     masks, weights = boxes(50, images=3)
     with pytest.raises(ValueError, match="expected \\['image_embeds'\\]"):
         reference.run("image_query", tokens | {"object_masks": masks, "box_weights": weights})
+
+
+def test_siglip_exported_without_boxes_takes_none(tmp_path):
+    folder = saved(stock_siglip("c"), tmp_path)
+    reference = SiglipReference.open(folder, stages="none")
+    tokens = reference.run("vision", {"pixel_values": pixels(24).numpy()})
+    masks, weights = boxes(9, images=3)
+    with pytest.raises(ValueError, match="expected \\['image_embeds'\\]"):
+        reference.run("image_query", tokens | {"object_masks": masks, "box_weights": weights})
+    with pytest.raises(ValueError, match="stages is 'both'"):
+        SiglipReference.open(folder, stages="both")
 
 
 def test_other_tensors_than_the_models_are_refused(tmp_path):
