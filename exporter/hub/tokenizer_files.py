@@ -62,11 +62,18 @@ def read_tokenizer_files(folder: Path, defaults: Mapping[str, str]) -> Tokenizer
     settings = _optional(folder / "tokenizer_config.json")
     whole = _optional(folder / "tokenizer.json") or None
     tokens: dict[str, Any] = {**defaults, **{k: v for k, v in settings.items() if k in NAMED and v is not None}}
-    if "added_tokens_decoder" in settings:
-        added = {int(i): _token(folder, t) for i, t in settings["added_tokens_decoder"].items()}
-    else:  # files from before transformers 4.34
-        tokens |= {k: v for k, v in _optional(folder / "special_tokens_map.json").items() if k in NAMED}
-        added = _legacy_added(folder, {_content(t) for t in tokens.values()}, whole)
+    try:
+        if "added_tokens_decoder" in settings:
+            added = {int(i): _token(folder, t) for i, t in settings["added_tokens_decoder"].items()}
+        else:  # files from before transformers 4.34
+            tokens |= {k: v for k, v in _optional(folder / "special_tokens_map.json").items() if k in NAMED}
+            added = _legacy_added(folder, {_content(t) for t in tokens.values()}, whole)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the added tokens in {folder} cannot be read ({error!r}); expected an id and a token in each entry: "
+            "download the folder again",
+            code="tokenizer-file",
+        ) from error
     by_content = {token.content: token for token in added.values()}
     _check_settings(folder, settings, set(by_content))
     named = {name: by_content.get(_content(token)) or _token(folder, token) for name, token in tokens.items()}

@@ -149,6 +149,24 @@ def test_settings_that_cannot_be_honoured_are_refused_by_name(settings, tmp_path
     assert next(iter(settings)) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["a"]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": 5}}),
+        ("added_tokens.json", {"<x>": "many"}),
+        ("tokenizer.json", {"added_tokens": [{"content": "<x>"}], "model": {"vocab": {}}}),
+        ("special_tokens_map.json", {"bos_token": 7}),
+    ],
+)
+def test_broken_token_files_are_named_and_not_a_bug(name, values, tmp_path):
+    (text_files(tmp_path) / name).write_text(json.dumps(values))
+    with pytest.raises(CheckpointError) as caught:
+        build_tokenizer(tmp_path, config_for(len(VOCABULARY)))
+    assert caught.value.code == "tokenizer-file"
+
+
 def test_extra_tokens_that_are_among_the_added_ones_are_no_fault(tmp_path):
     saved_by_stock(tmp_path)
     path = tmp_path / "tokenizer_config.json"
