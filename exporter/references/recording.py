@@ -171,10 +171,15 @@ def smooth_picture(rng: np.random.Generator, width: int, height: int) -> np.ndar
 def lavis_pixels(picture: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
     """float32 [3, S, S]: the arithmetic of LAVIS's `BlipImageEvalProcessor`, written with PIL and torch alone, so that
     the runtime's preprocessing is compared with something else than itself.
+
+    LAVIS's figures were made with Pillow up to 12, which resizes columns before rows. Pillow 13 takes the rows of a
+    tall picture first, so each axis gets a call of its own.
     """
     from PIL import Image
 
-    resized = Image.fromarray(picture).resize((preprocessing.size, preprocessing.size), Image.Resampling.BICUBIC)
+    size = preprocessing.size
+    columns = Image.fromarray(picture).resize((size, picture.shape[0]), Image.Resampling.BICUBIC)
+    resized = columns.resize((size, size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(255)
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     return ((pixels - mean) / std).numpy()

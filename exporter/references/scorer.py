@@ -101,12 +101,17 @@ def chunk_starts(count: int) -> range:
 
 
 def reference_pixels(file: Path, size: int) -> np.ndarray:
-    """float32 [3, S, S]: PIL and torch alone, as LAVIS's evaluation processor does it, after EXIF orientation."""
+    """float32 [3, S, S]: PIL and torch alone, as LAVIS's evaluation processor does it, after EXIF orientation.
+
+    One call for each axis, columns first: the order of Pillow up to 12, which LAVIS's figures were made with. Pillow 13
+    takes the rows of a tall picture first. The runtime's own `resize` is what this is compared with, so it is not used.
+    """
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
         upright = ImageOps.exif_transpose(opened).convert("RGB")
-    resized = upright.resize((size, size), Image.Resampling.BICUBIC)
+    columns = upright.resize((size, upright.height), Image.Resampling.BICUBIC)
+    resized = columns.resize((size, size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(255)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     result: np.ndarray = ((pixels - mean) / std).numpy()
