@@ -10,6 +10,7 @@ import numpy as np
 from qpert.runtime.benchmark.work import itm_flops, query_flops, text_flops, vision_flops
 from qpert.runtime.bundle.manifest import GRAPH_NAMES, Manifest
 from qpert.runtime.errors import InputError
+from qpert.runtime.inputs.numbers import parse_int
 
 END_TO_END = ("encode", "search")
 STAGES = (*GRAPH_NAMES, *END_TO_END)
@@ -115,7 +116,7 @@ def box_inputs(rng: np.random.Generator, grid: int, images: int, boxes: int) -> 
 def parse_numbers(text: str, what: str) -> tuple[int, ...]:
     """`1,8` to (1, 8). Raises InputError."""
     try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        return tuple(dict.fromkeys(parse_int(part) for part in text.split(",")))
     except ValueError as error:
         raise InputError(f"{what} is {text!r}, expected whole numbers with commas between: 1,8") from error
 

@@ -14,7 +14,7 @@ from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
-from qpert.runtime.gallery.entries import ImageEntry, read_entries, with_boxes
+from qpert.runtime.gallery.entries import ImageEntry, Listing, list_images, with_boxes
 from qpert.runtime.gallery.indexing import IndexSummary, index_images
 from qpert.runtime.gallery.spec import FEATURE_MODES, FeatureMode
 from qpert.runtime.gallery.writer import open_writer
@@ -43,6 +43,7 @@ PATH = click.Path(path_type=Path)
     "[default: what the gallery has, stored for a new one]",
 )
 @click.option("--replace", is_flag=True, help="encode images again whose file, boxes or captions have changed")
+@click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
 @click.option("--skip-unreadable", is_flag=True, help="leave out images that cannot be read, instead of stopping")
 @click.option("--delete", "deleted", multiple=True, metavar="NAME", help="take an image out; may be repeated")
 @click.option("--compact", is_flag=True, help="give back the space of deleted and replaced images")
@@ -55,6 +56,7 @@ def command(
     out: Path,
     boxes: Path | None,
     xml_coordinates: XmlCoordinates,
+    skip_bad_boxes: bool,
     features: FeatureMode | None,
     replace: bool,
     skip_unreadable: bool,
@@ -71,13 +73,18 @@ def command(
     """
     started = time.perf_counter()
     if images is None and (boxes is not None or replace or repair or not (deleted or compact)):
-        raise InputError("IMAGES is missing: a folder, a .txt list or annotation JSON; only --delete and --compact "
-                         "work without it")  # fmt: skip
+        raise InputError(
+            "IMAGES is missing: a folder, a .txt list or annotation JSON; only --delete and --compact work without it",
+            code="images-missing",
+        )
     progress = Terminal()
     removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
     report: dict[str, object] = {"gallery": str(out), "deleted": removed}
     if images is not None:
-        entries = listed(images, boxes, xml_coordinates)
+        listing = list_images(images)
+        entries = list(listing.entries)
+        if boxes is not None:
+            entries = with_boxes(entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
         summary = encode(
             bundle,
             out,
@@ -88,7 +95,7 @@ def command(
             skip_unreadable=skip_unreadable,
             progress=progress,
         )
-        report |= told(summary)
+        report |= summary_json(summary, listing)
         if compact:
             _, compacted = change(out, (), compact=True, repair=False, progress=progress)
     report |= {"compacted": compacted, "bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
@@ -96,6 +103,8 @@ def command(
         click.echo(json.dumps(report))
     else:
         show(report)
+    for line in [] if images is None else listing.left_out_lines():
+        progress.say(line)
 
 
 def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, progress: Progress) -> tuple[int, int]:
@@ -108,11 +117,6 @@ def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, 
         if damaged:
             progress.say(f"{len(damaged)} images are damaged and will be encoded again, {damaged[0]} for instance")
         return len(deleted), writer.compact() if compact else 0
-
-
-def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates) -> list[ImageEntry]:
-    entries = read_entries(images)
-    return entries if boxes is None else with_boxes(entries, boxes, xml_coordinates=xml_coordinates)
 
 
 def features_of(out: Path) -> FeatureMode:
@@ -149,9 +153,11 @@ def encode(
         encoder.close()
 
 
-def told(summary: IndexSummary) -> dict[str, object]:
+def summary_json(summary: IndexSummary, listing: Listing) -> dict[str, object]:
+    """`skipped`: images that could not be read; `left_out`: what else IMAGES holds, and was not taken as an image."""
     skipped = [{"image": name, "reason": reason} for name, reason in summary.skipped]
-    return {**vars(summary), "skipped": skipped}
+    left_out = [{"name": name, "reason": reason} for name, reason in listing.left_out]
+    return {**vars(summary), "skipped": skipped, "left_out": left_out}
 
 
 def size_of(folder: Path) -> int:
