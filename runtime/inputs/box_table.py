@@ -12,9 +12,7 @@ import numpy as np
 
 from qpert.runtime.errors import BoxError
 from qpert.runtime.inputs.boxes import Boxes, BoxWarning, outside_by
-from qpert.runtime.inputs.names import NameIndex, image_stem
-
-__all__ = ["BoxRow", "BoxTable", "image_stem"]
+from qpert.runtime.inputs.names import NameIndex
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def _final_number(name: str) -> str | None:
 
 
 def _bare_number(name: str) -> str | None:
-    return _final_number(name) if name.isdigit() else None
+    """The number that a name is; `139.0` is 139, which spreadsheets and pandas have written through floats."""
+    digits = re.fullmatch(r"([0-9]+)(\.0+)?", name)
+    return (digits[1].lstrip("0") or "0") if digits else None
 
 
 _Key: TypeAlias = Callable[[str], "str | None"]

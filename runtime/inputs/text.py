@@ -84,6 +84,7 @@ class Tokenizer:
         self._pad_token_id: int = backend.token_to_id("[PAD]") or 0
         self._max_length = max_length
         self._truncation_said = False
+        self._empty_said = False
 
     @classmethod
     def open(cls, path: Path, *, max_length: int) -> Tokenizer:
@@ -131,9 +132,10 @@ class Tokenizer:
         return self._backend.encode_batch(cleaned)
 
     def _warn_of_empty(self, texts: Sequence[str], encodings: list[Encoding]) -> None:
-        """Texts that give no token are encoded as [CLS] [SEP], as in LAVIS."""
+        """Texts that give no token are encoded as [CLS] [SEP], as in LAVIS; only the first such call warns."""
         empty = [text for text, encoding in zip(texts, encodings, strict=True) if len(encoding.ids) <= 2]
-        if empty:
+        if empty and not self._empty_said:
+            self._empty_said = True
             message = f"{len(empty)} of {len(texts)} texts hold no word, and are encoded as the empty text, as in LAVIS"
             warnings.warn(f"{message}: {_shown(empty[0])}", QpertWarning, stacklevel=3)
 

@@ -379,7 +379,6 @@ def changed(tmp_path, change):
         (lambda e: e.append({"image": "flickr30k-images/gone.png", "caption": ["a"]}), "1 of 4 images are not under"),
         (lambda e: e.append(e[0]), "repeats the image"),
         (lambda e: e[1].update(caption=["a dog", "  "]), "at least one, none empty"),
-        (lambda e: e[1].update(caption=["a dog", "!!"]), "text 3 is '!!', of which cleaning leaves nothing"),
         (lambda e: e[1].update(caption=["a \ud800 dog"]), "not valid Unicode"),
         (lambda e: e[1].update(caption=[]), "at least one"),
     ],
@@ -433,7 +432,7 @@ def test_a_box_without_area_is_an_error_that_names_the_file(tmp_path, tiny_bundl
 def test_images_without_boxes_count_in_recall_and_in_no_bin(tmp_path, encoder):
     root = write_set(tmp_path, images=3)
     (root / "flickr30k_entities" / "Annotations" / "0001.xml").unlink()
-    with pytest.warns(QpertWarning, match="1 of 3 images have no file"):
+    with pytest.warns(QpertWarning, match="1 of 3 images are not in"):
         found = evaluate(encoder, open_data(root), rerank=1)
     assert (found.metrics.unbinned, found.metrics.t2i.queries) == (1, 6)
     assert "1 images have no boxes: they count in R@K and in no size bin" in notes(found)

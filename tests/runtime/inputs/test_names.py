@@ -61,6 +61,11 @@ def test_only_an_extension_of_pictures_is_taken_off(name, stem):
         ("139", ["000000000139.jpg"], ("000000000139.jpg",)),
         ("139", ["139.jpg", "000000000139.jpg"], ("139.jpg",)),
         ("13", ["000000000139.jpg"], ()),
+        ("000139", ["COCO_val2014_000000000139.jpg"], ("COCO_val2014_000000000139.jpg",)),
+        ("139.0", ["000000000139.jpg"], ("000000000139.jpg",)),
+        ("139.0", ["139.0.jpg", "139.jpg"], ("139.0.jpg",)),
+        ("139.5", ["139.jpg", "5.jpg"], ()),
+        ("0", ["000.jpg"], ("000.jpg",)),
     ],
 )
 def test_an_equal_name_wins_then_an_equal_stem_and_a_tie_is_all_of_its_candidates(name, images, expected):
