@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import get_args
 
@@ -28,7 +30,7 @@ PATH = click.Path(path_type=Path)
 @click.command("index", short_help="images to a gallery on disk", context_settings={"show_default": True})
 @bundle_argument
 @click.argument("images", type=PATH, required=False)
-@click.option("--out", type=PATH, required=True, help="the gallery's folder; one that exists is gone on with")
+@click.option("--out", type=PATH, required=True, help="the gallery's folder; an existing gallery is resumed")
 @click.option("--boxes", type=PATH, help="box file, or folder of XML files: JSONL, CSV, COCO JSON, Entities/VOC XML")
 @click.option(
     "--xml-coordinates",
@@ -80,15 +82,13 @@ def command(
     progress = Terminal()
     removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
     report: dict[str, object] = {"gallery": str(out), "deleted": removed}
+    left_out: list[str] = []
     if images is not None:
-        listing = list_images(images)
-        entries = list(listing.entries)
-        if boxes is not None:
-            entries = with_boxes(entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
+        listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
         summary = encode(
             bundle,
             out,
-            entries,
+            listing.entries,
             provider=provider,
             features=features or features_of(out),
             replace=replace,
@@ -96,6 +96,7 @@ def command(
             progress=progress,
         )
         report |= summary_json(summary, listing)
+        left_out = listing.left_out_lines()
         if compact:
             _, compacted = change(out, (), compact=True, repair=False, progress=progress)
     report |= {"compacted": compacted, "bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
@@ -103,7 +104,7 @@ def command(
         click.echo(json.dumps(report))
     else:
         show(report)
-    for line in [] if images is None else listing.left_out_lines():
+    for line in left_out:
         progress.say(line)
 
 
@@ -119,6 +120,15 @@ def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, 
         return len(deleted), writer.compact() if compact else 0
 
 
+def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, *, skip_bad_boxes: bool) -> Listing:
+    """The images of IMAGES with their boxes from --boxes."""
+    listing = list_images(images)
+    if boxes is None:
+        return listing
+    entries = with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
+    return replaced(listing, entries=tuple(entries))
+
+
 def features_of(out: Path) -> FeatureMode:
     """What an existing gallery keeps; `stored` for a new one."""
     if not out.is_dir() or not has_catalogue(out):
@@ -130,7 +140,7 @@ def features_of(out: Path) -> FeatureMode:
 def encode(
     bundle: Path,
     out: Path,
-    entries: list[ImageEntry],
+    entries: Sequence[ImageEntry],
     *,
     provider: str,
     features: FeatureMode,

@@ -35,7 +35,7 @@ BoxesOf = Callable[[RetrievalDataset, int, Size], Boxes]
 class EvaluationData:
     """A split of B images and its boxes. `boxes` perturb, `bin_boxes` only sort; the latter may be of another source.
 
-    `boxes_from`, `bins_from`: where they are from, in words. `title`: what the report calls the split.
+    `boxes_from`, `bins_from`: phrases that name their sources. `title`: what the report calls the split.
     """
 
     dataset: RetrievalDataset
@@ -84,13 +84,14 @@ def open_data(
         dataset: a folder in LAVIS's layout, or `demo` for the generated scenes (drawn once, into the cache).
         split: `train`, `val` or `test`.
         boxes: which perturb: `entities`, `none`, or a box file.
-        bin_boxes: which sort into size bins, likewise; None takes Entities where the data set has them, else `boxes`.
+        bin_boxes: which sort into size bins, given as `boxes` is; None takes Entities where there are any, else `boxes`.
         xml_coordinates: how corners in XML are counted; see `qpert.runtime.inputs.box_files`.
         skip_bad_boxes: leave out boxes that cannot be used, with a warning, instead of stopping at them.
-        limit: only the first so many images, with their captions.
+        limit: take only the first `limit` images, with their captions.
 
     Raises:
-        InputError: what `read_dataset` and `read_box_file` refuse, or a limit below 1. ImageError, BoxError likewise.
+        InputError: what `read_dataset` and `read_box_file` refuse, or a limit below 1.
+        ImageError, BoxError: an image that cannot be read, or boxes that do not fit theirs.
     """
     if limit is not None and limit < 1:
         raise InputError(f"got --limit {limit}, expected at least one image", code="limit-images")

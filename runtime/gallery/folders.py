@@ -1,4 +1,4 @@
-"""The pictures below a folder, and what else lies there."""
+"""The pictures below a folder, and what else is in it."""
 
 from __future__ import annotations
 
