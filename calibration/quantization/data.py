@@ -15,7 +15,7 @@ from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.inputs import demo_folder
 from qpert.runtime.files import cache_folder, sha256_of
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.inputs.datasets import ENTITY_FOLDERS, RetrievalDataset, read_dataset
+from qpert.runtime.inputs.datasets import RetrievalDataset, has_entities, read_dataset
 from qpert.runtime.inputs.images import load_image, preprocess_images
 from qpert.runtime.inputs.perturbation import box_weights, object_masks
 from qpert.runtime.progress import Progress
@@ -58,10 +58,10 @@ def open_split(request: QuantizeRequest, progress: Progress) -> RetrievalDataset
     if request.dataset == "demo":
         return demo_split(request.split, request.limit, progress)
     root = Path(request.dataset)
-    has_boxes = any((root / name / "Annotations").is_dir() for name in ENTITY_FOLDERS)
+    has_boxes = has_entities(root)
     if not has_boxes:
         progress.say(f"{root} has no Entities boxes: the perturbation is calibrated without boxes")
-    split = read_dataset(root, request.split, entities=has_boxes)
+    split = read_dataset(root, request.split, entities=has_boxes, skip_bad_boxes=request.skip_bad_boxes)
     return split if request.limit is None else split.take(request.limit)
 
 

@@ -84,7 +84,7 @@ def open_data(
         dataset: a folder in LAVIS's layout, or `demo` for the generated scenes (drawn once, into the cache).
         split: `train`, `val` or `test`.
         boxes: which perturb: `entities`, `none`, or a box file.
-        bin_boxes: which sort into size bins, given as `boxes` is; None takes Entities where there are any, else `boxes`.
+        bin_boxes: which sort into size bins, given as `boxes` is; None takes Entities if there are any, else `boxes`.
         xml_coordinates: how corners in XML are counted; see `qpert.runtime.inputs.box_files`.
         skip_bad_boxes: leave out boxes that cannot be used, with a warning, instead of stopping at them.
         limit: take only the first `limit` images, with their captions.
