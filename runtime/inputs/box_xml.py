@@ -30,6 +30,7 @@ BELOW = (
     "start at 0 or below, in pixels counted from 1; if they are counted from 0, read the file with "
     "xml_coordinates='zero_based'"
 )
+NO_BOX = "are objects without a <bndbox>, and are left out"
 EMPTIED = (
     "of one pixel's width or height are empty once 1 is subtracted from all four corners (one_based_shift_all), and "
     "are left out"
@@ -75,8 +76,11 @@ def read_xml(path: Path, coordinates: XmlCoordinates, notes: Notes) -> Iterator[
     for place, item in enumerate(root.findall("object"), start=1):
         source = f"{path}: object {place}"
         names = tuple((name.text or "").strip() for name in item.findall("name"))
-        for box in (*item.findall("bndbox"), *item.findall("robndbox")):
-            blank = BoxRow(image, (0, 0, 0, 0), source, None, names, size)
+        blank = BoxRow(image, (0, 0, 0, 0), source, None, names, size)
+        boxes = item.findall("robndbox") or item.findall("bndbox")
+        if not boxes and item.find("nobndbox") is None and item.find("scene") is None:
+            yield from notes.row(partial(notes.add, NO_BOX, source))
+        for box in boxes:
             yield from notes.row(partial(_row, item, box, coordinates, notes, blank))
 
 

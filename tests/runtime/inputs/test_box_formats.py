@@ -163,6 +163,22 @@ def test_rolabelimgs_rotated_box_becomes_the_upright_box_around_it(tmp_path):
     assert table.rows[0].names == ("dog",)
 
 
+def test_an_object_with_both_boxes_is_one_box(tmp_path):
+    inner = "<cx>40</cx><cy>35</cy><w>60</w><h>10</h><angle>0</angle>"
+    path = write(tmp_path, "a.xml", xml(inner, "robndbox", after=f"<bndbox>{CORNERS}</bndbox>"))
+    with pytest.warns(QpertWarning, match="1 of 1 boxes are rotated"):
+        assert [row.xyxy for row in read_box_file(path).rows] == [(10, 30, 70, 40)]
+
+
+def test_an_object_drawn_as_something_else_is_said_to_be_left_out(tmp_path):
+    polygon = "<object><name>x</name><polygon><x1>1</x1><y1>2</y1></polygon></object>"
+    scene = "<object><name>1</name><scene>1</scene><nobndbox>1</nobndbox></object>"
+    path = write(tmp_path, "a.xml", xml(CORNERS).replace("</annotation>", f"{polygon}{scene}</annotation>"))
+    with pytest.warns(QpertWarning, match=r"1 of 2 boxes are objects without a <bndbox>.*: .*object 2$") as said:
+        assert len(read_box_file(path).rows) == 1
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize(("column", "value"), [("rotation", 30), ("angle", 0.5)])
 def test_a_rotation_that_is_not_read_is_said(tmp_path, column, value):
     row = {"image": "a.jpg", "x1": 1, "y1": 2, "x2": 3, "y2": 4}
@@ -257,11 +273,13 @@ def test_what_is_wrong_with_the_file_itself_is_an_error_all_the_same(tmp_path, n
     assert caught.value.code == code
 
 
-def test_boxes_outside_their_image_can_be_left_out(tmp_path):
-    path = write(tmp_path, "b.json", [{"image_id": "a", "bbox": b} for b in ([300, 2, 5, 5], [1, 2, 2, 2])])
-    with pytest.raises(BoxError) as caught:
-        read_box_file(path).for_image("a.jpg", SIZE)
-    assert caught.value.code == "box-outside"
+@pytest.mark.parametrize(("box", "code"), [([300, 2, 5, 5], "box-outside"), ([100, 2, 5, 5], None)])
+def test_boxes_outside_their_image_can_be_left_out(tmp_path, box, code):
+    path = write(tmp_path, "b.json", [{"image_id": "a", "bbox": b} for b in (box, [1, 2, 2, 2])])
+    if code:
+        with pytest.raises(BoxError) as caught:
+            read_box_file(path).for_image("a.jpg", SIZE)
+        assert caught.value.code == code
     table = read_box_file(path, skip_bad_boxes=True)
     with pytest.warns(QpertWarning, match=r"1 boxes outside a\.jpg \(100×80 pixels\) are left out .*\[0\]"):
         assert table.for_image("a.jpg", SIZE).xyxy.tolist() == [[1, 2, 3, 4]]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shared_data import shared_folder
 
 from qpert.runtime.errors import ImageError, InputError
 from qpert.runtime.inputs.images import ImagePreprocessing, image_size, load_image, preprocess_images, resize
@@ -422,3 +423,17 @@ def test_preprocessing_survives_the_manifest():
 def test_unusable_preprocessing_is_an_error(change, message):
     with pytest.raises(InputError, match=message):
         ImagePreprocessing.from_dict({**ImagePreprocessing(224).to_dict(), **change})
+
+
+def test_the_pictures_of_public_reports_load_as_pil_reads_them():
+    cases = shared_folder("cases/img")
+    with Image.open(cases / "i32_8bit.tif") as deep:
+        np.testing.assert_array_equal(pixels(cases / "i32_8bit.tif"), np.asarray(deep.convert("RGB")))
+        assert pixels(cases / "i32_8bit.tif").max() > 100
+    with Image.open(cases / "exif9.jpg") as plain:
+        np.testing.assert_array_equal(pixels(cases / "exif9.jpg"), np.asarray(plain.convert("RGB")))
+        assert image_size(cases / "exif9.jpg") == plain.size
+    with Image.open(cases / "exif_srational.jpg") as side:
+        turned = side.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(pixels(cases / "exif_srational.jpg"), np.asarray(turned))
+    assert image_size(cases / "exif_srational.jpg") == turned.size
