@@ -1,4 +1,7 @@
-"""What stands around the network: preprocessing, tokenisation, masks and weights of boxes, against recorded ones."""
+"""What stands around the network: preprocessing, tokenisation, masks and weights of boxes, against the reference's.
+
+A live reference brings its own pixels and ids (`LiveReferences.live_samples`); without one, the recorded ones count.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def host_gates(encoder: Encoder, samples: Samples) -> list[Gate]:
 
 
 def preprocessing_gate(encoder: Encoder, samples: Samples) -> Gate:
-    """Pictures preprocessed here against the recorded pixels; 1e-5 is float32 rounding of (x/255 − mean)/std."""
+    """Pictures preprocessed here against the reference's pixels; 1e-5 is float32 rounding of (x/255 − mean)/std."""
     pictures = [picture for picture, _ in samples.pictures]
     pixel_values = preprocess_images(pictures, encoder.manifest.preprocessing)
     distance = float(np.abs(pixel_values - np.stack([pixels for _, pixels in samples.pictures])).max())
@@ -30,7 +33,7 @@ def preprocessing_gate(encoder: Encoder, samples: Samples) -> Gate:
 
 
 def tokenizer_gate(encoder: Encoder, samples: Samples) -> Gate:
-    """Recorded captions whose token ids differ here."""
+    """Captions whose token ids here are not the reference's."""
     different = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QpertWarning)  # these captions are not the user's: no matter if they are cut
