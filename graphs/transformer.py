@@ -13,7 +13,7 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
-from qpert.graphs.layers import LayerNorm, attention, merge_heads, split_heads
+from qpert.graphs.layers import AttentionModule, LayerNorm, merge_heads, split_heads
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class TextConfig(EncoderConfig):
     max_positions: int
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(AttentionModule):
     """Self-attention with separate projections, all with a bias."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, additive_mask: Tensor | None) -> Tensor:
         projections = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         queries, keys, values = (split_heads(part, self.heads) for part in projections)
-        return self.out_proj(merge_heads(attention(queries, keys, values, additive_mask)))
+        return self.out_proj(merge_heads(self.kernel(queries, keys, values, additive_mask)))
 
 
 class Mlp(nn.Module):

@@ -67,7 +67,7 @@ def stock_clip(shape: str, seed: int = 0) -> Any:
 
     spec = CLIP_SHAPES[shape]
     config = CLIPConfig(text_config=spec["text"], vision_config=spec["vision"], projection_dim=spec["projection_dim"])
-    return _randomised(CLIPModel(_eager(config)), seed)
+    return randomised(CLIPModel(_eager(config)), seed)
 
 
 def stock_siglip(shape: str, seed: int = 0) -> Any:
@@ -76,7 +76,7 @@ def stock_siglip(shape: str, seed: int = 0) -> Any:
 
     spec = SIGLIP_SHAPES[shape]
     config = SiglipConfig(text_config=spec["text"], vision_config=spec["vision"])
-    return _randomised(SiglipModel(_eager(config)), seed)
+    return randomised(SiglipModel(_eager(config)), seed)
 
 
 def pixels(size: int, images: int = 3, seed: int = 0) -> Tensor:
@@ -91,7 +91,7 @@ def _eager(config: Any) -> Any:
     return config
 
 
-def _randomised(model: Any, seed: int) -> Any:
+def randomised(model: Any, seed: int) -> Any:
     """Biases and norms too; image tokens that differ, and attention that attends to something."""
     generator = torch.Generator().manual_seed(seed)
     model = model.eval().requires_grad_(False)

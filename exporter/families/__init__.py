@@ -11,6 +11,8 @@ from qpert.runtime.errors import InputError
 
 FAMILIES: Mapping[str, str] = {
     "blip2": "qpert.exporter.families.blip2.family:FAMILY",
+    "clip": "qpert.exporter.families.clip.family:FAMILY",
+    "siglip": "qpert.exporter.families.siglip.family:FAMILY",
 }
 """Name → where its `Family` object is. A further family is one row here, and two folders."""
 

@@ -57,21 +57,48 @@ def read_tokenizer_files(folder: Path, defaults: Mapping[str, str]) -> Tokenizer
     """The files of `folder`, each of which may be missing; `defaults` are the class's named tokens.
 
     Raises:
-        CheckpointError: a file is no JSON, or has an entry that is no token.
+        CheckpointError: a file is no JSON, has an entry that is no token, or a setting that cannot be honoured.
     """
     settings = _optional(folder / "tokenizer_config.json")
     whole = _optional(folder / "tokenizer.json") or None
     tokens: dict[str, Any] = {**defaults, **{k: v for k, v in settings.items() if k in NAMED and v is not None}}
-    if "added_tokens_decoder" in settings:
-        added = {int(i): _token(folder, t) for i, t in settings["added_tokens_decoder"].items()}
-    else:  # files from before transformers 4.34
-        tokens |= {k: v for k, v in _optional(folder / "special_tokens_map.json").items() if k in NAMED}
-        added = _legacy_added(folder, {_content(t) for t in tokens.values()}, whole)
+    try:
+        if "added_tokens_decoder" in settings:
+            added = {int(i): _token(folder, t) for i, t in settings["added_tokens_decoder"].items()}
+        else:  # files from before transformers 4.34
+            tokens |= {k: v for k, v in _optional(folder / "special_tokens_map.json").items() if k in NAMED}
+            added = _legacy_added(folder, {_content(t) for t in tokens.values()}, whole)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the added tokens in {folder} cannot be read ({error!r}); expected an id and a token in each entry: "
+            "download the folder again",
+            code="tokenizer-file",
+        ) from error
     by_content = {token.content: token for token in added.values()}
+    _check_settings(folder, settings, set(by_content))
     named = {name: by_content.get(_content(token)) or _token(folder, token) for name, token in tokens.items()}
     for token in named.values():
         token.special = True
     return TokenizerFiles(settings, named, added, whole)
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any], added: set[str]) -> None:
+    """Raise for what would change ids and is honoured nowhere here."""
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        extra = settings.get(name) or []
+        if not isinstance(extra, list) or {_content(token) for token in extra} - added:
+            raise unsupported(folder, name, extra)
+    if settings.get("split_special_tokens"):
+        raise unsupported(folder, "split_special_tokens", settings["split_special_tokens"])
+    if settings.get("truncation_side", "right") != "right":
+        raise unsupported(folder, "truncation_side", settings["truncation_side"])
+
+
+def unsupported(folder: Path, name: str, value: Any) -> CheckpointError:
+    """The error for a setting of `tokenizer_config.json` that cannot be honoured."""
+    return CheckpointError(
+        f"{folder}/tokenizer_config.json has {name} {value!r}, which qpert cannot honour", code="tokenizer-unsupported"
+    )
 
 
 def _optional(path: Path) -> dict[str, Any]:

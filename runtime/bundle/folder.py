@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,15 +98,30 @@ class Bundle:
             memory.remember(path, digest)
         memory.save()
 
+    def add_reports(self, reports: Mapping[str, str], *, verification: Mapping[str, object] | None = None) -> Bundle:
+        """Write `reports/<name>` for each, enter them in the manifest, and return the bundle as it is then.
+
+        The manifest is read again first: others may have written reports since this bundle was opened. What a newer
+        or older version wrote into it is kept, its schema version included.
+
+        Raises:
+            OSError: the bundle cannot be written.
+        """
+        manifest_path = self.folder / MANIFEST_NAME
+        values = json.loads(manifest_path.read_text(encoding="utf-8"))
+        for name, content in reports.items():
+            path = self.path(REPORTS + name)
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, content)
+            values["files"][REPORTS + name] = sha256_of(path)
+        if verification is not None:
+            values["verification"] = dict(verification)
+        write_atomically(manifest_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        return replace(self, manifest=read_manifest(self.folder))
+
     def with_report(self, name: str, content: str, *, verification: dict[str, object] | None = None) -> Bundle:
-        """Write `reports/<name>`, enter it in the manifest, and return the bundle as it is then."""
-        path = self.path(REPORTS + name)
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, content)
-        files = self.manifest.files | {REPORTS + name: sha256_of(path)}
-        manifest = replace(self.manifest, files=files, verification=verification or self.manifest.verification)
-        write_atomically(self.folder / MANIFEST_NAME, manifest.to_json())
-        return replace(self, manifest=manifest)
+        """One report; see `add_reports`."""
+        return self.add_reports({name: content}, verification=verification)
 
     def _digest(self, name: str) -> str | None:
         path = self.path(name)

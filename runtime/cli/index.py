@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +12,6 @@ import click
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
 from qpert.runtime.errors import InputError
-from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
 from qpert.runtime.gallery.entries import ImageEntry, read_entries, with_boxes
 from qpert.runtime.gallery.indexing import IndexSummary, index_images
 from qpert.runtime.gallery.spec import FEATURE_MODES, FeatureMode
@@ -40,7 +38,7 @@ PATH = click.Path(path_type=Path)
     "--features",
     type=click.Choice(FEATURE_MODES),
     help="keep image features for re-ranking, or encode the shortlist again at each search "
-    "[default: what the gallery has, stored for a new one]",
+    "[default: what the gallery has; stored for a new one, none where the bundle has no pair scorer]",
 )
 @click.option("--replace", is_flag=True, help="encode images again whose file, boxes or captions have changed")
 @click.option("--skip-unreadable", is_flag=True, help="leave out images that cannot be read, instead of stopping")
@@ -83,7 +81,7 @@ def command(
             out,
             entries,
             provider=provider,
-            features=features or features_of(out),
+            features=features,
             replace=replace,
             skip_unreadable=skip_unreadable,
             progress=progress,
@@ -115,21 +113,13 @@ def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates) ->
     return entries if boxes is None else with_boxes(entries, boxes, xml_coordinates=xml_coordinates)
 
 
-def features_of(out: Path) -> FeatureMode:
-    """What an existing gallery keeps; `stored` for a new one."""
-    if not out.is_dir() or not has_catalogue(out):
-        return "stored"
-    with closing(open_catalogue(out)) as catalogue:
-        return catalogue.spec.features
-
-
 def encode(
     bundle: Path,
     out: Path,
     entries: list[ImageEntry],
     *,
     provider: str,
-    features: FeatureMode,
+    features: FeatureMode | None,
     replace: bool,
     skip_unreadable: bool,
     progress: Progress,

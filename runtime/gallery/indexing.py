@@ -47,7 +47,7 @@ def index_images(
     encoder: Encoder,
     entries: Iterable[ImageEntry],
     *,
-    features: FeatureMode = "stored",
+    features: FeatureMode | None = None,
     replace: bool = False,
     skip_unreadable: bool = False,
     records_a_shard: int = RECORDS_A_SHARD,
@@ -64,7 +64,8 @@ def index_images(
         encoder: what encodes; its bundle and perturbation settings are the gallery's from then on.
         entries: the images, each with its boxes and captions; names have to be unique.
         features: `stored` keeps image features for re-ranking; `recomputed` keeps none (16 to 60 times less space) and
-            encodes the shortlist again at each search.
+            encodes the shortlist again at each search; `none` keeps none and never re-ranks. None means what the
+            gallery has; for a new one `stored`, or `none` where the bundle has no pair scorer.
         replace: encode again what is there under the same name with another file, other boxes or captions.
         skip_unreadable: leave out, and count, images that cannot be read, instead of stopping at them.
         records_a_shard: images that are committed together.

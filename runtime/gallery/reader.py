@@ -136,6 +136,12 @@ class StoredGallery:
         """
         records = [self._records[int(row)] for row in rows]
         embeds = np.asarray(self._map("query_embeds")[np.array([record.row for record in records], np.int64)])
+        if self.spec.features == "none":
+            raise GalleryError(
+                f"{self.folder} was indexed with --features none, so its images cannot be re-ranked; search with "
+                "rerank 0, or index again with --features stored",
+                code="gallery-without-features",
+            )
         if self.spec.features == "recomputed":
             again = self._encoded_again(records)
             return ImageFeatures(embeds, again.image_embeds, again.object_masks, again.box_weights)

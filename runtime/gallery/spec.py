@@ -13,8 +13,8 @@ from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_VECTORS
 from qpert.runtime.errors import GalleryError
 from qpert.runtime.retrieval.encoder import Encoder
 
-FeatureMode = Literal["stored", "recomputed"]
-FEATURE_MODES: tuple[FeatureMode, ...] = ("stored", "recomputed")
+FeatureMode = Literal["stored", "recomputed", "none"]
+FEATURE_MODES: tuple[FeatureMode, ...] = ("stored", "recomputed", "none")
 GRAPH_FOLDER = "onnx/"
 
 
@@ -41,6 +41,11 @@ def without_squash(preprocessing: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in preprocessing.items() if (key, value) != ("fit", "squash")}
 
 
+def usual_features(encoder: Encoder) -> FeatureMode:
+    """What a gallery keeps of an image where nobody says: features are for the pair scorer alone."""
+    return "stored" if encoder.reranks else "none"
+
+
 @dataclass(frozen=True)
 class GallerySpec:
     """Fixed when a gallery is made. Q queries of E numbers; N tokens of C numbers in `feature_dtype`."""
@@ -58,7 +63,9 @@ class GallerySpec:
     has_masks: bool
 
     @classmethod
-    def of(cls, encoder: Encoder, features: FeatureMode = "stored") -> GallerySpec:
+    def of(cls, encoder: Encoder, features: FeatureMode | None = None) -> GallerySpec:
+        """`features` None: stored where the bundle can re-rank, none where nobody would read them."""
+        features = features or usual_features(encoder)
         if features not in FEATURE_MODES:
             raise GalleryError(f"features is {features!r}; expected one of {', '.join(FEATURE_MODES)}")
         manifest = encoder.manifest

@@ -198,7 +198,7 @@ class GalleryWriter:
 
 @contextmanager
 def open_writer(
-    folder: Path, encoder: Encoder | None = None, features: FeatureMode = "stored"
+    folder: Path, encoder: Encoder | None = None, features: FeatureMode | None = None
 ) -> Iterator[GalleryWriter]:
     """The gallery's writer, for as long as the block lasts. With an encoder a new gallery is made where there is none,
     and an existing one has to be of that encoder and keep `features`; without one, it has to exist.
@@ -251,7 +251,7 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _opened(folder: Path, encoder: Encoder | None, features: FeatureMode) -> Catalogue:
+def _opened(folder: Path, encoder: Encoder | None, features: FeatureMode | None) -> Catalogue:
     """The catalogue, new or found to be the encoder's."""
     if encoder is not None and not has_catalogue(folder):
         return create_catalogue(folder, GallerySpec.of(encoder, features))
@@ -265,10 +265,10 @@ def _opened(folder: Path, encoder: Encoder | None, features: FeatureMode) -> Cat
     return catalogue
 
 
-def _check_spec(catalogue: Catalogue, encoder: Encoder, features: FeatureMode) -> None:
+def _check_spec(catalogue: Catalogue, encoder: Encoder, features: FeatureMode | None) -> None:
     made = catalogue.spec
     made.require(encoder, catalogue.folder)
-    if made.features != features:
+    if features is not None and made.features != features:
         raise GalleryError(
             f"the gallery {catalogue.folder} was made with {made.features} features, now {features} are asked "
             f"for; pass --features {made.features}, or choose another --out"

@@ -28,6 +28,7 @@ KINDS = ("wordpiece", "bpe", "sentencepiece")
 CLEANINGS = ("lavis", "tokenizer")
 """Who cleans captions: `qpert.runtime.inputs.text.clean_caption`, or the normalisers in `tokenizer.json`."""
 PADDINGS = ("longest", "max_length")
+SIDES = ("right", "left")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TokenizerSpec:
     """How texts become token ids.
 
     `max_length`: tokens of the longest sequence, special ones included. `pad`: texts of a call are padded with `pad_id`
-    on the right to the longest of them, or always to `max_length`.
+    to the longest of them, or always to `max_length`, on the side that `pad_side` names.
     """
 
     file: str
@@ -45,9 +46,10 @@ class TokenizerSpec:
     clean: str = "lavis"
     pad: str = "longest"
     pad_id: int = 0
+    pad_side: str = "right"
 
     def __post_init__(self) -> None:
-        for name, choices in (("kind", KINDS), ("clean", CLEANINGS), ("pad", PADDINGS)):
+        for name, choices in (("kind", KINDS), ("clean", CLEANINGS), ("pad", PADDINGS), ("pad_side", SIDES)):
             if getattr(self, name) not in choices:
                 raise InputError(
                     f"tokenizer {name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}",
@@ -209,8 +211,9 @@ class Tokenizer:
         input_ids = np.full((len(ids), length), self.spec.pad_id, np.int64)
         attention_mask = np.zeros((len(ids), length), np.int64)
         for row, tokens in enumerate(ids):
-            input_ids[row, : len(tokens)] = tokens
-            attention_mask[row, : len(tokens)] = 1
+            place = slice(0, len(tokens)) if self.spec.pad_side == "right" else slice(length - len(tokens), length)
+            input_ids[row, place] = tokens
+            attention_mask[row, place] = 1
         return TokenizedTexts(input_ids, attention_mask, fixed)
 
 

@@ -49,5 +49,5 @@ class TokenGrid:
     def flatten(self, cells: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Numbers of patches [..., rows, columns] as numbers of tokens float32 [..., N]; 0 for the prefix."""
         tokens = np.zeros((*cells.shape[:-2], self.tokens), np.float32)
-        tokens[..., self.prefix :] = cells.reshape(*cells.shape[:-2], -1)
+        tokens[..., self.prefix :] = cells.reshape(*cells.shape[:-2], self.rows * self.columns)
         return tokens

@@ -16,6 +16,8 @@ import torch
 from tiny_model import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
+from qpert.exporter.families.blip2.graph_specs import graph_specs
+from qpert.exporter.families.declare import Limits
 from qpert.exporter.references.baselines import eigh_query_map, open_baselines, without_empty_boxes
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.graphs.families.blip2.model import Blip2Retrieval

@@ -20,6 +20,7 @@ from qpert.exporter.hub.tokenizer_files import (
     max_length,
     read_tokenizer_files,
     token_id,
+    unsupported,
 )
 from qpert.graphs.families.clip.config import LEGACY_EOS, ClipConfig
 from qpert.runtime.errors import CheckpointError
@@ -39,10 +40,12 @@ def build_tokenizer(folder: Path, config: ClipConfig) -> HubTokenizer:
     """The tokenizer of `folder`: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
     Raises:
-        CheckpointError: no vocabulary, an unreadable one, one that is no BPE, ids that the token embedding does not
-            have, or an end of text that the text tower would not find.
+        CheckpointError: no vocabulary, an unreadable one, one that is no BPE, a setting that cannot be honoured, ids
+            that the token embedding does not have, or an end of text that the text tower would not find.
     """
     files = read_tokenizer_files(folder, NAMED)
+    if files.settings.get("padding_side", "right") != "right":  # it would move texts to other positions
+        raise unsupported(folder, "padding_side", files.settings["padding_side"])
     backend = _backend(folder, files)
     add_tokens(backend, files)
     bos, eos, pad = (token_id(backend, files, name, folder) for name in ("bos_token", "eos_token", "pad_token"))

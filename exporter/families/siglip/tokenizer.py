@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qpert.exporter.families.siglip.sentencepiece import CONTROL, SentencePieceModel, read_sentencepiece
+from qpert.exporter.families.siglip.sentencepiece import SentencePieceModel, read_sentencepiece
 from qpert.exporter.hub.tokenizer_files import (
     HubTokenizer,
     TokenizerFiles,
@@ -20,6 +20,7 @@ from qpert.exporter.hub.tokenizer_files import (
     max_length,
     read_tokenizer_files,
     token_id,
+    unsupported,
 )
 from qpert.graphs.families.siglip.config import SiglipConfig
 from qpert.runtime.errors import CheckpointError
@@ -33,10 +34,13 @@ CLASSES = ("SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer")
 DEFAULT_LENGTH = 64
 
 SPACE = "▁"
-FINAL_SIGMA = r"(?<=\p{Cased}\p{Case_Ignorable}*)Σ(?!\p{Case_Ignorable}*\p{Cased})"
+CASED = r"[\p{Cased}&&\P{Case_Ignorable}]"
+FINAL_SIGMA = rf"(?<={CASED}\p{{Case_Ignorable}}*)Σ(?!\p{{Case_Ignorable}}*{CASED})"
 """Where Python's `str.lower` writes ς (Unicode's Final_Sigma), which the `tokenizers` package does not know."""
 PUNCTUATION = r"[!-/:-@\[-`{-~]"
 """Python's `string.punctuation`: ASCII alone."""
+INVISIBLE = "[\u200b\u200c\u200e\u200f\ufeff\ufffd]"
+"""What SentencePiece's nmt_nfkc takes for a space and is no white space to Python."""
 WHITESPACE = r"[\s\x1c-\x1f]+"
 """What Python's `\\s` matches; the four control characters are no white space to Unicode."""
 
@@ -76,7 +80,7 @@ def _finished(
     eos = token_id(backend, files, "eos_token", folder)
     side = files.settings.get("padding_side", default_side)
     if side not in ("left", "right"):
-        raise _unsupported(folder, "padding_side", side)
+        raise unsupported(folder, "padding_side", side)
     backend.enable_truncation(length)
     pad_token = files.named["pad_token"].content
     backend.enable_padding(direction=side, pad_id=pad, pad_token=pad_token, length=length)
@@ -91,9 +95,8 @@ def _sentencepiece(folder: Path, config: SiglipConfig) -> HubTokenizer:
     from tokenizers import pre_tokenizers
 
     files = read_tokenizer_files(folder, SENTENCEPIECE_NAMED)
-    for name in ("sp_model_kwargs", "additional_special_tokens", "extra_special_tokens"):
-        if files.settings.get(name):
-            raise _unsupported(folder, name, files.settings[name])
+    if files.settings.get("sp_model_kwargs"):
+        raise unsupported(folder, "sp_model_kwargs", files.settings["sp_model_kwargs"])
     path = folder / "spiece.model"
     if not path.is_file():
         raise CheckpointError(
@@ -124,15 +127,15 @@ def _sentencepiece(folder: Path, config: SiglipConfig) -> HubTokenizer:
 
 
 def _unigram(model: SentencePieceModel, kept: set[str]) -> Tokenizer:
-    """SentencePiece never finds control pieces in a text; the `tokenizers` package would, so those that are no added
-    tokens get a text that no normalised caption has."""
+    """Pieces that no caption gives in SentencePiece would be found by the `tokenizers` package. Those that are no added
+    tokens get a space before their text, which no cleaned text has: there it is ▁."""
     from tokenizers import Tokenizer, decoders
     from tokenizers.models import Unigram
 
     pieces = [
-        (f"\x00{text}" if kind == CONTROL and text not in kept else text, score) for text, score, kind in model.pieces
+        (f" {text}" if model.hidden(kind) and text not in kept else text, score) for text, score, kind in model.pieces
     ]
-    backend = Tokenizer(Unigram(pieces, model.unknown_id, byte_fallback=False))
+    backend = Tokenizer(Unigram(pieces, model.unknown_id, byte_fallback=model.byte_fallback))
     backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
     return backend
 
@@ -156,8 +159,10 @@ def _cleaning(lower: bool, charsmap: bytes) -> normalizers.Normalizer:
 
     Punctuation at the start becomes a space, not nothing: the ▁ before a text is written where a piece begins at the
     text's first character. In one place ids therefore differ from the stock class's, by a ▁ too many: behind the
-    literal text of a special token (`</s>`, `<unk>`) that punctuation follows. NFKC comes first because
-    `Precompiled` loses what combines with a character that its table maps.
+    literal text of a special token (`</s>`, `<unk>`) that punctuation follows.
+
+    `Precompiled` loses the marks that combine with a character which its table maps, so what can be mapped is mapped
+    before. NFKC sorts and composes several marks on one letter, which SentencePiece does not: a second difference.
     """
     from tokenizers import Regex, normalizers
 
@@ -169,10 +174,12 @@ def _cleaning(lower: bool, charsmap: bytes) -> normalizers.Normalizer:
         normalizers.Replace(Regex(PUNCTUATION), ""),
         normalizers.Replace(Regex(WHITESPACE), " "),
         normalizers.Strip(left=False, right=True),
+        normalizers.Replace(Regex(INVISIBLE), " "),
+        normalizers.NFKC(),
+        normalizers.Precompiled(charsmap),
+        normalizers.Replace(Regex(" {2,}"), " "),
+        normalizers.Strip(left=False, right=True),
     ]
-    if charsmap:
-        steps += [normalizers.NFKC(), normalizers.Precompiled(charsmap)]
-    steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(left=False, right=True)]
     return normalizers.Sequence(steps)
 
 
@@ -234,9 +241,3 @@ def _frame_of(path: Path) -> Any:
     from qpert.runtime.inputs.text import read_tokenizer_json
 
     return read_tokenizer_json(path).post_processor
-
-
-def _unsupported(folder: Path, name: str, value: Any) -> CheckpointError:
-    return CheckpointError(
-        f"{folder}/tokenizer_config.json has {name} {value!r}, which qpert cannot honour", code="tokenizer-unsupported"
-    )

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qpert.graphs.families.blip2.model import GraphPerturbation, QueryMap
 from qpert.graphs.families.siglip.config import SiglipConfig
-from qpert.graphs.layers import LayerNorm, attention, merge_heads, split_heads
+from qpert.graphs.layers import AttentionModule, LayerNorm, merge_heads, split_heads
+from qpert.graphs.perturbation.choices import GraphPerturbation, QueryMap
 from qpert.graphs.perturbation.oracle import perturb_queries, query_map
 from qpert.graphs.stages import PerturbedQueryStage, TextStage, VisionStage
 from qpert.graphs.transformer import Encoder, Mlp, TextConfig, TextEmbeddings, VisionConfig, patch_tokens, unit_length
@@ -31,7 +31,7 @@ class VisionEmbeddings(nn.Module):
         return patches + self.position_embedding.weight
 
 
-class PackedAttention(nn.Module):
+class PackedAttention(AttentionModule):
     """`nn.MultiheadAttention`'s parameters, with the attention written out: `in_proj` stacks query, key and value."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -49,7 +49,7 @@ class PackedAttention(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[B or 1, H, Q, d] and twice [B, H, N, d] → [B, Q, C]."""
-        return self.out_proj(merge_heads(attention(queries, keys, values)))
+        return self.out_proj(merge_heads(self.kernel(queries, keys, values)))
 
 
 class PoolingHead(nn.Module):

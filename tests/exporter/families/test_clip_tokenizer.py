@@ -131,6 +131,49 @@ def test_an_end_that_the_text_tower_would_not_find_is_refused(eos, tmp_path):
     assert caught.value.code == "tokenizer-end-of-text"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"padding_side": "left"},
+        {"truncation_side": "left"},
+        {"split_special_tokens": True},
+        {"extra_special_tokens": ["<x>"]},
+        {"additional_special_tokens": [{"content": "<x>"}]},
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused_by_name(settings, tmp_path):
+    (text_files(tmp_path) / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError) as caught:
+        build_tokenizer(tmp_path, config_for(len(VOCABULARY)))
+    assert caught.value.code == "tokenizer-unsupported"
+    assert next(iter(settings)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["a"]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": 5}}),
+        ("added_tokens.json", {"<x>": "many"}),
+        ("tokenizer.json", {"added_tokens": [{"content": "<x>"}], "model": {"vocab": {}}}),
+        ("special_tokens_map.json", {"bos_token": 7}),
+    ],
+)
+def test_broken_token_files_are_named_and_not_a_bug(name, values, tmp_path):
+    (text_files(tmp_path) / name).write_text(json.dumps(values))
+    with pytest.raises(CheckpointError) as caught:
+        build_tokenizer(tmp_path, config_for(len(VOCABULARY)))
+    assert caught.value.code == "tokenizer-file"
+
+
+def test_extra_tokens_that_are_among_the_added_ones_are_no_fault(tmp_path):
+    saved_by_stock(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extra_special_tokens": [END]}))
+    assert build_tokenizer(tmp_path, config_for(len(VOCABULARY))).eos_id == VOCABULARY[END]
+
+
 def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         build_tokenizer(tmp_path, config_for(9))

@@ -2,55 +2,14 @@
 
 import pytest
 import torch
+from our_towers import SIGLIP_UNUSED, our_siglip, siglip_config, siglip_texts
 from stock_towers import SIGLIP_SHAPES, pixels, stock_siglip
 from torch.nn import functional as F
 
 from qpert.graphs.families.blip2.model import GraphPerturbation
 from qpert.graphs.families.siglip.config import SiglipConfig
-from qpert.graphs.families.siglip.model import SiglipRetrieval
-from qpert.graphs.transformer import TextConfig, VisionConfig, interpolate_positions
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-UNUSED = ["logit_bias", "logit_scale"]
-
-
-def config_of(stock):
-    def encoder(part):
-        return (
-            part.hidden_size,
-            part.num_hidden_layers,
-            part.num_attention_heads,
-            part.intermediate_size,
-            part.hidden_act,
-            part.layer_norm_eps,
-        )
-
-    vision, text = stock.config.vision_config, stock.config.text_config
-    return SiglipConfig(
-        "small",
-        VisionConfig(*encoder(vision), vision.image_size, vision.patch_size),
-        TextConfig(*encoder(text), text.vocab_size, text.max_position_embeddings),
-    )
-
-
-def ours(stock, perturbation=None, image_size=None):
-    config = config_of(stock)
-    state = {name: tensor for name, tensor in stock.state_dict().items() if name not in UNUSED}
-    if image_size is not None:
-        config = config.with_image_size(image_size)
-        name = "vision_model.embeddings.position_embedding.weight"
-        state[name] = interpolate_positions(state[name], config.vision.grid, prefix_tokens=0)
-    model = SiglipRetrieval(config, perturbation)
-    model.load_state_dict(state, strict=True)
-    return model.eval().requires_grad_(False)
-
-
-def texts(stock, count=5, seed=0):
-    text = stock.config.text_config
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, text.vocab_size, (count, text.max_position_embeddings), generator=generator)
-    lengths = torch.randint(1, text.max_position_embeddings, (count, 1), generator=generator)
-    return torch.where(torch.arange(ids.shape[1]) < lengths, ids, 1)
 
 
 @pytest.fixture(params=SIGLIP_SHAPES)
@@ -61,7 +20,7 @@ def stock(request):
 def test_image_tokens_and_vectors_equal_stock(stock):
     images = pixels(stock.config.vision_config.image_size)
     expected = stock.vision_model(images)
-    model = ours(stock)
+    model = our_siglip(stock)
     tokens = model.encode_image(images)
     assert tokens.shape == (3, model.config.tokens, model.config.vision.width)
     torch.testing.assert_close(tokens, expected.last_hidden_state, **CLOSE)
@@ -73,16 +32,16 @@ def test_image_tokens_and_vectors_equal_stock(stock):
 
 
 def test_text_vectors_equal_stock(stock):
-    ids = texts(stock)
+    ids = siglip_texts(stock)
     expected = F.normalize(stock.get_text_features(ids).pooler_output, dim=-1)
     assert (expected[0] - expected[1]).abs().max() > 0.01
-    torch.testing.assert_close(ours(stock).encode_text(ids), expected, **CLOSE)
+    torch.testing.assert_close(our_siglip(stock).encode_text(ids), expected, **CLOSE)
 
 
 def test_scores_rank_as_stock_scores_do(stock):
-    images, ids = pixels(stock.config.vision_config.image_size, 7), texts(stock, 11)
+    images, ids = pixels(stock.config.vision_config.image_size, 7), siglip_texts(stock, 11)
     expected = stock(input_ids=ids, pixel_values=images).logits_per_image
-    model = ours(stock)
+    model = our_siglip(stock)
     scores = model.encode_queries(model.encode_image(images))[:, 0] @ model.encode_text(ids).T
     torch.testing.assert_close(scores * stock.logit_scale.exp() + stock.logit_bias, expected, rtol=0, atol=1e-4)
     assert (scores.argsort(1) == expected.argsort(1)).all()
@@ -90,8 +49,8 @@ def test_scores_rank_as_stock_scores_do(stock):
 
 
 def test_a_text_of_another_length_is_another_text(stock):
-    ids = texts(stock)
-    model = ours(stock)
+    ids = siglip_texts(stock)
+    model = our_siglip(stock)
     assert (model.encode_text(ids[:, :-1]) - model.encode_text(ids)).abs().max() > 0.01
 
 
@@ -100,14 +59,14 @@ def test_another_image_size_interpolates_positions_as_stock_does(shape, size):
     stock = stock_siglip(shape)
     images = pixels(size)
     expected = stock.get_image_features(images, interpolate_pos_encoding=True).pooler_output
-    model = ours(stock, image_size=size)
+    model = our_siglip(stock, image_size=size)
     vectors = model.encode_queries(model.encode_image(images))[:, 0]
     torch.testing.assert_close(vectors, F.normalize(expected, dim=-1), **CLOSE)
 
 
 @pytest.mark.parametrize("preserve_norm", [False, True])
 def test_without_weights_boxes_change_nothing(stock, preserve_norm):
-    model = ours(stock, GraphPerturbation(0.9, preserve_norm))
+    model = our_siglip(stock, GraphPerturbation(0.9, preserve_norm))
     tokens = model.encode_image(pixels(model.config.vision.image_size))
     masks = torch.rand(3, 4, model.config.tokens, generator=torch.Generator().manual_seed(1))
     plain = model.encode_queries(tokens)
@@ -117,7 +76,7 @@ def test_without_weights_boxes_change_nothing(stock, preserve_norm):
 
 
 def test_keys_are_the_projection_of_the_head(stock):
-    model = ours(stock)
+    model = our_siglip(stock)
     tokens = model.encode_image(pixels(model.config.vision.image_size))
     heads, width = model.config.vision.heads, model.config.vision.width
     packed = stock.vision_model.head.attention
@@ -128,14 +87,14 @@ def test_keys_are_the_projection_of_the_head(stock):
 
 
 def test_config_survives_its_dictionary():
-    config = config_of(stock_siglip("b"))
+    config = siglip_config(stock_siglip("b"))
     assert SiglipConfig.from_dict(config.to_dict()) == config
     assert config.vision.grid == 5
     assert config.tokens == 25
 
 
 def test_parameters_are_all_that_stock_has_but_scale_and_bias(stock):
-    model = ours(stock)
+    model = our_siglip(stock)
     left_out = stock.state_dict().keys() - model.state_dict().keys()
-    assert sorted(left_out) == UNUSED
+    assert sorted(left_out) == SIGLIP_UNUSED
     assert all(stock.state_dict()[name].shape == tensor.shape for name, tensor in model.state_dict().items())

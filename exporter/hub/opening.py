@@ -1,0 +1,129 @@
+"""A Hugging Face folder of a two-tower model as an open checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress
+from qpert.exporter.checkpoints.files import hash_files, open_folder
+from qpert.exporter.checkpoints.hub_folder import license_of
+from qpert.exporter.checkpoints.locate import locate
+from qpert.exporter.checkpoints.parameters import LazyTensors, Origin
+from qpert.exporter.hub.preprocessing import StockPreprocessing, read_preprocessing
+from qpert.exporter.hub.towers import Shape, check_tensors
+from qpert.graphs.transformer import VisionConfig, interpolate_positions
+from qpert.runtime.bundle.manifest import CheckpointRecord
+from qpert.runtime.errors import CheckpointError, InputError
+from qpert.runtime.inputs.preprocessing import ImagePreprocessing
+
+
+class TowerConfig(Protocol):
+    """What the configurations of two-tower models have in common."""
+
+    @property
+    def vision(self) -> VisionConfig: ...
+
+    def with_image_size(self, image_size: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """How a family's folder is read.
+
+    `read_config(folder, name=…)` gives the configuration and notes; `expected_shapes` the tensors that it needs;
+    `unused` those that may be there too. `positions`: the parameter that another image size interpolates, which has
+    `prefix_tokens` rows before the patches'. `processor`: the image processor of a file that names none.
+    """
+
+    expected: str
+    read_config: Callable[..., tuple[Any, tuple[str, ...]]]
+    expected_shapes: Callable[[Any], dict[str, Shape]]
+    unused: frozenset[str]
+    positions: str
+    prefix_tokens: int
+    processor: str
+
+
+def open_checkpoint(source: str, form: FolderFormat, *, image_size: int | None, progress: Progress) -> Checkpoint:
+    """Open the folder or hub id that `source` names.
+
+    Raises:
+        CheckpointError: nothing there, another model, or files that contradict each other.
+        InputError: `image_size` is smaller than a patch.
+        UnavailableError: it has to be downloaded and cannot be.
+    """
+    located = locate(source, (), form.expected)
+    if located.folder is None:
+        raise CheckpointError(
+            f"{source} is a file; expected {form.expected}: config.json, the image processor and the tokenizer are "
+            "beside the weights",
+            code="checkpoint-not-folder",
+        )
+    folder = located.folder
+    config, notes = form.read_config(folder, name=located.name)
+    stock = read_preprocessing(folder, image_size=config.vision.image_size, default_type=form.processor)
+    store = open_folder(folder)
+    try:
+        check_tensors(store.entries, form.expected_shapes(config), form.unused, str(folder))
+        size = config.vision.image_size if image_size is None else image_size
+        resized = at_image_size(config, size)
+        digest = hash_files(store.files, progress)
+    except BaseException:
+        store.close()
+        raise
+    origins = {name: Origin(name) for name in form.expected_shapes(config)}
+    tensors = LazyTensors(store, origins, positions_for(form, resized))
+    record = CheckpointRecord(located.name, located.source, "huggingface", digest, license_of(folder))
+    notes = (*store.notes, *notes, *size_note(config, size))
+    return Checkpoint(resized, record, tensors, folder, notes, preprocessing_of(stock.with_size(size), folder), folder)
+
+
+def at_image_size(config: TowerConfig, image_size: int) -> Any:
+    """`config` at another image size; raises InputError where no patch fits into it."""
+    try:
+        return config.with_image_size(image_size)
+    except ValueError as error:
+        raise InputError(f"--image-size: {error}; expected at least one patch", code="image-size") from error
+
+
+def positions_for(form: FolderFormat, config: TowerConfig) -> Callable[[str, Tensor], Tensor]:
+    """Interpolates the position embeddings where the exported grid is another one."""
+
+    def adapt(name: str, tensor: Tensor) -> Tensor:
+        rows = form.prefix_tokens + config.vision.patches
+        if name != form.positions or len(tensor) == rows:
+            return tensor
+        return interpolate_positions(tensor, config.vision.grid, prefix_tokens=form.prefix_tokens)
+
+    return adapt
+
+
+def size_note(config: TowerConfig, image_size: int) -> tuple[str, ...]:
+    own = config.vision
+    if image_size == own.image_size:
+        return ()
+    grid = image_size // own.patch_size
+    return (
+        f"position embeddings interpolated from {own.image_size} px ({own.grid}×{own.grid} patches) to {image_size} px "
+        f"({grid}×{grid}), bicubic, as transformers does",
+    )
+
+
+def preprocessing_of(stock: StockPreprocessing, folder: Path) -> ImagePreprocessing:
+    """What the bundle does with pictures.
+
+    Raises:
+        CheckpointError: values are not scaled to 0 … 1, which the bundle's arithmetic fixes.
+    """
+    if abs(stock.rescale * 255 - 1) > 1e-6:
+        raise CheckpointError(
+            f"the image processor in {folder} has rescale_factor {stock.rescale!r}; only 1/255 is supported",
+            code="preprocessing-unsupported",
+        )
+    shortest = stock.shortest if stock.fit == "crop" else 0
+    return ImagePreprocessing(stock.size, stock.mean, stock.std, stock.resample, stock.fit, shortest)

@@ -1,0 +1,128 @@
+"""Stock two-tower models of transformers behind the names of the exported graphs.
+
+It shares no network code with `qpert.graphs`, because that is what it is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qpert.runtime.errors import CheckpointError, UnavailableError
+
+BOX_INPUTS = ("object_masks", "box_weights")
+
+
+def load_stock(class_name: str, folder_or_id: str | Path) -> nn.Module:
+    """`transformers.<class_name>` in float32 on the CPU, attention written out, every tensor from the checkpoint.
+
+    Raises:
+        UnavailableError: transformers is not installed.
+        CheckpointError: it cannot be loaded, or tensors are missing, left over or of another shape (transformers itself
+            only warns).
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UnavailableError(
+            f"the Hugging Face reference needs transformers ({error}): pip install 'qpert[hf]'",
+            code="transformers-missing",
+        ) from error
+    try:
+        model, report = getattr(transformers, class_name).from_pretrained(
+            str(folder_or_id),
+            dtype=torch.float32,
+            attn_implementation="eager",
+            ignore_mismatched_sizes=True,  # so that they are reported below, with the rest
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder_or_id} cannot be loaded as {class_name}: {error}", code="stock-model"
+        ) from error
+    _check_report(class_name, str(folder_or_id), report)
+    return cast(nn.Module, model.eval().requires_grad_(False))
+
+
+def _check_report(class_name: str, source: str, report: Mapping[str, Any]) -> None:
+    kinds = {kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected")}
+    kinds["mismatched"] = sorted(str(item[0]) for item in report.get("mismatched_keys") or ())
+    kinds["unexpected"] = [name for name in kinds["unexpected"] if not name.endswith("position_ids")]
+    if any(kinds.values()):
+        found = "; ".join(f"{len(names)} {kind} ({', '.join(names[:4])})" for kind, names in kinds.items() if names)
+        raise CheckpointError(
+            f"{source} does not hold the tensors of {class_name}: {found}; download the folder again",
+            code="checkpoint-tensors",
+        )
+
+
+class TwoTowerReference:
+    """The graphs of a family without a pair scorer, computed by a stock model. A subclass names the model's parts."""
+
+    name = "hf"
+    class_name: ClassVar[str]
+    perturbable: bool = False
+    """Whether `image_query` takes boxes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+
+    def image_tokens(self, pixel_values: Tensor) -> Tensor:
+        """[B,3,S,S] → [B,N,C], what the image vector is pooled from."""
+        size = self.model.config.vision_config.image_size
+        output = self.model.vision_model(pixel_values, interpolate_pos_encoding=pixel_values.shape[-1] != size)
+        return cast(Tensor, output.last_hidden_state)
+
+    def image_vector(
+        self, image_tokens: Tensor, object_masks: Tensor | None = None, box_weights: Tensor | None = None
+    ) -> Tensor:
+        """[B,N,C] → [B,E]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of `graph` (vision, image_query, text), named and shaped as the exported graph's, float32.
+
+        Args:
+            graph: vision, image_query or text.
+            inputs: by name; features may come in half precision. Where the family takes boxes, `object_masks` [B,O,N]
+                and `box_weights` [B,O] may be left out, which is the stock model.
+
+        Raises:
+            ValueError: another graph, or other inputs than the graph has.
+        """
+        self._check(graph, inputs)
+        arrays = {name: torch.from_numpy(np.array(value, order="C")) for name, value in inputs.items()}
+        tensors = {name: value.float() if value.is_floating_point() else value for name, value in arrays.items()}
+        if graph == "vision":
+            outputs = {"image_embeds": self.image_tokens(tensors["pixel_values"])}
+        elif graph == "text":
+            outputs = {"text_embeds": F.normalize(self.model.get_text_features(**tensors).pooler_output, dim=-1)}
+        else:
+            vector = self.image_vector(tensors.pop("image_embeds"), **tensors)
+            outputs = {"query_embeds": F.normalize(vector, dim=-1)[:, None]}
+        return {name: value.float().contiguous().numpy() for name, value in outputs.items()}
+
+    def _check(self, graph: str, inputs: Mapping[str, np.ndarray]) -> None:
+        needed = {"vision": {"pixel_values"}, "image_query": {"image_embeds"}, "text": {"input_ids"}}
+        if graph not in needed:
+            raise ValueError(f"graph is {graph!r}, expected one of {', '.join(needed)}")
+        allowed = [needed[graph]]
+        if graph == "image_query" and self.perturbable:
+            allowed.append(needed[graph] | set(BOX_INPUTS))
+        if set(inputs) not in allowed:
+            expected = " or ".join(str(sorted(names)) for names in allowed)
+            raise ValueError(f"{graph} got {sorted(inputs)}, expected {expected}")
+
+    def close(self) -> None:
+        """Drop the model."""
+        self.model = None
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
