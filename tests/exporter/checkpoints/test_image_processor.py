@@ -49,11 +49,11 @@ FILES = {
     "one mean for all channels": ("SiglipImageProcessor", {"image_mean": 0.4, "image_std": 0.3, "size": [40, 40]}),
     "not normalised": ("SiglipImageProcessor", {"do_normalize": False, "size": [40, 40]}),
     "blip, all left out": ("BlipImageProcessor", {}),
-    "blip, one number is a square": ("BlipImageProcessor", {"size": 56, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}),
-    "blip, nulls in the size": (
+    "blip, one number is a square": (
         "BlipImageProcessor",
-        {"size": {"height": 42, "width": 42, "shortest_edge": None}, "do_convert_rgb": False},
+        {"size": 56, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     ),
+    "blip, not converted": ("BlipImageProcessor", {"size": {"height": 42, "width": 42}, "do_convert_rgb": False}),
 }
 STOCK = {
     "BlipImageProcessor": BlipImageProcessorPil,
@@ -94,6 +94,11 @@ def test_another_scale_gives_the_stock_processors_pixels_and_is_noted(name):
     for picture in pictures()[:3]:
         expected = stock(picture, return_tensors="np")["pixel_values"][0]
         np.testing.assert_allclose(preprocess_images([picture], facts)[0], expected, rtol=0, atol=2e-6)
+
+
+def test_nulls_in_a_size_say_nothing():
+    size = {"height": 42, "width": 42, "shortest_edge": None}
+    assert read_fields(Path("p"), {"size": size}, "BlipImageProcessor")[0].size == 42
 
 
 @pytest.mark.parametrize("value", ["bilinear", "BILINEAR", "PILImageResampling.BILINEAR", 2])
@@ -138,7 +143,6 @@ BAD = [
     ({"do_pad": True}, "preprocessing-unsupported", "do_pad"),
     ({"use_square_size": True}, "preprocessing-unsupported", "use_square_size"),
     ({"do_resize": False}, "preprocessing-unsupported", "do_resize"),
-    ({"do_rescale": False}, "preprocessing-unsupported", "do_rescale"),
     ({"do_center_crop": False}, "preprocessing-unsupported", "do_center_crop"),
     ({"do_center_crop": "yes"}, "preprocessing-value", "do_center_crop"),
     ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "preprocessing-unsupported", "longest_edge"),
