@@ -26,7 +26,9 @@ from torch import Tensor
 
 from qpert.exporter.export import ExportRequest, export_bundle
 from qpert.exporter.families.blip2.checkpoint import open_checkpoint
+from qpert.exporter.families.blip2.family import FAMILY
 from qpert.exporter.references.eager import TorchReference
+from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.evaluate import evaluate
@@ -34,7 +36,7 @@ from qpert.runtime.evaluation.inputs import EvaluationData, open_data
 from qpert.runtime.evaluation.result import Evaluation
 from qpert.runtime.evaluation.work import Binding, open_work
 from qpert.runtime.inputs.images import preprocess_images
-from qpert.runtime.inputs.perturbation import box_weights, object_masks
+from qpert.runtime.inputs.perturbation import box_inputs
 from qpert.runtime.progress import Terminal
 from qpert.runtime.retrieval.encoder import Encoder
 
@@ -51,22 +53,22 @@ class PairByPair:
         manifest, settings = bundle.manifest, bundle.manifest.perturbation
         with open_checkpoint("demo", image_size=manifest.preprocessing.size) as checkpoint:
             perturbation = GraphPerturbation(settings.threshold, settings.preserve_norm)
-            self.model = TorchReference.open(checkpoint, perturbation).model
-        masks = object_masks(
-            data.boxes, grid=manifest.grid, image_size=manifest.preprocessing.size, coverage=settings.coverage
-        )
-        weights = box_weights(data.boxes, settings)
+            reference = TorchReference.open(FAMILY, checkpoint, manifest.graphs, perturbation)
+        network = reference.network
+        assert isinstance(network, Blip2Retrieval)
+        self.network = network
+        masks, weights = box_inputs(data.boxes, settings, manifest.token_grid)
         features, queries = [], []
         for start in range(0, len(data.dataset), 50):
             part = slice(start, start + 50)
             pixels = torch.from_numpy(preprocess_images(data.dataset.images[part], manifest.preprocessing))
-            features.append(self.model.encode_image(pixels))
+            features.append(self.network.encode_image(pixels))
             boxes = torch.from_numpy(masks[part]), torch.from_numpy(weights[part])
-            queries.append(self.model.encode_queries(features[-1], *boxes))
+            queries.append(self.network.encode_queries(features[-1], *boxes))
         self.features, self.queries = torch.cat(features), torch.cat(queries)
         self.ids, self.mask = self.tokens(bundle, data)
         parts = zip(self.ids.split(500), self.mask.split(500), strict=True)
-        self.texts = torch.cat([self.model.encode_text(*part) for part in parts])
+        self.texts = torch.cat([self.network.encode_text(*part) for part in parts])
 
     @staticmethod
     def tokens(bundle: Bundle, data: EvaluationData) -> tuple[Tensor, Tensor]:
@@ -75,7 +77,7 @@ class PairByPair:
         tokens = encoder.tokenize(data.dataset.captions)
         encoder.close()
         wide = encoder.tokenizer.max_length - tokens.input_ids.shape[1]
-        ids = np.pad(tokens.input_ids, ((0, 0), (0, wide)), constant_values=encoder.tokenizer.pad_token_id)
+        ids = np.pad(tokens.input_ids, ((0, 0), (0, wide)), constant_values=encoder.tokenizer.spec.pad_id)
         return torch.from_numpy(ids), torch.from_numpy(np.pad(tokens.attention_mask, ((0, 0), (0, wide))))
 
     def itc(self) -> Tensor:
@@ -86,7 +88,7 @@ class PairByPair:
         """[P]: pair p is image `images[p]` with text `texts[p]`, its features repeated."""
         length = self.ids.shape[1] if self.padded else int(self.mask[texts].sum(1).max())
         ids, mask = self.ids[texts, None, :length], self.mask[texts, None, :length]
-        return self.model.match(self.features[images], ids, mask)[:, 0]
+        return self.network.match(self.features[images], ids, mask)[:, 0]
 
     def matrices(self, k: int = K, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Image to text [B, T] and text to image [T, B], as `compute_sim_matrix` with `k_test` = k returns them.

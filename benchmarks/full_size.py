@@ -78,12 +78,11 @@ def measured(command: list[str]) -> dict[str, Any]:
 def compare_one(bundle: Path) -> dict[str, Any]:
     """One recorded image and one pair in ONNX Runtime against what PyTorch recorded: largest difference by graph."""
     from qpert.runtime.bundle.folder import Bundle
-    from qpert.runtime.bundle.samples import Samples
     from qpert.runtime.sessions.open import open_session
     from qpert.runtime.verification import run_selected, select
 
     opened = Bundle.open(bundle)
-    samples = Samples.load(opened.path(opened.manifest.samples))
+    samples = opened.samples()
     result: dict[str, Any] = {}
     for name, spec in opened.manifest.graphs.items():
         started = time.perf_counter()

@@ -20,7 +20,7 @@ from typing import Any
 
 from full_size import ITEM_SIZE, machine, make_vocabulary, measured
 
-from qpert.runtime.bundle.manifest import GRAPH_NAMES
+from qpert.runtime.bundle.manifest import read_manifest
 from qpert.runtime.sessions.tensorrt.engines import RECORD_NAME, engine_folders
 
 TARGETS = "sm80+sm86+sm89+sm120,sm80,sm86,sm89,sm120"
@@ -48,8 +48,9 @@ def main() -> None:
         "tensorrt-rtx": importlib.metadata.version("tensorrt-rtx"),
         "targets": {},
     }
+    graphs = read_manifest(bundle).graphs
     for target in options.target.split(","):
-        figures["targets"][target] = {graph: build(bundle, target, graph) for graph in GRAPH_NAMES}
+        figures["targets"][target] = {graph: build(bundle, target, graph) for graph in graphs}
         if options.out:
             options.out.write_text(json.dumps(figures, indent=1) + "\n")
         if not options.keep:

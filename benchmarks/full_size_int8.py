@@ -34,9 +34,10 @@ def make_graph(work: Path, blocks: int) -> Path:
     """The tower's fp32 graph, exported as every graph is."""
     import torch
 
-    from qpert.exporter.families.declare import Limits, signatures
+    from qpert.exporter.families.blip2.family import FAMILY
+    from qpert.exporter.families.declare import Limits
     from qpert.exporter.tracing.onnx_files import write_graphs
-    from qpert.exporter.tracing.trace import hollow_model, trace
+    from qpert.exporter.tracing.trace import network_without_weights, trace
     from qpert.exporter.tracing.weights import WeightedGraph, fold_weights
     from qpert.graphs.families.blip2.config import CONFIGS
     from qpert.graphs.passes import run_passes
@@ -44,8 +45,8 @@ def make_graph(work: Path, blocks: int) -> Path:
 
     config = CONFIGS["coco"]
     config = replace(config, vision=replace(config.vision, layers=blocks))
-    model = hollow_model(config, None, "fp32")
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    network = network_without_weights(FAMILY, config, None, "fp32")
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
 
     class RandomWeights:
         """Scaled so that activations stay of order one."""
@@ -57,10 +58,11 @@ def make_graph(work: Path, blocks: int) -> Path:
                 return 0.1 * noise + float("norm" in name and name.endswith("weight"))
             return noise / math.sqrt(math.prod(shape[1:]))
 
-    spec = signatures(config, precision="fp32", stages="none", limits=Limits())["vision"]
-    folded = fold_weights(trace(model, spec))
+    spec = FAMILY.graphs(config, precision="fp32", stages="none", limits=Limits())["vision"]
+    folded = fold_weights(trace(FAMILY.stages(network)["vision"].eval(), spec))
     graph = WeightedGraph(run_passes(folded.graph), folded.recipes)
-    write_graphs(work / "fp32", {"vision": graph}, RandomWeights(), Silent())
+    weight_files = {"vision": FAMILY.card.weight_file(spec)}
+    write_graphs(work / "fp32", {"vision": graph}, weight_files, RandomWeights(), Silent())
     return work / "fp32" / "vision.onnx"
 
 

@@ -37,7 +37,7 @@ from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceRefer
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.inputs import open_data
 from qpert.runtime.inputs.perturbation import Perturbation
-from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer
+from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer, TokenizerSpec
 from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
 
 VISION = {
@@ -77,7 +77,7 @@ def exported(work: Path) -> tuple[Path, Bundle]:
     if not out.exists():
         make_stock(stock)
         request = ExportRequest(
-            str(stock), out, tokenizer=str(stock / "vocab.txt"), perturbation=Perturbation(stages="none")
+            "blip2", str(stock), out, tokenizer=str(stock / "vocab.txt"), perturbation=Perturbation(stages="none")
         )
         export_bundle(request)
     return stock, Bundle.open(out)
@@ -89,11 +89,12 @@ def caption_lengths(count: int) -> np.ndarray:
     from qpert.exporter.families.blip2.tokenizer import build_tokenizer
     from qpert.graphs.families.blip2.config import CONFIGS
 
-    backend = build_tokenizer(DEMO_WORDS, vocab_size=CONFIGS["demo"].qformer.vocab_size)
+    vocab_size = CONFIGS["demo"].qformer.vocab_size
+    backend = build_tokenizer(DEMO_WORDS, vocab_size=vocab_size)
     captions = open_data("demo").dataset.captions
     chosen = np.random.default_rng(0).choice(len(captions), count, replace=False)
-    tokens = Tokenizer(backend, max_length=PADDED).encode([captions[place] for place in chosen])
-    return np.asarray(tokens.attention_mask.sum(axis=1))
+    tokenizer = Tokenizer(backend, TokenizerSpec("tokenizer.json", PADDED, vocab_size))
+    return tokenizer.encode([captions[place] for place in chosen]).lengths
 
 
 def random_texts(lengths: np.ndarray) -> TokenizedTexts:

@@ -67,8 +67,10 @@ def test_commands_that_take_minutes_name_options_that_exist(line: list[str]) -> 
 
 @pytest.mark.parametrize("line", [line for line in command_lines() if line[0] == "qpert-export"], ids=" ".join)
 def test_export_commands_name_options_that_exist(line: list[str]) -> None:
-    context = export_command.make_context("export", line[1:])
-    assert context.params["architecture"] == "blip2"
+    with export_command.make_context("export", line[1:]) as context:
+        name, family_command, options = export_command.resolve_command(context, line[1:])
+        assert name == "blip2"
+        family_command.make_context(name, options, parent=context)  # raises for an option that it does not know
 
 
 def test_every_make_target_that_is_named_exists() -> None:

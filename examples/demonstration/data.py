@@ -16,7 +16,7 @@ from PIL import Image
 from qpert.exporter.demo import VOCABULARY
 from qpert.exporter.families.blip2.tokenizer import build_tokenizer
 from qpert.graphs.families.blip2.config import CONFIGS
-from qpert.runtime.inputs.text import Tokenizer
+from qpert.runtime.inputs.text import Tokenizer, TokenizerSpec
 from qpert.runtime.progress import Progress
 from qpert.runtime.scenes import Scene, describe, draw_scene, object_map, sample_scene
 from qpert.runtime.scenes.captions import TEXTURE_VISIBLE
@@ -90,7 +90,8 @@ def load(folder: Path, count: int) -> TrainingSet:
 
 
 def tokenizer() -> Tokenizer:
-    return Tokenizer(build_tokenizer(VOCABULARY, vocab_size=CONFIGS["demo"].qformer.vocab_size), max_length=MAX_TOKENS)
+    size = CONFIGS["demo"].qformer.vocab_size
+    return Tokenizer(build_tokenizer(VOCABULARY, vocab_size=size), TokenizerSpec("tokenizer.json", MAX_TOKENS, size))
 
 
 def _shard(folder: Path, number: int) -> Path:

@@ -24,15 +24,15 @@ def quick_recall(student: Student) -> dict[str, float | None]:
     if "val" not in _cached:
         scenes = list(generate("val", QUICK, 0))
         size = CONFIGS["demo"].vision.image_size
-        pixels = preprocess_images([draw_scene(scene) for scene, _ in scenes], ImagePreprocessing(size))
-        ids = tokenizer().encode([caption.text for _, captions in scenes for caption in captions]).input_ids
-        _cached["val"] = torch.from_numpy(pixels), torch.from_numpy(ids)
+        pictures = preprocess_images([draw_scene(scene) for scene, _ in scenes], ImagePreprocessing(size))
+        texts = tokenizer().encode([caption.text for _, captions in scenes for caption in captions])
+        _cached["val"] = torch.from_numpy(pictures), torch.from_numpy(texts.input_ids)
     pixels, ids = _cached["val"]
     student.eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         queries = torch.cat([student.query_embeds(student.model.encode_image(part))[0] for part in pixels.split(125)])
-        texts = torch.cat([student.text_embeds(part)[0] for part in ids.split(500)])
-        scores = itc_similarities(queries.float(), texts.float()).float().numpy()  # [B, T]
+        vectors = torch.cat([student.text_embeds(part)[0] for part in ids.split(500)])
+        scores = itc_similarities(queries.float(), vectors.float()).float().numpy()  # [B, T]
     student.train()
     owner = np.repeat(np.arange(len(scores)), len(ids) // len(scores))
     t2i, i2t = recall(text_to_image_ranks(scores, owner)), recall(image_to_text_ranks(scores, owner))

@@ -24,6 +24,7 @@ from qpert.runtime.inputs.datasets import RetrievalDataset
 from qpert.runtime.inputs.images import preprocess_images
 from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
 from qpert.runtime.inputs.preprocessing import ImagePreprocessing
+from qpert.runtime.inputs.token_grid import TokenGrid
 from qpert.runtime.progress import Progress
 
 Floats = npt.NDArray[np.floating]
@@ -38,6 +39,12 @@ def open_model(path: Path) -> Blip2Retrieval:
     return model.eval().requires_grad_(requires_grad=False)
 
 
+def token_grid() -> TokenGrid:
+    """The demonstration's patches: CLS comes before them."""
+    vision = CONFIGS["demo"].vision
+    return TokenGrid(vision.grid, vision.grid, vision.patch_size, 1, ImagePreprocessing(vision.image_size))
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedSplit:
     """B images and T texts of a split. image_embeds [B, N, C]; text_embeds [T, E]; ids, mask int64 [T, L]."""
@@ -50,8 +57,8 @@ class EncodedSplit:
     mask: Tensor
 
     @property
-    def areas(self) -> Floats:
-        return np.array([largest_area(boxes) for boxes in self.boxes])
+    def areas(self) -> npt.NDArray[np.float64]:
+        return np.array([largest_area(boxes) for boxes in self.boxes], np.float64)
 
     def metrics(self, t2i: Floats, i2t: Floats) -> RetrievalMetrics:
         owners = self.dataset.image_of_caption
@@ -60,7 +67,7 @@ class EncodedSplit:
 
 def encode_split(model: Blip2Retrieval, dataset: RetrievalDataset) -> EncodedSplit:
     """Everything that does not depend on the perturbation."""
-    preprocessing = ImagePreprocessing(CONFIGS["demo"].vision.image_size)
+    preprocessing = token_grid().image
     files = dataset.images
     boxes = []
     for index, file in enumerate(files):
@@ -84,11 +91,8 @@ class Perturber:
     """Query embeddings of a split under many settings: the subspaces of a threshold are computed once."""
 
     def __init__(self, model: Blip2Retrieval, split: EncodedSplit, *, threshold: float) -> None:
-        vision = CONFIGS["demo"].vision
         self.model, self.split = model, split
-        masks = torch.from_numpy(
-            object_masks(split.boxes, grid=vision.grid, image_size=vision.image_size, coverage="exact")
-        )  # [B, O, N]
+        masks = torch.from_numpy(object_masks(split.boxes, grid=token_grid(), coverage="exact"))  # [B, O, N]
         self.keys, self.values = model.Qformer.keys_and_values(split.image_embeds)
         stacked = torch.stack(self.keys, dim=1)
         _, layers, heads, _, size = stacked.shape

@@ -10,17 +10,20 @@ the observed one no disagreement could ever lie outside.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.evaluation.pair_scores import PairScores
+from qpert.runtime.retrieval.scores import ranking
 from qpert.runtime.verification.result import Gate
 from qpert.runtime.verification.tolerances import RankLimits
 
 OVERLAPS = (10, 64)
+COMPARED = 64
+"""Candidates a query whose order is compared where there is no shortlist."""
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -99,12 +102,15 @@ class RankComparison:
 
     def gates(self) -> Iterator[Gate]:
         yield self._scores_gate("itc", self.itc_difference, self.itc_far, self.limits.itc)
-        yield self._scores_gate("itm", self.itm_difference, self.itm_far, self.limits.itm)
+        if len(self.keys):
+            yield self._scores_gate("itm", self.itm_difference, self.itm_far, self.limits.itm)
         for name, queries in (("t2i", self.t2i), ("i2t", self.i2t)):
             changed = sum(query.changed and not query.tied for query in queries)
             moved, pairs = sum(query.moved for query in queries), sum(query.pairs for query in queries)
             yield Gate(f"{name}: other first result outside ties, %", percent(changed, len(queries)), self.limits.first)
             yield Gate(f"{name}: pairs in another order outside ties, %", percent(moved, pairs), self.limits.order)
+        if not len(self.keys):
+            return
         decisions = percent(self.flipped_outside, len(self.keys))
         yield Gate("itm: other decision outside ties, %", decisions, self.limits.decision)
 
@@ -134,6 +140,8 @@ def compare_ranks(reference: PairScores, deployed: PairScores, limits: RankLimit
     keys, mine, theirs = np.intersect1d(
         reference.schedule.keys, deployed.schedule.keys, assume_unique=True, return_indices=True
     )
+    if not len(reference.schedule):
+        limits = replace(limits, itm=0)  # final scores are ITC's alone
     return RankComparison(
         limits,
         compare_way(text_to_image(reference), text_to_image(deployed), limits),
@@ -147,11 +155,22 @@ def compare_ranks(reference: PairScores, deployed: PairScores, limits: RankLimit
 
 
 def text_to_image(scores: PairScores) -> Way:
+    if not len(scores.schedule):
+        return first_stage(scores.itc.T)
     return Way(scores.itc.T, scores.schedule.by_text, scores.images_for, scores.t2i_scores_of)
 
 
 def image_to_text(scores: PairScores) -> Way:
+    if not len(scores.schedule):
+        return first_stage(scores.itc)
     return Way(scores.itc, scores.schedule.by_image, scores.texts_for, scores.i2t_scores_of)
+
+
+def first_stage(itc: Floats) -> Way:
+    """One direction where nothing is re-ranked: the best `COMPARED` by ITC [queries, candidates], in that order."""
+    orders = [ranking(row) for row in itc]
+    shortlist = np.stack(orders)[:, :COMPARED]
+    return Way(itc, shortlist, orders.__getitem__, lambda query: itc[query, shortlist[query]])
 
 
 def compare_way(reference: Way, deployed: Way, limits: RankLimits) -> tuple[QueryComparison, ...]:

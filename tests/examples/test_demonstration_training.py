@@ -16,6 +16,7 @@ import torch
 
 from qpert.exporter import demo
 from qpert.exporter.checkpoints.checkpoint import load_state
+from qpert.exporter.families.blip2.demonstration import open_demo
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.runtime.progress import Silent
@@ -109,7 +110,7 @@ def test_the_installed_checkpoint_opens_as_the_exporter_opens_it(whole, tmp_path
     subprocess.run(command, check=True, capture_output=True)
     expected = state_of(whole)["student"]
     monkeypatch.setattr(demo, "MODEL", target)
-    with demo.open_demo() as checkpoint:
+    with open_demo() as checkpoint:
         tensors = {name: tensor.clone() for name, tensor in load_state(checkpoint).items()}
     assert set(tensors) == {name for name, _ in Blip2Retrieval(CONFIGS["demo"]).named_parameters()}
     for name, tensor in tensors.items():

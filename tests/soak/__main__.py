@@ -44,6 +44,7 @@ def tiny_bundle(folder: Path) -> Path:
 
     checkpoint = tiny_checkpoint(folder / "tiny.pth")
     request = ExportRequest(
+        "blip2",
         str(checkpoint),
         folder / "tiny",
         limits=Limits(3, 4, 6, 12),

@@ -1,0 +1,200 @@
+"""CLIP and SigLIP folders to bundles that search: every command on a bundle without a pair scorer."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tower_folders import FIXTURES, clip_folder, siglip_folder
+from transformers import AutoModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from qpert.exporter.export import ExportRequest, export_bundle
+from qpert.exporter.families.declare import Limits
+from qpert.runtime import Boxes, Retriever
+from qpert.runtime.cli import run
+from qpert.runtime.errors import GalleryError, InputError
+from qpert.runtime.inputs.perturbation import Perturbation
+
+CASES = [("clip", "a"), ("clip", "b"), ("clip", "c"), ("siglip", "a"), ("siglip", "b"), ("siglip", "c")]
+TEXTS = ["the dogs on a table", "a cat", "two birds, red and blue!"]
+SHORT = {"a": 60, "b": None, "c": 14}
+"""The shortest side before CLIP's crop; None crops the longer side alone."""
+
+
+def make_folder(family, shape, folder):
+    return clip_folder(folder, shape, short=SHORT[shape]) if family == "clip" else siglip_folder(folder, shape)
+
+
+def settings(family):
+    return Perturbation(stages="none") if family == "clip" else Perturbation(alpha=2.0, threshold=0.9)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=["-".join(case) for case in CASES])
+def exported(request, tmp_path_factory):
+    """(family, Hugging Face folder, bundle) of every shape."""
+    family, shape = request.param
+    folder = make_folder(family, shape, tmp_path_factory.mktemp("hub"))
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    limits = Limits(batch=3, boxes=6, texts=5)
+    asked = ExportRequest(family, str(folder), out, perturbation=settings(family), limits=limits)
+    return family, folder, export_bundle(asked).folder
+
+
+@pytest.fixture(scope="module")
+def clip_bundle(tmp_path_factory):
+    folder = clip_folder(tmp_path_factory.mktemp("hub"), "a", short=60)
+    asked = ExportRequest(
+        "clip",
+        str(folder),
+        tmp_path_factory.mktemp("bundle") / "bundle",
+        perturbation=Perturbation(stages="none"),
+        limits=Limits(batch=3, boxes=6, texts=5),
+    )
+    return export_bundle(asked).folder
+
+
+def stock_tokens(family, folder):
+    """The captions with the stock tokenizer's ids; SentencePiece's as recorded (fixtures/siglip/record.py)."""
+    if family == "clip":
+        from transformers import CLIPTokenizer
+
+        return TEXTS, CLIPTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt").input_ids
+    rows = json.loads((FIXTURES / "captions.json").read_text(encoding="utf-8"))["plain"]
+    usable = [(caption, ids) for caption, ids in rows if len(ids) > 1][:8]
+    return [caption for caption, _ in usable], torch.tensor([ids + [1] * (64 - len(ids)) for _, ids in usable])
+
+
+def stock_itc(family, folder, photos):
+    """Captions, and ITC [B, T] by the stock model, processor and tokenizer, from the picture files and raw texts."""
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    processor = (CLIPImageProcessorPil if family == "clip" else SiglipImageProcessorPil).from_pretrained(folder)
+    pixels = processor(images=[Image.open(photo) for photo in photos], return_tensors="pt").pixel_values
+    captions, ids = stock_tokens(family, folder)
+    with torch.no_grad():
+        images = model.get_image_features(pixel_values=pixels).pooler_output
+        texts = model.get_text_features(input_ids=ids).pooler_output
+    images, texts = (torch.nn.functional.normalize(each, dim=-1) for each in (images, texts))
+    return captions, (images @ texts.T).numpy()
+
+
+def test_scores_and_ranks_are_those_of_the_stock_model_from_the_files_on(exported, photos):
+    family, folder, bundle = exported
+    captions, expected = stock_itc(family, folder, photos)
+    with Retriever.open(bundle) as retriever:
+        features = retriever.encode_images(photos)
+        found = retriever.itc_scores(features.query_embeds, retriever.encode_texts(captions))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(
+        np.argsort(-found, axis=0, kind="stable"), np.argsort(-expected, axis=0, kind="stable")
+    )
+    np.testing.assert_array_equal(
+        np.argsort(-found, axis=1, kind="stable"), np.argsort(-expected, axis=1, kind="stable")
+    )
+
+
+@pytest.mark.parametrize("reference", ["recorded", "torch", "hf"])
+def test_it_verifies_tensor_by_tensor(exported, reference, capsys):
+    _, _, bundle = exported
+    assert run(["verify", str(bundle), "--reference", reference, "--json"]) == 0
+    names = [gate["name"] for gate in json.loads(capsys.readouterr().out)["gates"]]
+    assert not any(name.startswith("itm") for name in names)
+    assert any("preprocessing" in name for name in names)
+
+
+def test_it_ranks_and_recalls_as_stock_does(clip_bundle, capsys):
+    arguments = ["verify", str(clip_bundle), "--level", "recall", "--reference", "hf", "--limit", "12", "--json"]
+    assert run(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ranks"]["t2i"]["top1_agreement"] == 100
+    assert found["ranks"]["t2i"]["pairs"] == 60 * (12 * 11 // 2), "12 images are all on every shortlist"
+    assert not [gate["name"] for gate in found["gates"] if "itm" in gate["name"]]
+
+
+def test_boxes_act_on_siglip_and_are_refused_by_clip(exported, photos, photo_boxes):
+    family, _, bundle = exported
+    with Retriever.open(bundle) as retriever:
+        plain = retriever.encode_images(photos).query_embeds
+        if family == "clip":
+            with pytest.raises(InputError) as caught:
+                retriever.encode_images(photos, boxes=photo_boxes)
+            assert caught.value.code == "bundle-without-boxes"
+            return
+        assert np.abs(retriever.encode_images(photos, boxes=photo_boxes).query_embeds - plain).max() > 1e-3
+        empty = [Boxes(np.empty((0, 4)), boxes.size) for boxes in photo_boxes]
+        np.testing.assert_array_equal(retriever.encode_images(photos, boxes=empty).query_embeds, plain)
+
+
+def test_a_gallery_keeps_no_features_and_is_searched_by_itc_alone(clip_bundle, tmp_path, capsys):
+    gallery = tmp_path / "gallery"
+    assert run(["index", str(clip_bundle), "examples/photos", "--out", str(gallery)]) == 0
+    assert not (gallery / "features").exists()
+    capsys.readouterr()
+    assert run(["search", str(gallery), TEXTS[0], "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert len(hits) == 4
+    assert all(hit["itm"] is None and hit["score"] == hit["itc"] for hit in hits)
+    assert [hit["rank_itc"] for hit in hits] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("command", ["search", "eval", "verify"])
+def test_re_ranking_that_was_asked_for_is_a_usage_error_that_says_why(clip_bundle, tmp_path, command, capsys):
+    gallery = tmp_path / "gallery"
+    assert run(["index", str(clip_bundle), "examples/photos", "--out", str(gallery)]) == 0
+    arguments = {
+        "search": ["search", str(gallery), "a cat", "--rerank", "3"],
+        "eval": ["eval", str(clip_bundle), "--dataset", "demo", "--limit", "4", "--rerank", "3"],
+        "verify": ["verify", str(clip_bundle), "--level", "rank", "--limit", "4", "--rerank", "3"],
+    }[command]
+    capsys.readouterr()
+    assert run(arguments) == 2
+    assert "needs a pair scorer" in capsys.readouterr().err
+
+
+def test_matching_pairs_is_refused_in_python_too(clip_bundle, photos):
+    with Retriever.open(clip_bundle) as retriever:
+        features = retriever.encode_images(photos)
+        with pytest.raises(InputError) as caught:
+            retriever.itm_scores(features, TEXTS)
+    assert caught.value.code == "no-pair-scorer"
+
+
+def test_a_gallery_without_features_cannot_be_re_ranked(tiny_bundle, photos, tmp_path):
+    gallery = tmp_path / "gallery"
+    assert run(["index", str(tiny_bundle), "examples/photos", "--out", str(gallery), "--features", "none"]) == 0
+    with Retriever.open(tiny_bundle) as retriever, retriever.open_gallery(gallery) as opened:
+        assert len(retriever.search("a cat", opened, rerank=0)) == 4
+        with pytest.raises(GalleryError) as caught:
+            retriever.search("a cat", opened)
+    assert caught.value.code == "gallery-without-features"
+
+
+def test_it_evaluates_benchmarks_and_quantizes(clip_bundle, tmp_path, capsys):
+    assert run(["eval", str(clip_bundle), "--dataset", "demo", "--limit", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["itm_pairs"] == 0
+    assert found["rerank"] == 0
+    assert (
+        run(["bench", str(clip_bundle), "--repeats", "3", "--batch", "1", "--boxes", "0", "--baseline", "torch,hf"])
+        == 0
+    )
+    capsys.readouterr()
+    out = tmp_path / "int8"
+    arguments = ["quantize", str(clip_bundle), "--out", str(out), "--samples", "16", "--limit", "16"]
+    assert (
+        run([*arguments, "--max-drop", "100", "--min-agreement", "0", "--no-sensitivity", "--graphs", "vision,text"])
+        == 0
+    )
+    assert run(["verify", str(out)]) == 0
+
+
+def test_options_that_a_family_lacks_are_usage_errors(tmp_path, capsys):
+    assert run(["export", "clip", "--checkpoint", str(tmp_path), "--vision-heads", "2"]) == 2
+    assert "--vision-heads" in capsys.readouterr().err
+    assert run(["export", "clip", "--checkpoint", str(tmp_path), "--perturb", "itc"]) == 2
+    assert run(["export", "clip"]) == 2
+    assert "no --checkpoint given" in capsys.readouterr().err
+    assert run(["export", "coca"]) == 2
+    assert "expected one of blip2, clip, siglip" in capsys.readouterr().err
