@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says about pictures, as one `ImagePreprocessing`: every field honoured, or refused by name.
+"""What a Hugging Face folder says of pictures, as one `ImagePreprocessing`: every field honoured, or refused by name.
 
 Source: transformers `image_processing_base.py` (which file wins), `image_processing_backends.py` (the PIL backend),
 `image_transforms.py`, and the classes of BLIP, CLIP and SigLIP.
@@ -258,7 +258,10 @@ def _filter(path: Path, value: Any) -> str:
 
 
 def _normalisation(path: Path, fields: Mapping[str, Any]) -> tuple[Triple, Triple, tuple[str, ...]]:
-    """Mean and std on the 0–1 scale. Another scale s = 255·`rescale_factor` goes into both: (s·x − m)/d = (x − m/s)/(d/s)."""
+    """Mean and std on the 0–1 scale, and notes.
+
+    Another scale s = 255·`rescale_factor` goes into both: (s·x − m)/d = (x − m/s)/(d/s).
+    """
     mean, std = _stated_normalisation(path, fields)
     factor = positive_number(str(path), fields, "rescale_factor") if fields["do_rescale"] else 1.0
     scale = 255 * factor

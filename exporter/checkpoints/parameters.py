@@ -98,8 +98,8 @@ def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         largest = max(abs(float(value)) for value in torch.aminmax(tensor))
         if largest > most:
             raise CheckpointError(
-                f"{name} has values up to {largest:g}, and {str(dtype).removeprefix('torch.')} ends at {most:g}; export "
-                "with --precision fp32 or bf16",
+                f"{name} has values up to {largest:g}, and {str(dtype).removeprefix('torch.')} ends at {most:g}; "
+                "export with --precision fp32 or bf16",
                 code="weights-overflow",
             )
     return tensor.to(dtype)

@@ -1,4 +1,4 @@
-"""State dicts as training tools wrap them: nested under a key, every name with a prefix. What was taken off is noted."""
+"""State dicts as training tools wrap them: under a key, every name with a prefix. What was taken off is noted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and texts as the stock tools of a Hugging Face folder prepare them. Nothing of qpert's preprocessing is used.
+"""Pictures and texts as the stock tools of a Hugging Face folder prepare them. No preprocessing of qpert's is used.
 
 transformers 5 has a PIL and a torchvision backend for its image processors; this is the PIL one, in transformers 4 the
 "slow" one: it needs no torchvision, and its resize is PIL's, as at training.
@@ -96,8 +96,8 @@ def stock_token_ids(folder: Path | None) -> Callable[[Sequence[str], int], list[
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise UnavailableError(
-            f"transformers {__version__} cannot open the tokenizer of {folder} ({error}); upgrade transformers, or take "
-            "--reference torch",
+            f"transformers {__version__} cannot open the tokenizer of {folder} ({error}); upgrade transformers, or "
+            "take --reference torch",
             code="reference-tokenizer",
         ) from error
 

@@ -68,7 +68,8 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
         wanted = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in declared]
         if described != wanted:
             raise GraphError(
-                f"graph {spec.name!r} has {described}, declared is {wanted}; please report this", code="graph-declaration"
+                f"graph {spec.name!r} has {described}, declared is {wanted}; please report this",
+                code="graph-declaration",
             )
     check_versions(model, spec.name)
     open_graph(path, spec.name)

@@ -29,8 +29,8 @@ def check_versions(model: onnx.ModelProto, name: str) -> None:
     foreign = {domain: version for domain, version in opsets.items() if domain != "ai.onnx"}
     if model.ir_version > IR_VERSION or opsets.get("ai.onnx", 0) > OPSET_LIMIT or foreign:
         raise GraphError(
-            f"graph {name!r} has IR version {model.ir_version} and opsets {opsets}; ONNX Runtime {LOWEST_RUNTIME} reads "
-            f"IR version {IR_VERSION} and opset {OPSET_LIMIT} of ai.onnx at most: please report this",
+            f"graph {name!r} has IR version {model.ir_version} and opsets {opsets}; ONNX Runtime {LOWEST_RUNTIME} "
+            f"reads IR version {IR_VERSION} and opset {OPSET_LIMIT} of ai.onnx at most: please report this",
             code="graph-version",
         )
 

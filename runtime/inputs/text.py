@@ -140,8 +140,8 @@ class Tokenizer:
         if largest >= spec.vocab_size or backend.id_to_token(spec.pad_id) is None:
             raise InputError(
                 f"{path} has ids up to {largest} and {'a' if backend.id_to_token(spec.pad_id) else 'no'} token of id "
-                f"{spec.pad_id} for padding; expected ids below {spec.vocab_size}, the rows of the word embeddings, the "
-                "padding among them",
+                f"{spec.pad_id} for padding; expected ids below {spec.vocab_size}, the rows of the word embeddings, "
+                "the padding among them",
                 code="tokenizer-vocabulary",
             )
         return cls(backend, spec)

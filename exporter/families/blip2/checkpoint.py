@@ -148,7 +148,8 @@ def plan_checkpoint(
     if form == "lavis" and not architecture.has_vision(entries):
         raise CheckpointError(
             f"{source} holds no visual_encoder tensors: LAVIS saves checkpoints of a frozen vision transformer without "
-            f"it. Pass the backbone's file too, --vision-checkpoint eva_vit_g.pth (or clip_vit_L.pth), from {LAVIS_URL}",
+            "it. Pass the backbone's file too, --vision-checkpoint eva_vit_g.pth (or clip_vit_L.pth), from "
+            f"{LAVIS_URL}",
             code="vision-tensors-missing",
         )
     measured = architecture.measure(architecture.lavis_shapes(lavis_origins(form, entries), entries), name="checkpoint")

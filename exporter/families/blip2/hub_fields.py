@@ -1,6 +1,6 @@
 """Every field that `config.json` of a BLIP-2 folder may have: used, of one possible value, or without effect.
 
-Source: transformers `configuration_blip_2.py`, `modeling_blip_2.py`, and `configuration_utils.py` of versions 4.27–5.23.
+Source: transformers `configuration_blip_2.py`, `modeling_blip_2.py`, `configuration_utils.py`, versions 4.27–5.23.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def build_tokenizer(source: Path, *, vocab_size: int | None, own: bool = False, 
 
     Args:
         source: a `vocab.txt`, a `tokenizer.json`, or a folder with either (`tokenizer.json` is preferred, as in
-            transformers). What `tokenizer_config.json` and its companions in the same folder say is honoured or refused.
+            transformers). What `tokenizer_config.json` and its companions beside it say is honoured or refused.
         vocab_size: rows of the checkpoint's word embeddings. Where the vocabulary is one short of them and has no
             `[DEC]`, `[DEC]` is appended, as LAVIS does; added tokens beyond them are left out. None compares nothing.
         own: it came with the checkpoint, so that rows without a token are the checkpoint's choice.
@@ -169,8 +169,8 @@ def _fit_to_embeddings(tokenizer: Tokenizer, vocab_size: int, file: Path, own: b
     if got != vocab_size or largest >= vocab_size:
         raise InputError(
             f"{file} has {got:,} tokens with ids up to {largest:,}, and the checkpoint's word embeddings have "
-            f"{vocab_size:,} rows; they must be equal: pass the vocabulary that the checkpoint was trained with (LAVIS: "
-            "bert-base-uncased, 30,522 + [DEC])",
+            f"{vocab_size:,} rows; they must be equal: pass the vocabulary that the checkpoint was trained with "
+            "(LAVIS: bert-base-uncased, 30,522 + [DEC])",
             code="tokenizer-vocabulary",
         )
 

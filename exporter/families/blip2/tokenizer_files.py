@@ -109,7 +109,7 @@ def content(token: Any) -> str | None:
 
 
 def normalisation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How `tokenizer_config.json` says texts are cleaned, by BertNormalizer's names; BERT's defaults where it is mute."""
+    """How `tokenizer_config.json` says texts are cleaned, by BertNormalizer's names; BERT's defaults elsewhere."""
     said = {name: settings.get(name, default) for name, default in BERT_DEFAULTS.items()}
     said = {name: BERT_DEFAULTS[name] if value is None else value for name, value in said.items()}
     return {JSON_NAMES[name]: value for name, value in said.items()}
