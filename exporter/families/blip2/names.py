@@ -141,7 +141,7 @@ one inside a part that the network has no place for (an adapter of a layer, say)
 
 
 def foreign_extras(form: str, names: Iterable[str]) -> list[str]:
-    """Tensors that belong to no part of the network, a `logit_scale` for instance: stock models leave them alone too."""
+    """Tensors that belong to no part of the network, such as a `logit_scale`: stock models leave them alone too."""
     return sorted(n for n in names if n.partition(".")[0] not in PARTS[form] and not is_unused(n, UNUSED[form]))
 
 
