@@ -22,6 +22,17 @@ print(hashlib.sha256("\n".join([*files, sys.argv[3], sys.version]).encode()).hex
 PY
 )
 
+lowest_python() {
+    for candidate in python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python3.10; do
+        if "$candidate" -c '' 2>/dev/null; then
+            "$candidate" -c 'import sys; print(sys.executable)'
+            return
+        fi
+    done
+    echo "no Python 3.10 here: the runtime is tried on $python" >&2
+    command -v "$python"
+}
+
 make_environments() {
     if [ -e "$home" ] && [ ! -d "$home/tools" ] && [ -n "$(ls -A "$home")" ]; then
         echo "$home is not ours to replace: move it away, or set QPERT_LOWEST_ENV to another place" >&2
@@ -38,8 +49,7 @@ make_environments() {
     echo "$torch" > "$home/torch.txt"
     "$uv" pip install --quiet --python "$home/export/bin/python" --resolution lowest-direct \
         --override "$home/torch.txt" --editable "$root[cpu,export,hf]"
-    lowest=$("$uv" python find --no-python-downloads 3.10 2>/dev/null || command -v "$python")
-    "$uv" venv --quiet --python "$lowest" "$home/runtime"
+    "$uv" venv --quiet --python "$(lowest_python)" "$home/runtime"
     "$uv" pip install --quiet --python "$home/runtime/bin/python" --resolution lowest-direct --editable "$root[cpu]"
     echo "$wanted" > "$stamp.part"
     mv "$stamp.part" "$stamp"
@@ -64,7 +74,8 @@ trap 'rm -rf "$run"' EXIT
 photos=$root/examples/photos
 cd "$run"
 export HF_HUB_OFFLINE=1
-"$home/export/bin/qpert" export blip2 --out bundle
+"$home/export/bin/qpert" export blip2 --out bundle --json > bundle.json
+"$home/export/bin/python" -m json.tool bundle.json > manifest.json # standard output is one document
 "$home/export/bin/qpert" verify bundle
 "$home/export/bin/qpert" verify bundle --reference hf
 "$home/runtime/bin/qpert" verify bundle
