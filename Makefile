@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,export,rtx,hf,test,lint
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak check format lavis-env modelopt-env clean
+.PHONY: demo test soak check format lowest lavis-env modelopt-env clean
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
@@ -24,6 +24,9 @@ check: $(STAMP)           ## lint and types
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+lowest:                   ## the lower bounds of pyproject.toml, tried in environments of their own (.cache/lowest)
+	sh tools/check_lowest.sh
 
 lavis-env:                ## stock LAVIS in an environment of its own (.cache/lavis), for tests and `verify --reference lavis`
 	bash tools/lavis_env.sh

@@ -11,6 +11,7 @@ import datetime
 import importlib.metadata
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from qpert.runtime.files import sha256_of
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.inputs.text import Tokenizer
 from qpert.runtime.inputs.token_grid import TokenGrid
-from qpert.runtime.progress import Progress, Silent, byte_listener
+from qpert.runtime.progress import Advance, Progress, Silent, byte_listener
 
 TOOLS = ("qpert", "torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "tokenizers", "pillow", "numpy")
 
@@ -110,6 +111,21 @@ def export_bundle(request: ExportRequest, progress: Progress | None = None) -> B
     return Bundle.just_written(request.target)
 
 
+@dataclass(frozen=True)
+class Noting:
+    """Passes progress on, and keeps what is said, for the manifest."""
+
+    progress: Progress
+    lines: list[str] = field(default_factory=list)
+
+    def stage(self, what: str, total: int | None = None, *, unit: str = "") -> AbstractContextManager[Advance]:
+        return self.progress.stage(what, total, unit=unit)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        self.progress.say(line)
+
+
 def open_with_progress(family: Family, request: ExportRequest, progress: Progress) -> Checkpoint:
     with byte_listener(progress) as listen:
         return family.open(request.checkpoint, image_size=request.image_size, options=request.options, progress=listen)
@@ -135,7 +151,8 @@ class _Export:
         )
         host = self.family.host(checkpoint, request.limits)
         grid = TokenGrid(*host.patches, host.patch_size, host.prefix_tokens, checkpoint.preprocessing)
-        tokenizer = self.family.tokenizer(checkpoint, request.tokenizer, self.progress)
+        noted = Noting(self.progress)
+        tokenizer = self.family.tokenizer(checkpoint, request.tokenizer, noted)
         (folder / host.tokenizer.file).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         traced = trace_graphs(self.family, request, checkpoint, graphs, self.progress)
         weight_files = {name: self.family.card.weight_file(graph) for name, graph in graphs.items()}
@@ -143,10 +160,10 @@ class _Export:
         for spec in graphs.values():
             check_graph(folder / spec.file, spec)
         self.write_samples(folder, graphs, host, grid)
-        manifest = self.manifest(folder, graphs, host)
+        manifest = self.manifest(folder, graphs, host, (*checkpoint.notes, *noted.lines))
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
-    def manifest(self, folder: Path, graphs: dict[str, GraphSpec], host: Host) -> Manifest:
+    def manifest(self, folder: Path, graphs: dict[str, GraphSpec], host: Host, notes: tuple[str, ...]) -> Manifest:
         request, checkpoint = self.request, self.checkpoint
         return Manifest(
             family=request.family,
@@ -165,7 +182,7 @@ class _Export:
             tools=tool_versions(),
             command=request.command,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            notes=checkpoint.notes,
+            notes=notes,
             files=hash_files(folder, self.progress),
         )
 

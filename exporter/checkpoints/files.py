@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qpert.exporter.checkpoints.download import Progress
+from qpert.exporter.checkpoints.state_dicts import state_dict_of
 from qpert.runtime.errors import CheckpointError
 from qpert.runtime.files import CHUNK
 
@@ -36,13 +37,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorStore:
-    """Tensors of one or more files. `read` gives one of them as it is stored; `close` lets go of the files."""
+    """Tensors of one or more files. `read` gives one of them as it is stored; `close` lets go of the files.
+
+    `prefix`: what the files have before every name.
+    """
 
     entries: Mapping[str, TensorInfo]
     read: Callable[[str], Tensor]
     close: Callable[[], None]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 def open_tensors(path: Path) -> TensorStore:
@@ -58,24 +63,31 @@ def open_tensors(path: Path) -> TensorStore:
 def check_readable(path: Path) -> None:
     """Raise `CheckpointError` for what is visible without parsing: absent, empty, or plainly another thing."""
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; expected a checkpoint file")
+        raise CheckpointError(f"{path} does not exist; expected a checkpoint file", code="checkpoint-not-found")
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; expected a checkpoint file")
+        raise CheckpointError(f"{path} is not a file; expected a checkpoint file", code="checkpoint-unreadable")
     try:
         with path.open("rb") as stream:
             head = stream.read(512)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); check its permissions", code="checkpoint-unreadable"
+        ) from error
     if not head:
-        raise CheckpointError(f"{path} is empty; expected a checkpoint: {DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{path} is empty; expected a checkpoint: {DOWNLOAD_AGAIN}", code="checkpoint-empty")
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights it points to; run `git lfs pull` there")
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights it points to; run `git lfs pull` there",
+            code="git-lfs-pointer",
+        )
     if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path} is a web page, not a checkpoint (a failed download?); {DOWNLOAD_AGAIN}")
+        raise CheckpointError(
+            f"{path} is a web page, not a checkpoint (a failed download?); {DOWNLOAD_AGAIN}", code="checkpoint-web-page"
+        )
 
 
 def open_torch(path: Path) -> TensorStore:
-    """A file of `torch.save`: a state dict, alone or under `model` as LAVIS saves it. Memory-mapped where it is a zip.
+    """A file of `torch.save`: a state dict, alone or wrapped (`state_dicts`). Memory-mapped where it is a zip.
 
     Files from before torch 1.6 are no zip archives and are read whole, which `notes` says.
     """
@@ -83,14 +95,15 @@ def open_torch(path: Path) -> TensorStore:
     if not zipped and _starts_as_zip(path):
         raise CheckpointError(
             f"{path} is truncated: it begins as a checkpoint and its end is missing "
-            f"({path.stat().st_size:,} bytes, half-downloaded?); {DOWNLOAD_AGAIN}"
+            f"({path.stat().st_size:,} bytes, half-downloaded?); {DOWNLOAD_AGAIN}",
+            code="checkpoint-truncated",
         )
     if zipped:
         check_zip(path)
-    state = state_dict_of(_torch_load(path, mmap=zipped), path)
+    state, notes = state_dict_of(_torch_load(path, mmap=zipped), path)
     entries = {name: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
     note = f"{path.name} is of the format before torch 1.6, which cannot be mapped: all of it is held in memory"
-    return TensorStore(entries, state.__getitem__, state.clear, (path,), () if zipped else (note,))
+    return TensorStore(entries, state.__getitem__, state.clear, (path,), notes if zipped else (*notes, note))
 
 
 def _starts_as_zip(path: Path) -> bool:
@@ -105,46 +118,38 @@ def check_zip(path: Path) -> None:
             program = any(name.endswith("/constants.pkl") for name in archive.namelist())
             broken = None if program else archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is corrupt ({error}); {DOWNLOAD_AGAIN}") from error
+        raise CheckpointError(f"{path} is corrupt ({error}); {DOWNLOAD_AGAIN}", code="checkpoint-corrupt") from error
     if program:
         raise CheckpointError(
-            f"{path} is a TorchScript program; expected a state dict, as torch.save(model.state_dict(), …) writes it"
+            f"{path} is a TorchScript program; expected a state dict, as torch.save(model.state_dict(), …) writes it",
+            code="checkpoint-program",
         )
     if broken is not None:
-        raise CheckpointError(f"{path} is corrupt: the checksum of its record {broken} is wrong; {DOWNLOAD_AGAIN}")
+        raise CheckpointError(
+            f"{path} is corrupt: the checksum of its record {broken} is wrong; {DOWNLOAD_AGAIN}",
+            code="checkpoint-corrupt",
+        )
 
 
 def _torch_load(path: Path, *, mmap: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        raise CheckpointError(_load_failure(path, error)) from error
+        raise _load_failure(path, error) from error
 
 
-def _load_failure(path: Path, error: Exception) -> str:
+def _load_failure(path: Path, error: Exception) -> CheckpointError:
     if found := re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) (\S+)", str(error)):
-        return (
+        return CheckpointError(
             f"{path} holds pickled code ({found[1]}), which is never run; expected tensors only: load it where you "
-            "trust it, and save its state dict with safetensors.torch.save_file"
+            "trust it, and save its state dict with safetensors.torch.save_file",
+            code="checkpoint-code",
         )
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return f"{path} is corrupt, truncated or no checkpoint (torch.load: {reason}); {DOWNLOAD_AGAIN}"
-
-
-def state_dict_of(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what `torch.load` returned: under `model` (LAVIS), or the whole of it."""
-    state = loaded
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
-        state = loaded["model"]
-    if not isinstance(state, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(state).__name__}; expected a state dict (tensors by name), alone or under 'model'"
-        )
-    others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
-    if others or not state:
-        found = f"entries that are no tensors: {shorten(others)}" if others else "nothing"
-        raise CheckpointError(f"{path} holds {found}; expected a state dict, alone or under 'model' as LAVIS saves it")
-    return {str(name): value for name, value in state.items()}
+    return CheckpointError(
+        f"{path} is corrupt, truncated or no checkpoint (torch.load: {reason}); {DOWNLOAD_AGAIN}",
+        code="checkpoint-corrupt",
+    )
 
 
 def open_safetensors(*paths: Path) -> TensorStore:
@@ -159,7 +164,8 @@ def open_safetensors(*paths: Path) -> TensorStore:
             handle: Any = safe_open(str(path), framework="pt", device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
-                f"{path} is truncated, corrupt or no safetensors file ({error}); {DOWNLOAD_AGAIN}"
+                f"{path} is truncated, corrupt or no safetensors file ({error}); {DOWNLOAD_AGAIN}",
+                code="checkpoint-corrupt",
             ) from error
         for name in handle.keys():  # noqa: SIM118 (a handle is no dict)
             view = handle.get_slice(name)
@@ -172,18 +178,32 @@ def open_safetensors(*paths: Path) -> TensorStore:
 def open_folder(folder: Path) -> TensorStore:
     """The weights of a Hugging Face folder: safetensors, single or sharded, else `pytorch_model.bin` without code.
 
+    The order is transformers' (`modeling_utils._get_resolved_checkpoint_files`): a single file counts before an index.
+
     Raises:
         CheckpointError: there are none, a shard is missing or disagrees with the index, or a file is bad.
     """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         single, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
-        paths = shard_paths(index) if index.is_file() else [single] if single.is_file() else []
+        paths = [single] if single.is_file() else shard_paths(index) if index.is_file() else []
         if paths:
-            return open_safetensors(*paths) if suffix == "safetensors" else _open_pickles(paths)
+            store = open_safetensors(*paths) if suffix == "safetensors" else _open_pickles(paths)
+            return replace(store, notes=(*store.notes, *_beside(folder, paths)))
     raise CheckpointError(
         f"the folder {folder} holds no weights: expected model.safetensors, or model.safetensors.index.json and its "
-        f"shards; it has {shorten(sorted(path.name for path in folder.iterdir())) or 'nothing'}"
+        f"shards; it has {shorten(sorted(path.name for path in folder.iterdir())) or 'nothing'}",
+        code="weights-missing",
     )
+
+
+def _beside(folder: Path, used: list[Path]) -> tuple[str, ...]:
+    """A note on other weights of the folder, which transformers leaves alone too."""
+    patterns = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    index = {path for path in found if path.name.endswith(".index.json")} if len(used) > 1 else set()
+    left = sorted(path.name for path in found - set(used) - index)
+    names = ", ".join(path.name for path in used[:2]) + (", …" if len(used) > 2 else "")
+    return (f"the weights are those of {names}; not used, as in transformers: {shorten(left)}",) if left else ()
 
 
 def shard_paths(index: Path) -> list[Path]:
@@ -191,14 +211,20 @@ def shard_paths(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({error!r}); {DOWNLOAD_AGAIN}") from error
+        raise CheckpointError(
+            f"{index} is no index of shards ({error!r}); {DOWNLOAD_AGAIN}", code="shard-index"
+        ) from error
     if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{index} names {outside[0]!r}; expected files beside it: do not trust this checkpoint")
+        raise CheckpointError(
+            f"{index} names {outside[0]!r}; expected files beside it: do not trust this checkpoint",
+            code="shard-outside",
+        )
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(
             f"{index.parent} lacks {len(missing)} of the {len(names)} shards that {index.name} names: "
-            f"{shorten(missing)}; finish the download"
+            f"{shorten(missing)}; finish the download",
+            code="shard-missing",
         )
     return [index.parent / name for name in names]
 
@@ -210,7 +236,8 @@ def _open_pickles(paths: list[Path]) -> TensorStore:
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. Hugging Face .bin files are pickles: convert them with "
-            "model.save_pretrained(folder, safe_serialization=True) and pass that folder"
+            "model.save_pretrained(folder, safe_serialization=True) and pass that folder",
+            code=error.code,
         ) from error
 
 
@@ -220,7 +247,9 @@ def merge(*stores: TensorStore) -> TensorStore:
     for store in stores:
         if twice := sorted(owners.keys() & store.entries.keys()):
             files = ", ".join(str(path) for path in (*owners[twice[0]].files, *store.files))
-            raise CheckpointError(f"{len(twice)} tensors are in two files ({files}): {shorten(twice)}; pass one")
+            raise CheckpointError(
+                f"{len(twice)} tensors are in two files ({files}): {shorten(twice)}; pass one", code="tensors-twice"
+            )
         owners |= dict.fromkeys(store.entries, store)
 
     def close() -> None:

@@ -46,15 +46,17 @@ class LazyTensors:
         return self.origins.keys()
 
     def get(self, name: str) -> Tensor:
-        """The parameter in the dtype it is stored in (float32 where `adapt` made it anew).
+        """The parameter in the dtype it is stored in (float32 for float64, and where `adapt` made it anew).
 
         Raises:
             KeyError: no parameter has that name.
-            CheckpointError: there is a NaN or an infinity in it, or it cannot be read.
+            CheckpointError: there is a NaN or an infinity in it, also as float32, or it cannot be read.
         """
         origin = self.origins[name]
         tensor = self._read(origin.name)
         check_finite(tensor, origin.name)
+        if tensor.dtype == torch.float64:
+            tensor = narrowed(tensor, torch.float32, origin.name)
         if origin.third is not None:
             tensor = tensor.chunk(3)[origin.third]
         return self.adapt(name, tensor)
@@ -65,7 +67,8 @@ class LazyTensors:
         except (OSError, RuntimeError, KeyError) as error:
             files = ", ".join(str(path) for path in self.store.files)
             raise CheckpointError(
-                f"{name} cannot be read from {files} ({error}); was the checkpoint closed, or changed meanwhile?"
+                f"{name} cannot be read from {files} ({error}); was the checkpoint closed, or changed meanwhile?",
+                code="tensor-unreadable",
             ) from error
 
 
@@ -79,5 +82,24 @@ def check_finite(tensor: Tensor, name: str) -> None:
     bad = int((~torch.isfinite(tensor)).sum())
     raise CheckpointError(
         f"{name} holds NaN or infinity in {bad:,} of its {tensor.numel():,} values; expected finite weights: the "
-        "checkpoint is corrupt, or training diverged"
+        "checkpoint is corrupt, or training diverged",
+        code="weights-not-finite",
     )
+
+
+def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A finite tensor in another floating dtype.
+
+    Raises:
+        CheckpointError: a value is out of the range of `dtype` and would become infinite.
+    """
+    most = torch.finfo(dtype).max
+    if tensor.numel() and tensor.is_floating_point() and torch.finfo(tensor.dtype).max > most:
+        largest = max(abs(float(value)) for value in torch.aminmax(tensor))
+        if largest > most:
+            raise CheckpointError(
+                f"{name} has values up to {largest:g}, and {str(dtype).removeprefix('torch.')} ends at {most:g}; "
+                "export with --precision fp32 or bf16",
+                code="weights-overflow",
+            )
+    return tensor.to(dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,14 +11,13 @@ from torch import Tensor
 from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress
 from qpert.exporter.checkpoints.files import hash_files, open_folder
 from qpert.exporter.checkpoints.hub_folder import license_of
+from qpert.exporter.checkpoints.image_processor import read_preprocessing
 from qpert.exporter.checkpoints.locate import locate
 from qpert.exporter.checkpoints.parameters import LazyTensors, Origin
-from qpert.exporter.hub.preprocessing import StockPreprocessing, read_preprocessing
 from qpert.exporter.hub.towers import Shape, check_tensors
 from qpert.graphs.transformer import VisionConfig, interpolate_positions
 from qpert.runtime.bundle.manifest import CheckpointRecord
 from qpert.runtime.errors import CheckpointError, InputError
-from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 
 
 class TowerConfig(Protocol):
@@ -66,7 +64,9 @@ def open_checkpoint(source: str, form: FolderFormat, *, image_size: int | None, 
         )
     folder = located.folder
     config, notes = form.read_config(folder, name=located.name)
-    stock = read_preprocessing(folder, image_size=config.vision.image_size, default_type=form.processor)
+    prepared = read_preprocessing(
+        folder, default_type=form.processor, tower_size=config.vision.image_size, image_size=image_size
+    )
     store = open_folder(folder)
     try:
         check_tensors(store.entries, form.expected_shapes(config), form.unused, str(folder))
@@ -79,8 +79,8 @@ def open_checkpoint(source: str, form: FolderFormat, *, image_size: int | None, 
     origins = {name: Origin(name) for name in form.expected_shapes(config)}
     tensors = LazyTensors(store, origins, positions_for(form, resized))
     record = CheckpointRecord(located.name, located.source, "huggingface", digest, license_of(folder))
-    notes = (*store.notes, *notes, *size_note(config, size))
-    return Checkpoint(resized, record, tensors, folder, notes, preprocessing_of(stock.with_size(size), folder), folder)
+    notes = (*store.notes, *notes, *prepared.notes, *size_note(config, size))
+    return Checkpoint(resized, record, tensors, folder, notes, prepared.preprocessing, folder)
 
 
 def at_image_size(config: TowerConfig, image_size: int) -> Any:
@@ -112,18 +112,3 @@ def size_note(config: TowerConfig, image_size: int) -> tuple[str, ...]:
         f"position embeddings interpolated from {own.image_size} px ({own.grid}×{own.grid} patches) to {image_size} px "
         f"({grid}×{grid}), bicubic, as transformers does",
     )
-
-
-def preprocessing_of(stock: StockPreprocessing, folder: Path) -> ImagePreprocessing:
-    """What the bundle does with pictures.
-
-    Raises:
-        CheckpointError: values are not scaled to 0 … 1, which the bundle's arithmetic fixes.
-    """
-    if abs(stock.rescale * 255 - 1) > 1e-6:
-        raise CheckpointError(
-            f"the image processor in {folder} has rescale_factor {stock.rescale!r}; only 1/255 is supported",
-            code="preprocessing-unsupported",
-        )
-    shortest = stock.shortest if stock.fit == "crop" else 0
-    return ImagePreprocessing(stock.size, stock.mean, stock.std, stock.resample, stock.fit, shortest)

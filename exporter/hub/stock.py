@@ -5,7 +5,7 @@ It shares no network code with `qpert.graphs`, because that is what it is compar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -63,9 +63,13 @@ def _check_report(class_name: str, source: str, report: Mapping[str, Any]) -> No
 
 
 class TwoTowerReference:
-    """The graphs of a family without a pair scorer, computed by a stock model. A subclass names the model's parts."""
+    """The graphs of a family without a pair scorer, computed by a stock model. A subclass names the model's parts.
+
+    `pixels`: the folder's stock image processor, where it is known (`references.huggingface_inputs`).
+    """
 
     name = "hf"
+    pixels: Callable[[Path], np.ndarray] | None = None
     class_name: ClassVar[str]
     perturbable: bool = False
     """Whether `image_query` takes boxes."""

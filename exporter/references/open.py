@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from qpert.exporter.families import find_family
 from qpert.exporter.families.base import Family
 from qpert.exporter.references.baselines import open_baselines
 from qpert.exporter.references.eager import TorchReference
-from qpert.exporter.references.pixels import picture_pixels
+from qpert.exporter.references.own_inputs import pixels_by, with_own_inputs
 from qpert.exporter.references.protocol import MarginReference, Reference
 from qpert.exporter.references.recording import InputMaker, make_cases
 from qpert.exporter.references.reopening import reopened
@@ -22,9 +21,9 @@ from qpert.exporter.references.scorer import ReferenceScorer
 from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.bundle.roles import PIXELS
-from qpert.runtime.bundle.samples import Case, Samples
+from qpert.runtime.bundle.samples import Samples
 
-__all__ = ["live_cases", "open_baselines", "open_scorer"]
+__all__ = ["live_samples", "open_baselines", "open_scorer"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,11 @@ class UpstreamWithMargins:
         return self.margins.cut_margins(image_tokens, object_masks)
 
 
-def live_cases(manifest: Manifest, kind: str, checkpoint: str | None, samples: Samples, *, seed: int) -> list[Case]:
+def live_samples(manifest: Manifest, kind: str, checkpoint: str | None, samples: Samples, *, seed: int) -> Samples:
     """The recorded inputs and fresh ones, with what a live reference makes of them.
+
+    The pictures have the reference's own pixels, made from a file: by the stock processor where there is one, else by
+    the facts that the checkpoint states. What the manifest says of preprocessing is not used.
 
     Args:
         manifest: of the bundle.
@@ -60,7 +62,7 @@ def live_cases(manifest: Manifest, kind: str, checkpoint: str | None, samples: S
 
     Raises:
         InputError: the checkpoint is not the one that was exported.
-        UnavailableError: the reference's library is not installed here.
+        UnavailableError: the reference's library is not installed here, or cannot open the checkpoint's files.
     """
     family = find_family(manifest.family)
     with reopened(family, manifest, checkpoint) as opened, open_reference(kind, family, opened, manifest) as reference:
@@ -72,28 +74,21 @@ def live_cases(manifest: Manifest, kind: str, checkpoint: str | None, samples: S
         maker = InputMaker(manifest.graphs, grid, manifest.tokenizer.vocab_size, seed)
         pixels = manifest.image_tower.input(PIXELS).name
         images = len(next(case.inputs[pixels] for case in samples.cases if pixels in case.inputs))
-        return recorded + make_cases(reference, maker, images=images)
+        cases = (*recorded, *make_cases(reference, maker, images=images))
+        own = with_own_inputs(samples, reference, pixels_by(reference, opened), manifest)
+        return replace(own, cases=cases)
 
 
 @contextmanager
 def open_scorer(manifest: Manifest, kind: str, checkpoint: str | None) -> Iterator[ReferenceScorer]:
     """A live reference that ranks: its own preprocessing, its own masks, the bundle's perturbation settings.
 
-    Arguments and errors as in `live_cases`.
+    Arguments and errors as in `live_samples`.
     """
     family = find_family(manifest.family)
     with reopened(family, manifest, checkpoint) as opened, open_reference(kind, family, opened, manifest) as reference:
         grid = replace(manifest.token_grid, image=opened.preprocessing)
         yield ReferenceScorer(kind, reference, manifest, grid, pixels_by(reference, opened))
-
-
-def pixels_by(reference: Reference, checkpoint: Checkpoint) -> Callable[[Path], np.ndarray]:
-    """How a reference reads a picture: by the upstream processor where it has one, else by the checkpoint's facts."""
-    own = getattr(reference, "pixels", None) or getattr(getattr(reference, "upstream", None), "pixels", None)
-    if own is not None:
-        found: Callable[[Path], np.ndarray] = own
-        return found
-    return lambda file: picture_pixels(file, checkpoint.preprocessing)
 
 
 @contextmanager

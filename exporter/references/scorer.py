@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qpert.exporter.references.boxes import mask, weight
+from qpert.exporter.references.own_inputs import with_own_inputs
 from qpert.exporter.references.protocol import Reference
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import Manifest
@@ -27,6 +28,7 @@ from qpert.runtime.bundle.roles import (
     PIXELS,
     TEXT_VECTORS,
 )
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.inputs.token_grid import TokenGrid
@@ -59,6 +61,10 @@ class ReferenceScorer:
                 parts.append(self._encode(files[part], boxes[part]))
                 advance(len(files[part]))
         return concatenated(parts)
+
+    def own_inputs(self, samples: Samples) -> Samples:
+        """The recorded pictures and captions, with the pixels and ids that this reference makes of them."""
+        return with_own_inputs(samples, self.reference, self.pixels, self.manifest)
 
     def _run(self, graph: GraphSpec, slots: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return graph.by_slot(self.reference.run(graph.name, graph.bind(slots)))

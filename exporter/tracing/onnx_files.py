@@ -1,4 +1,4 @@
-"""Graphs to ONNX files: weights written once for all graphs that share them, then every file checked."""
+"""Graphs to ONNX files: weights written once for all graphs that share them, then every file checked and opened."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
+from qpert.exporter.tracing.readable import IR_VERSION, GraphError, check_versions, open_graph
 from qpert.exporter.tracing.weights import Recipe, Stored, TensorSource, WeightedGraph, point_to, write_weights
 from qpert.runtime.bundle.graph_spec import GraphSpec
-from qpert.runtime.errors import QpertError
 from qpert.runtime.progress import Progress
-
-
-class GraphError(QpertError):
-    """A graph that does not come out as declared: a bug in the exporter, found before a bundle exists."""
 
 
 def write_graphs(
@@ -39,7 +35,7 @@ def write_graphs(
                 stored[location] = write_weights(stream, location, recipes.values(), source, on_bytes=advance)
     for name, weighted in graphs.items():
         model = gs.export_onnx(weighted.graph, do_type_check=True)
-        model.producer_name = "qpert"
+        model.producer_name, model.ir_version = "qpert", IR_VERSION
         point_to(model, weighted.recipes, stored[weight_files[name]])
         onnx.save_model(model, folder / f"{name}.onnx")
 
@@ -59,8 +55,10 @@ def recipe_bytes(recipe: Recipe) -> int:
 def check_graph(path: Path, spec: GraphSpec) -> None:
     """onnx.checker with strict shape inference over the file, then names, dtypes and shapes against the declaration.
 
+    Last it is opened in ONNX Runtime.
+
     Raises:
-        GraphError: what was traced is not what was declared.
+        GraphError: what was traced is not what was declared, or a supported ONNX Runtime cannot read it.
     """
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load_model(path, load_external_data=False)
@@ -69,7 +67,12 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
         described = [describe(value) for value in found]
         wanted = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in declared]
         if described != wanted:
-            raise GraphError(f"graph {spec.name!r} has {described}, declared is {wanted}; please report this")
+            raise GraphError(
+                f"graph {spec.name!r} has {described}, declared is {wanted}; please report this",
+                code="graph-declaration",
+            )
+    check_versions(model, spec.name)
+    open_graph(path, spec.name)
 
 
 def describe(value: onnx.ValueInfoProto) -> tuple[str, str, list[int | str]]:

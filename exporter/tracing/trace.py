@@ -7,7 +7,9 @@ it can then simplify shapes and constants, and cannot bake a weight in.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -114,5 +116,6 @@ def _optimised(ir_model: Any) -> onnx.ModelProto:
     import onnx_ir
     import onnxscript.optimizer
 
-    onnxscript.optimizer.optimize(ir_model)
+    with contextlib.redirect_stdout(sys.stderr):  # onnxscript 0.6 prints how many rules it applied; ours are results
+        onnxscript.optimizer.optimize(ir_model)
     return onnx_ir.to_proto(ir_model)

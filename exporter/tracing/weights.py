@@ -19,6 +19,8 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor
 
+from qpert.exporter.checkpoints.parameters import narrowed
+
 if TYPE_CHECKING:
     from typing import BinaryIO
 
@@ -66,10 +68,10 @@ class Recipe:
         return own.union(*(part.parameters() for part in self.parts))
 
     def evaluate(self, source: TensorSource) -> Tensor:
-        """The numbers, in this recipe's dtype."""
+        """The numbers, in this recipe's dtype. Raises CheckpointError where that dtype cannot hold them."""
         dtype = TORCH_DTYPES[self.dtype]
         if self.kind == "parameter":
-            return source.get(self.name).to(dtype).reshape(self.shape)
+            return narrowed(source.get(self.name), dtype, self.name).reshape(self.shape)
         if self.kind == "constant":
             return torch.frombuffer(bytearray(self.values), dtype=dtype).reshape(self.shape)
         return OPERATORS[self.kind].evaluate(self, [part.evaluate(source) for part in self.parts]).to(dtype)

@@ -41,12 +41,16 @@ class BoxSample:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """All that was recorded: pictures uint8 [H, W, 3] with float32 [3, S, S], captions with int64 ids [L], boxes."""
+    """All that was recorded: pictures uint8 [H, W, 3] with float32 [3, S, S], captions with int64 ids [L], boxes.
+
+    `pillow_decides`: the pixels are a stock processor's, whose one call of resize leaves the order of axes to Pillow.
+    """
 
     cases: tuple[Case, ...]
     pictures: tuple[tuple[np.ndarray, np.ndarray], ...]
     captions: tuple[tuple[str, np.ndarray], ...]
     boxes: tuple[BoxSample, ...]
+    pillow_decides: bool = False
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Tensors and metadata in the form that safetensors stores."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.samples import Case, Samples
+from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli.options import (
     bundle_argument,
     command_line,
@@ -134,17 +134,18 @@ def verify(
         raise InputError("--checkpoint is for a live reference; add --reference torch, hf or lavis")
     encoder = Encoder(bundle, provider)  # first: a missing provider should be said before the reference has run
     try:
-        cases = samples.cases
         if reference != "recorded":
-            cases = tuple(live_cases(bundle, reference, checkpoint, samples, seed))
-        return verify_tensors(encoder, cases, samples, reference=reference, provider=provider, progress=progress)
+            samples = live_samples(bundle, reference, checkpoint, samples, seed)
+        return verify_tensors(
+            encoder, samples.cases, samples, reference=reference, provider=provider, progress=progress
+        )
     finally:
         encoder.close()
 
 
-def live_cases(bundle: Bundle, reference: str, checkpoint: str | None, samples: Samples, seed: int) -> list[Case]:
+def live_samples(bundle: Bundle, reference: str, checkpoint: str | None, samples: Samples, seed: int) -> Samples:
     references = live_references(f"a live reference ({reference})")
-    return references.live_cases(bundle.manifest, reference, checkpoint, samples, seed=seed)
+    return references.live_samples(bundle.manifest, reference, checkpoint, samples, seed=seed)
 
 
 def verify_order(

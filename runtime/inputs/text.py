@@ -141,11 +141,12 @@ class Tokenizer:
             InputError: it is missing, unreadable, or not the tokenizer that `spec` describes.
         """
         backend = read_tokenizer_json(Path(path))
-        found = int(backend.get_vocab_size(with_added_tokens=True))
-        if found > spec.vocab_size or backend.id_to_token(spec.pad_id) is None:
+        largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= spec.vocab_size or backend.id_to_token(spec.pad_id) is None:
             raise InputError(
-                f"{path} has {found} tokens and {'a' if backend.id_to_token(spec.pad_id) else 'no'} token of id "
-                f"{spec.pad_id} for padding; expected at most {spec.vocab_size} tokens, the padding among them",
+                f"{path} has ids up to {largest} and {'a' if backend.id_to_token(spec.pad_id) else 'no'} token of id "
+                f"{spec.pad_id} for padding; expected ids below {spec.vocab_size}, the rows of the word embeddings, "
+                "the padding among them",
                 code="tokenizer-vocabulary",
             )
         return cls(backend, spec)

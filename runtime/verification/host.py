@@ -1,4 +1,7 @@
-"""What stands around the network: preprocessing, tokenisation, masks and weights of boxes, against recorded ones."""
+"""What stands around the network: preprocessing, tokenisation, masks and weights of boxes, against the reference's.
+
+A live reference brings its own pixels and ids (`LiveReferences.live_samples`); without one, the recorded ones count.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +26,24 @@ def host_gates(encoder: Encoder, samples: Samples) -> list[Gate]:
 
 
 def preprocessing_gate(encoder: Encoder, samples: Samples) -> Gate:
-    """Pictures preprocessed here against the recorded pixels; 1e-5 is float32 rounding of (x/255 − mean)/std."""
-    distances = [pixel_distance(encoder.manifest, picture, pixels) for picture, pixels in samples.pictures]
+    """Pictures preprocessed here against the reference's pixels; 1e-5 is float32 rounding of (x/255 − mean)/std."""
+    rows_first = samples.pillow_decides or may_hold_rows_first(encoder.manifest)
+    distances = [
+        pixel_distance(encoder.manifest, picture, pixels, rows_first=rows_first) for picture, pixels in samples.pictures
+    ]
     return Gate("preprocessing: max abs difference", max(distances), 1e-5)
 
 
-def pixel_distance(manifest: Manifest, picture: np.ndarray, recorded: np.ndarray) -> float:
-    """Max abs difference between the pixels float32 [3,S,S] made here of `picture` uint8 [H,W,3] and the recorded ones.
+def pixel_distance(manifest: Manifest, picture: np.ndarray, recorded: np.ndarray, *, rows_first: bool) -> float:
+    """Max abs difference between the pixels float32 [3,S,S] made here of `picture` uint8 [H,W,3] and the reference's.
 
-    Old bundles may hold a tall picture as Pillow 13 resized it, rows before columns, where the product (and LAVIS's
-    figures) resize columns first; such a picture has to equal the rows-first result made here, to the same limit. That
+    Old bundles, and stock processors under Pillow 13, resize a tall picture rows before columns, where the product (and
+    LAVIS's figures) resize columns first. Where the reference may be such (`rows_first`), such a picture has to equal the rows-first result made here, to the same limit. That
     result is the transposed picture's, transposed back, because the two passes differ in nothing but the axis.
     """
     made = preprocess_images([picture], manifest.preprocessing)[0]
     distance = float(np.abs(made - recorded).max())
-    if picture.shape[0] <= picture.shape[1] or not may_hold_rows_first(manifest):
+    if picture.shape[0] <= picture.shape[1] or not rows_first:
         return distance
     turned = preprocess_images([picture.transpose(1, 0, 2)], manifest.preprocessing)[0]
     return min(distance, float(np.abs(turned.transpose(0, 2, 1) - recorded).max()))
@@ -51,7 +57,7 @@ def may_hold_rows_first(manifest: Manifest) -> bool:
 
 
 def tokenizer_gate(encoder: Encoder, samples: Samples) -> Gate:
-    """Recorded captions whose token ids differ here."""
+    """Captions whose token ids here are not the reference's."""
     different = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QpertWarning)  # these captions are not the user's: no matter if they are cut

@@ -13,7 +13,7 @@ from qpert.runtime.errors import UnavailableError
 
 if TYPE_CHECKING:
     from qpert.runtime.bundle.manifest import Manifest
-    from qpert.runtime.bundle.samples import Case, Samples
+    from qpert.runtime.bundle.samples import Samples
     from qpert.runtime.verification.live import LiveReference
 
 ENTRY_POINTS = "qpert.references"
@@ -43,10 +43,10 @@ class Baseline(Reference, Protocol):
 class LiveReferences(Protocol):
     """What the commands need of the package that runs references."""
 
-    def live_cases(
+    def live_samples(
         self, manifest: Manifest, kind: str, checkpoint: str | None, samples: Samples, *, seed: int
-    ) -> list[Case]:
-        """The recorded inputs and fresh ones, with what a live reference makes of them."""
+    ) -> Samples:
+        """The recorded inputs and fresh ones, with what a live reference makes of them, from the picture on."""
         ...
 
     def open_scorer(

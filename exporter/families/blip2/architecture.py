@@ -1,4 +1,4 @@
-"""What a checkpoint is, read from its tensors: kind, family and every dimension that shapes tell.
+"""What a checkpoint is, read from its tensors: kind, family and every dimension that shapes show.
 
 Head counts and LayerNorm eps leave no trace in shapes: `assumptions` finds them.
 """
@@ -33,7 +33,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ArchitectureOptions:
-    """What a user may say of a checkpoint that its tensors do not tell; None leaves it to be found out.
+    """What a user may say of a checkpoint that its tensors do not show; None leaves it to be found out.
 
     `vision_checkpoint` is the file of the vision backbone, for LAVIS checkpoints that were saved without it.
     `vision_layers` is how many of that file's blocks are used.
@@ -116,19 +116,24 @@ def format_of(names: Mapping[str, TensorInfo], source: str) -> str:
     Raises:
         CheckpointError: it is some other model; the message says which, where it is a known one.
     """
-    has_qformer = any(name.startswith("Qformer.bert.") for name in names)
+    lavis = any(name.startswith("Qformer.bert.") for name in names)
+    has_qformer = lavis or any(name.startswith("qformer.") for name in names)
+    retrieval = has_qformer and any(name.startswith("itm_head.") for name in names)
     for pattern, what in FOREIGN:
-        told = [name for name in names if re.fullmatch(pattern, name)]
-        if told and not (has_qformer and any(name.startswith("itm_head.") for name in names)):
-            raise CheckpointError(f"{source} is {what}. (Its tensors tell: {shorten(told, 3)})")
-    if has_qformer:
+        signs = [name for name in names if re.fullmatch(pattern, name)]
+        if signs and not retrieval:
+            raise CheckpointError(
+                f"{source} is {what}. (Its tensors show it: {shorten(signs, 3)})", code="checkpoint-other-model"
+            )
+    if lavis:
         return "lavis"
     if any(name.startswith(("qformer.", "vision_model.")) for name in names):
         return "huggingface"
     raise CheckpointError(
         f"{source} is of an unknown architecture: none of its {len(names)} tensors is named as BLIP-2's are "
         f"({shorten(sorted(names), 5)}); expected LAVIS Blip2Qformer or Blip2ITM, or Hugging Face "
-        "Blip2ForImageTextRetrieval"
+        "Blip2ForImageTextRetrieval",
+        code="checkpoint-unknown",
     )
 
 
@@ -157,7 +162,7 @@ def count_layers(shapes: Mapping[str, Shape], prefix: str, default: int) -> int:
 
 
 def measure(shapes: Mapping[str, Shape], *, name: str) -> Blip2Config:
-    """Every dimension that shapes (by LAVIS name) tell; heads are 1, and eps LAVIS's, until `complete` knows them.
+    """Every dimension that shapes (by LAVIS name) show; heads are 1, and eps LAVIS's, until `complete` knows them.
 
     Raises:
         CheckpointError: the patches are no square, or cross-attention comes in no regular frequency.
@@ -178,7 +183,8 @@ def measure_vision(shapes: Mapping[str, Shape]) -> VisionConfig:
     if grid < 1 or grid**2 + 1 != positions:
         raise CheckpointError(
             f"{names.positions} holds {positions} positions; expected one for CLS and a square number of patches, "
-            f"{known.tokens} at {known.image_size} px for instance"
+            f"{known.tokens} at {known.image_size} px for instance",
+            code="checkpoint-positions",
         )
     return VisionConfig(
         family=family,
@@ -214,12 +220,16 @@ def cross_attention_frequency(shapes: Mapping[str, Shape], layers: int) -> int:
     pattern = re.compile(re.escape(QFORMER_LAYER) + r"(\d+)\.crossattention\..+")
     cross = sorted({int(match[1]) for name in shapes if (match := pattern.fullmatch(name))})
     if not cross:
-        raise CheckpointError("no Q-Former layer has cross-attention; expected it in layer 0 and every f-th after it")
+        raise CheckpointError(
+            "no Q-Former layer has cross-attention; expected it in layer 0 and every f-th after it",
+            code="checkpoint-cross-attention",
+        )
     frequency = cross[1] if len(cross) > 1 else layers
     if cross != list(range(0, layers, frequency)):
         raise CheckpointError(
             f"the Q-Former layers {', '.join(map(str, cross))} of {layers} have cross-attention; expected 0, f, 2f, … "
-            "(0, 2, 4, 6, 8, 10 of 12): tensors of a layer are missing, or this is another architecture"
+            "(0, 2, 4, 6, 8, 10 of 12): tensors of a layer are missing, or this is another architecture",
+            code="checkpoint-cross-attention",
         )
     return frequency
 
@@ -239,12 +249,16 @@ def backbone_layers(entries: Mapping[str, TensorInfo], layers: int | None, sourc
     if not there:
         raise CheckpointError(
             f"{source} is no vision backbone: it has no tensor named blocks.0.… (EVA) or transformer.resblocks.0.… "
-            f"(CLIP), but {shorten(sorted(entries), 5)}; expected LAVIS's eva_vit_g.pth or clip_vit_L.pth"
+            f"(CLIP), but {shorten(sorted(entries), 5)}; expected LAVIS's eva_vit_g.pth or clip_vit_L.pth",
+            code="vision-checkpoint-unknown",
         )
     width = dimension(shapes, f"{names.blocks}*.{names.norm}", 0, 0)
     wanted = layers or (names.known.layers if width == names.known.width else there)
     if wanted > there and layers is not None:
-        raise CheckpointError(f"{source} has {there} blocks, expected at least {wanted}; pass the right backbone")
+        raise CheckpointError(
+            f"{source} has {there} blocks, expected at least {wanted}; pass the right backbone",
+            code="vision-checkpoint-blocks",
+        )
     used = min(wanted, there)
     note = f"vision layers: {used} of the {there} blocks in {source} (--vision-layers says otherwise)"
     return used, () if layers else (note,)

@@ -12,10 +12,12 @@ from pathlib import Path
 from qpert.exporter.checkpoints import files as sources
 from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress, no_progress
 from qpert.exporter.checkpoints.download import download
-from qpert.exporter.checkpoints.files import TensorInfo, TensorStore
+from qpert.exporter.checkpoints.files import TensorInfo, TensorStore, shorten
 from qpert.exporter.checkpoints.hub_folder import UNKNOWN_LICENSE, license_of, vocabulary_in
+from qpert.exporter.checkpoints.image_processor import read_preprocessing
 from qpert.exporter.checkpoints.locate import Located, locate
 from qpert.exporter.checkpoints.parameters import LazyTensors, Origin
+from qpert.exporter.checkpoints.state_dicts import without_prefixes
 from qpert.exporter.families.blip2 import architecture
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions
 from qpert.exporter.families.blip2.demonstration import open_demo
@@ -25,7 +27,7 @@ from qpert.exporter.families.blip2.hub_config import (
     read_hub_config,
 )
 from qpert.exporter.families.blip2.infer_missing import complete
-from qpert.exporter.families.blip2.names import check_names, lavis_origins, unused_in_vision_file
+from qpert.exporter.families.blip2.names import check_names, foreign_extras, lavis_origins, unused_in_vision_file
 from qpert.exporter.families.blip2.positions import at_image_size, positions_for, size_note
 from qpert.graphs.families.blip2.config import CONFIGS, Blip2Config
 from qpert.runtime.bundle.manifest import CheckpointRecord
@@ -52,6 +54,9 @@ NAMED: dict[str, NamedCheckpoint] = {
     "pretrain": NamedCheckpoint("blip2_pretrained.pth", CONFIGS["pretrain"], "eva_vit_g.pth"),
     "pretrain_vitL": NamedCheckpoint("blip2_pretrained_vitL.pth", CONFIGS["pretrain_vitL"], "clip_vit_L.pth"),
 }
+
+IMAGE_PROCESSOR = "BlipImageProcessor"
+"""What a folder means that does not name its image processor; LAVIS's `BlipImageEvalProcessor` is the same function."""
 
 DEMO = "demo"
 EXPECTED = "a LAVIS FILE.pth, a Hugging Face folder or id (organisation/name)"
@@ -93,7 +98,7 @@ def open_checkpoint(
     Args:
         source: `demo`, a name in `NAMED`, FILE.pth, FILE.safetensors (LAVIS names), a folder, or `organisation/name`.
         image_size: side in pixels to export for; None keeps the checkpoint's. Position embeddings are interpolated.
-        options: what tensors do not tell.
+        options: what tensors do not show.
         progress: hears of downloads and hashing.
 
     Raises:
@@ -108,15 +113,22 @@ def open_checkpoint(
         plan = plan_checkpoint(opened.store.entries, opened.source, options, hub=opened.hub, known=opened.known)
         size = plan.config.vision.image_size if image_size is None else image_size
         config = at_image_size(replace(plan.config, name=opened.name), size)
+        prepared = read_preprocessing(
+            opened.folder,
+            default_type=IMAGE_PROCESSOR,
+            tower_size=plan.config.vision.image_size,
+            image_size=image_size,
+            usual=ImagePreprocessing(size),
+        )
         digest = sources.hash_files(opened.store.files, progress)
     except BaseException:
         opened.store.close()
         raise
     tensors = LazyTensors(opened.store, plan.origins, positions_for(plan.config, size))
     record = CheckpointRecord(opened.name, opened.source, plan.format, digest, opened.license, opened.parts)
-    notes = (*opened.store.notes, *plan.notes, *size_note(plan.config, size))
+    notes = (*opened.store.notes, *plan.notes, *prepared.notes, *size_note(plan.config, size))
     vocabulary = vocabulary_in(opened.folder)
-    return Checkpoint(config, record, tensors, vocabulary, notes, ImagePreprocessing(size), opened.folder)
+    return Checkpoint(config, record, tensors, vocabulary, notes, prepared.preprocessing, opened.folder)
 
 
 def plan_checkpoint(
@@ -136,14 +148,17 @@ def plan_checkpoint(
     if form == "lavis" and not architecture.has_vision(entries):
         raise CheckpointError(
             f"{source} holds no visual_encoder tensors: LAVIS saves checkpoints of a frozen vision transformer without "
-            f"it. Pass the backbone's file too, --vision-checkpoint eva_vit_g.pth (or clip_vit_L.pth), from {LAVIS_URL}"
+            "it. Pass the backbone's file too, --vision-checkpoint eva_vit_g.pth (or clip_vit_L.pth), from "
+            f"{LAVIS_URL}",
+            code="vision-tensors-missing",
         )
     measured = architecture.measure(architecture.lavis_shapes(lavis_origins(form, entries), entries), name="checkpoint")
     origins = check_names(source, form, entries, architecture.parameter_shapes(measured))
     if options.vision_layers not in (None, measured.vision.layers):
         raise CheckpointError(
             f"--vision-layers says {options.vision_layers}, {source} has {measured.vision.layers} vision layers; "
-            "leave the option out: it chooses among the blocks of a --vision-checkpoint"
+            "leave the option out: it chooses among the blocks of a --vision-checkpoint",
+            code="vision-layers-differ",
         )
     if hub is not None:
         check_agreement(hub, measured)
@@ -151,9 +166,30 @@ def plan_checkpoint(
     if known is not None and replace(config, name=known.name) != known:
         raise CheckpointError(
             f"{source} is not the published {known.name!r}: got {config}, expected {known}; delete it, so that it "
-            "is downloaded again, or pass it by its path if it is meant"
+            "is downloaded again, or pass it by its path if it is meant",
+            code="checkpoint-not-published",
         )
-    return Plan(form, config, origins, (*(hub.notes if hub else ()), *notes))
+    stored = [entries[origin.name].dtype for origin in origins.values()]
+    read = (*(hub.notes if hub else ()), *dtype_notes(stored, hub), *extra_notes(foreign_extras(form, entries)))
+    return Plan(form, config, origins, (*read, *notes))
+
+
+def extra_notes(extras: list[str]) -> tuple[str, ...]:
+    """A note on tensors that no part of the network has."""
+    if not extras:
+        return ()
+    count = f"{len(extras)} tensor{'s' if len(extras) > 1 else ''} of the checkpoint"
+    return (f"{count} not used, since no part of the network has that name: {shorten(extras)}",)
+
+
+def dtype_notes(stored: list[str], hub: HubConfig | None) -> tuple[str, ...]:
+    """Notes on weights that are rounded, and on a stated dtype that is not the stored one."""
+    notes = []
+    if wide := stored.count("float64"):
+        notes.append(f"{wide} tensors are float64 and rounded to float32")
+    if hub and hub.dtype and hub.dtype not in ("auto", *stored):
+        notes.append(f"config.json says dtype {hub.dtype}: the weights are taken as they are stored, {stored[0]}")
+    return tuple(notes)
 
 
 def find(source: str, options: ArchitectureOptions, progress: Progress) -> Opened:
@@ -186,21 +222,22 @@ def open_cached(file: str, progress: Progress) -> TensorStore:
     try:
         return sources.open_tensors(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}. Delete {path}, so that it is downloaded again") from error
+        raise CheckpointError(f"{error}. Delete {path}, so that it is downloaded again", code=error.code) from error
 
 
 def open_file(path: Path, options: ArchitectureOptions) -> Opened:
-    store = sources.open_tensors(path)
+    store = without_prefixes(sources.open_tensors(path))
     if architecture.format_of(store.entries, str(path)) == "huggingface":
         raise CheckpointError(
             f"{path} has Hugging Face names, whose head counts are in config.json beside it; pass the folder "
-            f"{path.parent} instead of the file"
+            f"{path.parent} instead of the file",
+            code="hub-folder-expected",
         )
     parts = None
     if options.vision_checkpoint is not None:
         if architecture.has_vision(store.entries):
             refuse_vision_file(options, f"{path} holds the vision transformer itself")
-        vision = sources.open_tensors(options.vision_checkpoint)
+        vision = without_prefixes(sources.open_tensors(options.vision_checkpoint))
         store = sources.merge(store, vision_tensors(vision, options.vision_layers))
         parts = {"vision": str(options.vision_checkpoint)}
     return Opened(path.stem, str(path), store, parts=parts)
@@ -209,7 +246,7 @@ def open_file(path: Path, options: ArchitectureOptions) -> Opened:
 def open_hub_folder(located: Located, folder: Path, options: ArchitectureOptions) -> Opened:
     refuse_vision_file(options, "a Hugging Face folder holds the vision transformer itself")
     hub = read_hub_config(folder)
-    store = sources.open_folder(folder)
+    store = without_prefixes(sources.open_folder(folder))
     return Opened(located.name, located.source, store, hub=hub, license=license_of(folder), folder=folder)
 
 

@@ -100,7 +100,8 @@ class Blip2Family:
         from qpert.exporter.families.blip2.tokenizer import DEFAULT_TOKENIZER, build_tokenizer
 
         source = find_tokenizer(asked, checkpoint.tokenizer, DEFAULT_TOKENIZER, progress)
-        return build_tokenizer(source, vocab_size=checkpoint.config.qformer.vocab_size)
+        rows = checkpoint.config.qformer.vocab_size
+        return build_tokenizer(source, vocab_size=rows, own=source == checkpoint.tokenizer, say=progress.say)
 
     def network(
         self, config: Any, perturbation: GraphPerturbation | None, query_map: QueryMap | None = None

@@ -5,11 +5,12 @@ It must describe the class that qpert exports, and agree with the tensors.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qpert.exporter.families.blip2.hub_fields import check_activation, check_fields
+from qpert.exporter.hub.json_files import read_json_object
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError
 
@@ -23,7 +24,7 @@ QFORMER_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-12, "hidden_
 
 @dataclass(frozen=True)
 class HubConfig:
-    """`config.json` as read. `dimensions` holds what tensors tell as well, where the file states it."""
+    """`config.json` as read. `dimensions`: what tensors show as well, where the file states it. `dtype`: as stated."""
 
     path: Path
     vision_heads: int
@@ -31,6 +32,7 @@ class HubConfig:
     qformer_heads: int
     qformer_eps: float
     dimensions: dict[str, int]
+    dtype: str | None
     notes: tuple[str, ...]
 
 
@@ -38,23 +40,26 @@ def read_hub_config(folder: Path) -> HubConfig:
     """Read and check `folder/config.json`.
 
     Raises:
-        CheckpointError: none there, no JSON, another model, another activation, or a value that is no number.
+        CheckpointError: none there, no JSON, another model, a value that is no number or that is not supported.
     """
     path = folder / "config.json"
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
-        raise CheckpointError(f"the folder {folder} holds no config.json (it has {found}); {ADVICE}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download or copy it again") from error
+        raise CheckpointError(
+            f"the folder {folder} holds no config.json (it has {found}); {ADVICE}", code="hub-file-missing"
+        )
+    values = read_json_object(path)
     check_class(path, values)
     vision, qformer = (section(path, values, name) for name in ("vision_config", "qformer_config"))
-    for name, part, defaults in (("vision", vision, VISION_DEFAULTS), ("Q-Former", qformer, QFORMER_DEFAULTS)):
-        if (act := part.get("hidden_act", defaults["hidden_act"])) != "gelu":
-            raise CheckpointError(f"{path} asks for the activation {act!r} in the {name}; only 'gelu' is known here")
-    notes = (*defaults_meant("vision_config", vision, VISION_DEFAULTS), *text_branch_note(qformer))
-    notes += defaults_meant("qformer_config", qformer, QFORMER_DEFAULTS)
+    notes = check_fields(path, "", values)
+    for name, part, defaults in (
+        ("vision_config", vision, VISION_DEFAULTS),
+        ("qformer_config", qformer, QFORMER_DEFAULTS),
+    ):
+        notes += check_fields(path, name, part)
+        notes += check_activation(path, name, part.get("hidden_act", defaults["hidden_act"]))
+        notes += defaults_meant(name, part, defaults)
+    notes += text_branch_note(qformer)
     vision, qformer = VISION_DEFAULTS | vision, QFORMER_DEFAULTS | qformer
     return HubConfig(
         path,
@@ -63,12 +68,13 @@ def read_hub_config(folder: Path) -> HubConfig:
         int(number(path, qformer, "num_attention_heads")),
         number(path, qformer, "layer_norm_eps"),
         stated_dimensions(path, values, vision, qformer),
+        values.get("dtype") or values.get("torch_dtype"),
         notes,
     )
 
 
 def defaults_meant(name: str, part: dict[str, Any], defaults: dict[str, Any]) -> tuple[str, ...]:
-    """Notes on the values that the file leaves out and no tensor tells."""
+    """Notes on the values that the file leaves out and no tensor shows."""
     return tuple(
         f"config.json leaves out {name}.{key}: transformers' default {default} is meant"
         for key, default in defaults.items()
@@ -83,27 +89,29 @@ def text_branch_note(qformer: dict[str, Any]) -> tuple[str, ...]:
     return ("config.json says use_qformer_text_input false; retrieval needs the text branch and uses its tensors",)
 
 
-def check_class(path: Path, values: Any) -> None:
+def check_class(path: Path, values: dict[str, Any]) -> None:
     """Raise `CheckpointError` unless it is the retrieval class of BLIP-2."""
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}, expected an object; {ADVICE}")
     model_type, classes = values.get("model_type"), values.get("architectures") or []
     named = ", ".join(map(str, classes)) if isinstance(classes, list) else str(classes)
     if model_type != "blip-2":
         raise CheckpointError(
             f"{path} describes an unknown architecture: model_type {model_type!r} ({named or 'no architectures'}); "
-            f"expected 'blip-2' ({ARCHITECTURE}): {ADVICE}"
+            f"expected 'blip-2' ({ARCHITECTURE}): {ADVICE}",
+            code="hub-model-type",
         )
     if named and ARCHITECTURE not in classes:
         raise CheckpointError(
-            f"{path} describes {named}, which carries no ITC and ITM heads; expected {ARCHITECTURE}: {ADVICE}"
+            f"{path} describes {named}, which carries no ITC and ITM heads; expected {ARCHITECTURE}: {ADVICE}",
+            code="hub-architecture",
         )
 
 
 def section(path: Path, values: dict[str, Any], name: str) -> dict[str, Any]:
     part = values.get(name) or {}
     if not isinstance(part, dict):
-        raise CheckpointError(f"{path}: {name} is {part!r}, expected an object; download or copy it again")
+        raise CheckpointError(
+            f"{path}: {name} is {part!r}, expected an object; download or copy it again", code="hub-config-section"
+        )
     return part
 
 
@@ -111,7 +119,10 @@ def number(path: Path, values: dict[str, Any], key: str) -> float:
     value = values[key]
     value = value[0] if isinstance(value, list) and len(set(map(str, value))) == 1 else value  # sizes may be [S, S]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise CheckpointError(f"{path} has {key} {value!r}, expected a positive number; mend or download it again")
+        raise CheckpointError(
+            f"{path} has {key} {value!r}, expected a positive number; correct or download it again",
+            code="hub-config-value",
+        )
     return float(value)
 
 
@@ -129,6 +140,7 @@ QFORMER_KEYS = {
     "cross_attention_frequency": "cross_attention_frequency",
     "vocab_size": "vocab_size",
     "max_positions": "max_position_embeddings",
+    "encoder_hidden_size": "encoder_hidden_size",
 }
 TOP_KEYS = {"qformer.queries": "num_query_tokens", "embed_dim": "image_text_hidden_size"}
 
@@ -136,13 +148,14 @@ TOP_KEYS = {"qformer.queries": "num_query_tokens", "embed_dim": "image_text_hidd
 def stated_dimensions(
     path: Path, values: dict[str, Any], vision: dict[str, Any], qformer: dict[str, Any]
 ) -> dict[str, int]:
-    """What the file states of the dimensions that tensors tell, by the field of `Blip2Config`."""
+    """What the file states of the dimensions that tensors show, by the field of `Blip2Config`."""
     fields = [
         *((f"vision.{field}", vision, key) for field, key in VISION_KEYS.items()),
         *((f"qformer.{field}", qformer, key) for field, key in QFORMER_KEYS.items()),
         *((field, values, key) for field, key in TOP_KEYS.items()),
     ]
-    return {field: int(number(path, part, key)) for field, part, key in fields if key in part}
+    stated = {field: int(number(path, part, key)) for field, part, key in fields if key in part}
+    return stated | ({"vision.qkv_bias": bool(vision["qkv_bias"])} if "qkv_bias" in vision else {})
 
 
 def check_agreement(hub: HubConfig, config: Blip2Config) -> None:
@@ -158,7 +171,8 @@ def check_agreement(hub: HubConfig, config: Blip2Config) -> None:
     if wrong:
         raise CheckpointError(
             f"{hub.path} contradicts the tensors beside it: {'; '.join(wrong)}; the two belong to different models, "
-            "download the folder again"
+            "download the folder again",
+            code="hub-config-contradiction",
         )
 
 
@@ -166,4 +180,4 @@ def measured_dimensions(config: Blip2Config) -> dict[str, Any]:
     """The fields of `config` by dotted name."""
     values = config.to_dict()
     nested = {f"{part}.{field}": value for part in ("vision", "qformer") for field, value in values[part].items()}
-    return nested | {"embed_dim": values["embed_dim"]}
+    return nested | {"embed_dim": values["embed_dim"], "qformer.encoder_hidden_size": config.vision.width}

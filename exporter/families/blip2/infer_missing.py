@@ -1,7 +1,7 @@
-"""What tensors do not tell of an architecture: head counts and LayerNorm eps.
+"""What tensors do not show of an architecture: head counts and LayerNorm eps.
 
 They come from the first of: an option, the Hugging Face folder's `config.json`, the table of published models, the
-family's head size (88 in EVA, 64 elsewhere). What was assumed is put into words.
+family's head size (88 in EVA, 64 elsewhere). What was assumed is noted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """A number that tensors do not tell: what it is, the option that sets it, what the two say of it."""
+    """A number that tensors do not show: what it is, the option that sets it, what the two say of it."""
 
     what: str
     flag: str
@@ -41,8 +41,9 @@ class Question:
         """
         if self.option is not None and self.stated is not None and self.option != self.stated:
             raise CheckpointError(
-                f"{self.flag} says {self.option:g}, config.json says {self.stated:g}; leave the option out, or mend "
-                "the file if it is wrong"
+                f"{self.flag} says {self.option:g}, config.json says {self.stated:g}; leave the option out, or correct "
+                "the file if it is wrong",
+                code="option-contradicts-config",
             )
         return self.option if self.option is not None else self.stated
 
@@ -105,14 +106,17 @@ def heads(question: Question, width: int, published: int | None, head_size: int)
     said = question.said()
     if said is not None:
         if said < 1 or width % said:
-            raise CheckpointError(f"{said:g} {what} do not divide the width {width}; pass the right {flag} N")
+            raise CheckpointError(
+                f"{said:g} {what} do not divide the width {width}; pass the right {flag} N", code="heads-width"
+            )
         return Answer(said)
     if published is not None:
         return Answer(published, f"{what}: {published}, as in the published model of width {width} ({flag} overrides)")
     if width % head_size:
         raise CheckpointError(
             f"the number of {what} cannot be told from the tensors: {width} is no published width, and no multiple of "
-            f"the usual head size {head_size}; pass {flag} N"
+            f"the usual head size {head_size}; pass {flag} N",
+            code="heads-unknown",
         )
     count = width // head_size
     return Answer(count, f"{what}: {count}, assumed from the usual head size of {head_size} ({flag} overrides)")

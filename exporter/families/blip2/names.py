@@ -96,7 +96,7 @@ _FROM_LAVIS = tuple((to_pattern(pair.lavis), pair) for pair in HUGGING_FACE_NAME
 
 
 def lavis_origins(form: str, names: Iterable[str]) -> dict[str, Origin]:
-    """LAVIS names → where they lie, for every tensor that has one; what has none is found by `check_names`."""
+    """LAVIS names → where they are, for every tensor that has one; what has none is found by `check_names`."""
     if form == "lavis":
         return {name: Origin(name) for name in names}
     origins: dict[str, Origin] = {}
@@ -127,13 +127,28 @@ def unused_in_vision_file(names: Mapping[str, TensorInfo], layers: int) -> set[s
     return late | {name for name in names if is_unused(name, VISION_FILE_UNUSED)}
 
 
-FLOATING = ("float32", "float16", "bfloat16")
+FLOATING = ("float32", "float16", "bfloat16", "float64")
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "lavis": ("visual_encoder", "ln_vision", "Qformer", "query_tokens", "vision_proj", "text_proj", "itm_head"),
+    "huggingface": (
+        *("vision_model", "qformer", "embeddings", "query_tokens"),
+        *("vision_projection", "text_projection", "itm_head"),
+    ),
+}
+"""The parts of the network, by the first word of their names. A tensor of another part cannot change what it computes;
+one inside a part that the network has no place for (an adapter of a layer, say) would."""
+
+
+def foreign_extras(form: str, names: Iterable[str]) -> list[str]:
+    """Tensors that belong to no part of the network, such as a `logit_scale`: stock models leave them alone too."""
+    return sorted(n for n in names if n.partition(".")[0] not in PARTS[form] and not is_unused(n, UNUSED[form]))
 
 
 def check_names(
     source: str, form: str, entries: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Origin]:
-    """Every expected parameter is there in its shape and a known dtype, and every tensor is used or known as unused.
+    """Every expected parameter is there in its shape and a known dtype, and no part of the network has a tensor more.
 
     Args:
         source: what messages call the checkpoint.
@@ -141,7 +156,7 @@ def check_names(
         expected: LAVIS names and shapes (of `Blip2Retrieval.state_dict()`).
 
     Returns:
-        Where each expected parameter lies.
+        Where each expected parameter is.
 
     Raises:
         CheckpointError: one message with everything that is missing, left over, of another shape or dtype.
@@ -150,7 +165,8 @@ def check_names(
     found = {name: origins[name] for name in expected if name in origins}
     missing = sorted({name_in(form, name) for name in expected if name not in found})
     used = {origin.name for origin in found.values()}
-    extra = sorted(name for name in entries if name not in used and not is_unused(name, UNUSED[form]))
+    foreign = set(foreign_extras(form, entries))
+    extra = sorted(n for n in entries if n not in used and n not in foreign and not is_unused(n, UNUSED[form]))
     shapes = [
         f"{origin.name} {list(entries[origin.name].shape)}, expected {_whole(origin, expected[name])}"
         for name, origin in found.items()
@@ -169,7 +185,8 @@ def check_names(
             f"{source} does not hold exactly the tensors of a BLIP-2 retrieval model ({len(expected)} parameters):\n"
             + "\n".join(lines)
             + "\nExpected a whole checkpoint of LAVIS Blip2Qformer or Blip2ITM, or of Hugging Face "
-            "Blip2ForImageTextRetrieval"
+            "Blip2ForImageTextRetrieval",
+            code="checkpoint-tensors",
         )
     return found
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qpert.exporter.families.blip2.names import lavis_origins
+from qpert.exporter.families.blip2.names import UNUSED, foreign_extras, is_unused, lavis_origins
 from qpert.exporter.families.blip2.upstream import Pairs, StockReference
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError, UnavailableError
@@ -25,27 +27,35 @@ class LavisTensors(Protocol):
 
 
 class HuggingFaceReference(StockReference):
-    """The parts of the stock model, put together as its own `forward` does (transformers `modeling_blip_2.py`)."""
+    """The parts of the stock model, put together as its own `forward` does (transformers `modeling_blip_2.py`).
+
+    `pixels` and `token_ids`: the stock image processor and tokenizer, where they are known (`huggingface_inputs`).
+    """
 
     name = "hf"
+    pixels: Callable[[Path], np.ndarray] | None = None
+    token_ids: Callable[[Sequence[str], int], list[np.ndarray]] | None = None
 
     @classmethod
     def open(
         cls,
         folder_or_id: str | Path,
         *,
+        prefix: str = "",
         threshold: float = 0.95,
         preserve_norm: bool = False,
         stages: str = "itc",
     ) -> HuggingFaceReference:
         """Load a folder or a hub id in float32 on the CPU, with attention written out.
 
+        `prefix`: what its files have before every name of a tensor, and stock transformers does not expect.
+
         Raises:
             UnavailableError: transformers is not installed.
             CheckpointError: nothing is there, it is another kind of model, or tensors are missing, left over or of
                 another shape (transformers itself only warns).
         """
-        model = _load(str(folder_or_id))
+        model = _load(str(folder_or_id), prefix)
         heads = model.config.qformer_config.num_attention_heads
         return cls(model, heads=heads, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
 
@@ -112,7 +122,8 @@ def _stock_model(config: Blip2Config) -> Any:
     if config.vision.family != "eva":
         raise UnavailableError(
             f"the Hugging Face reference has no vision transformer of the {config.vision.family!r} family, only EVA's; "
-            "take --reference lavis or torch"
+            "take --reference lavis or torch",
+            code="reference-vision",
         )
     try:
         from transformers import Blip2Config as StockConfig
@@ -172,7 +183,8 @@ def copy_from_lavis(tensors: LavisTensors, stock: Mapping[str, Tensor]) -> None:
     if missing:
         raise CheckpointError(
             f"the LAVIS checkpoint has nothing for {len(missing)} parameters of Blip2ForImageTextRetrieval: "
-            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}; take --reference torch"
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}; take --reference torch",
+            code="checkpoint-tensors",
         )
     for name in known:
         stock[name].zero_()
@@ -183,10 +195,12 @@ def copy_from_lavis(tensors: LavisTensors, stock: Mapping[str, Tensor]) -> None:
 
 
 def _no_transformers(error: ImportError) -> UnavailableError:
-    return UnavailableError(f"the Hugging Face reference needs transformers ({error}): pip install 'qpert[hf]'")
+    return UnavailableError(
+        f"the Hugging Face reference needs transformers ({error}): pip install 'qpert[hf]'", code="hf-extra-missing"
+    )
 
 
-def _load(folder_or_id: str) -> Any:
+def _load(folder_or_id: str, prefix: str = "") -> Any:
     """The stock model, float32, with every one of its tensors from the checkpoint and none left over."""
     try:
         from transformers import Blip2Config, Blip2ForImageTextRetrieval
@@ -195,7 +209,9 @@ def _load(folder_or_id: str) -> Any:
     try:
         config = Blip2Config.from_pretrained(folder_or_id)
         if config.model_type != "blip-2":
-            raise CheckpointError(f"{folder_or_id} is a {config.model_type!r} model, expected 'blip-2'")
+            raise CheckpointError(
+                f"{folder_or_id} is a {config.model_type!r} model, expected 'blip-2'", code="hub-model-type"
+            )
         # Files on the hub mark placeholder tokens for the image; here queries and text come apart.
         config.image_token_index = None
         config.qformer_config.use_qformer_text_input = True
@@ -205,19 +221,25 @@ def _load(folder_or_id: str) -> Any:
             dtype=torch.float32,
             attn_implementation="eager",
             ignore_mismatched_sizes=True,  # so that they are reported below, with the rest
+            key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder_or_id} cannot be loaded as Blip2ForImageTextRetrieval: {error}") from error
+        raise CheckpointError(
+            f"{folder_or_id} cannot be loaded as Blip2ForImageTextRetrieval: {error}", code="reference-load"
+        ) from error
     _check_report(folder_or_id, report)
     return model
 
 
 def _check_report(source: str, report: dict[str, Any]) -> None:
-    """Raise if transformers reports a tensor that it made up, dropped or could not fit."""
+    """Raise if transformers reports a tensor of the network that it made up, dropped or could not fit."""
     kinds = {kind: sorted(map(str, report.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys")}
     kinds["mismatched_keys"] = sorted(str(item[0]) for item in report.get("mismatched_keys") or ())
-    kinds["unexpected_keys"] = [name for name in kinds["unexpected_keys"] if not name.endswith("position_ids")]
+    unused = {*foreign_extras("huggingface", kinds["unexpected_keys"])}
+    kinds["unexpected_keys"] = [
+        name for name in kinds["unexpected_keys"] if name not in unused and not is_unused(name, UNUSED["huggingface"])
+    ]
     if any(kinds.values()):
         found = "; ".join(
             f"{len(names)} {kind.removesuffix('_keys')} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
@@ -226,5 +248,6 @@ def _check_report(source: str, report: dict[str, Any]) -> None:
         )
         raise CheckpointError(
             f"{source} does not hold the tensors of Blip2ForImageTextRetrieval: {found}. "
-            "Expected a retrieval checkpoint, Salesforce/blip2-itm-vit-g for instance"
+            "Expected a retrieval checkpoint, Salesforce/blip2-itm-vit-g for instance",
+            code="checkpoint-tensors",
         )

@@ -1,4 +1,4 @@
-"""The bundle's `tokenizer.json`, from whatever vocabulary lies beside a checkpoint.
+"""The bundle's `tokenizer.json`, from whatever vocabulary is beside a checkpoint.
 
 Source: LAVIS `lavis/models/blip2_models/blip2.py` (Blip2Base.init_tokenizer: bert-base-uncased, plus `[DEC]` as
 bos_token), which makes 30,522 + 1 entries.
@@ -6,9 +6,20 @@ bos_token), which makes 30,522 + 1 entries.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from qpert.exporter.families.blip2.tokenizer_files import (
+    Say,
+    add_declared,
+    check_normalizer,
+    check_settings,
+    compare_vocabulary,
+    normalisation,
+    read_settings,
+)
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.text import read_tokenizer_json
 
@@ -21,25 +32,43 @@ REQUIRED_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 DECODER_TOKEN = "[DEC]"
 
 
-def build_tokenizer(source: Path, *, vocab_size: int | None) -> Tokenizer:
+def ignore(line: str) -> None:
+    """The default listener."""
+
+
+def build_tokenizer(source: Path, *, vocab_size: int | None, own: bool = False, say: Say = ignore) -> Tokenizer:
     """The uncased BERT WordPiece tokenizer of `source`, framing a text as `[CLS] A [SEP]`, never truncating or padding.
 
-    `source` is a `vocab.txt`, a `tokenizer.json`, or a folder with either (`tokenizer.json` is preferred).
-    `vocab_size` is the number of rows of the checkpoint's word embeddings; where the vocabulary is one short of it and
-    has no `[DEC]`, `[DEC]` is appended, as LAVIS does. None skips the comparison and appends nothing.
+    Args:
+        source: a `vocab.txt`, a `tokenizer.json`, or a folder with either (`tokenizer.json` is preferred, as in
+            transformers). What `tokenizer_config.json` and its companions beside it say is honoured or refused.
+        vocab_size: rows of the checkpoint's word embeddings. Where the vocabulary is one short of them and has no
+            `[DEC]`, `[DEC]` is appended, as LAVIS does; added tokens beyond them are left out. None compares nothing.
+        own: it came with the checkpoint, so that rows without a token are the checkpoint's choice.
+        say: hears what was left out or not used.
 
-    Raises `InputError` if the source cannot be read, lacks a special token, or disagrees with `vocab_size`.
+    Raises:
+        InputError: the source cannot be read, lacks a special token, or disagrees with `vocab_size`.
     """
     file = _vocabulary_file(Path(source))
-    tokenizer = _from_vocabulary(file) if file.suffix == ".txt" else _from_json(file)
+    settings = read_settings(file.parent)
+    check_settings(file.parent, settings, say)
+    tokenizer = _from_vocabulary(file, settings) if file.suffix == ".txt" else _from_json(file, settings, say)
+    tokenizer, left = _without_rowless(tokenizer, vocab_size)
+    left += add_declared(tokenizer, file.parent, settings, vocab_size)
+    if left:
+        say(f"tokens without a row in the word embeddings are left out: {', '.join(map(repr, dict.fromkeys(left)))}")
     missing = [token for token in REQUIRED_TOKENS if tokenizer.token_to_id(token) is None]
     if missing:
-        raise InputError(f"{file} lacks {', '.join(missing)}; expected an uncased BERT vocabulary with these tokens")
+        raise InputError(
+            f"{file} lacks {', '.join(missing)}; expected an uncased BERT vocabulary with these tokens",
+            code="tokenizer-special-token",
+        )
     if vocab_size is not None:
-        _fit_to_embeddings(tokenizer, vocab_size, file)
+        _fit_to_embeddings(tokenizer, vocab_size, file, own, say)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    _frame(tokenizer)
+    _frame(tokenizer, file, say)
     return tokenizer
 
 
@@ -54,14 +83,18 @@ def _vocabulary_file(source: Path) -> Path:
         if candidate.is_file() and candidate.suffix in (".txt", ".json"):
             return candidate
     if source.is_dir():
-        raise InputError(f"the folder {source} has neither tokenizer.json nor vocab.txt; expected one of them")
+        raise InputError(
+            f"the folder {source} has neither tokenizer.json nor vocab.txt; expected one of them",
+            code="tokenizer-missing",
+        )
     what = "is neither .txt nor .json" if source.is_file() else "does not exist"
     raise InputError(
-        f"tokenizer source {source} {what}; expected a vocab.txt, a tokenizer.json or a folder with either"
+        f"tokenizer source {source} {what}; expected a vocab.txt, a tokenizer.json or a folder with either",
+        code="tokenizer-missing",
     )
 
 
-def _from_vocabulary(path: Path) -> Tokenizer:
+def _from_vocabulary(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     """One token a line; the line number, from 0, is its id."""
     from tokenizers import Tokenizer
     from tokenizers.decoders import WordPiece as WordPieceDecoder
@@ -71,9 +104,10 @@ def _from_vocabulary(path: Path) -> Tokenizer:
 
     vocabulary = _read_vocabulary(path)
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True
-    )
+    cleaning = normalisation(settings)
+    if cleaning["strip_accents"] is None:
+        cleaning["strip_accents"] = cleaning["lowercase"]  # what BertNormalizer means by None
+    tokenizer.normalizer = BertNormalizer(clean_text=True, **cleaning)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder(prefix="##")
     specials = (*REQUIRED_TOKENS, "[MASK]", DECODER_TOKEN)
@@ -85,41 +119,78 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the vocabulary {path}: {error}") from error
+        raise InputError(f"cannot read the vocabulary {path}: {error}", code="tokenizer-file") from error
     vocabulary: dict[str, int] = {}
     for number, line in enumerate(lines):
         token = line.removesuffix("\r")
         if not token or token in vocabulary:
             what = f"repeats {token!r} of line {vocabulary[token] + 1}" if token else "is empty"
-            raise InputError(f"{path}:{number + 1} {what}; expected one new token on every line")
+            raise InputError(f"{path}:{number + 1} {what}; expected one new token on every line", code="tokenizer-file")
         vocabulary[token] = number
     return vocabulary
 
 
-def _from_json(path: Path) -> Tokenizer:
+def _from_json(path: Path, settings: Mapping[str, Any], say: Say) -> Tokenizer:
     from tokenizers.models import WordPiece
 
     tokenizer = read_tokenizer_json(path)
     if not isinstance(tokenizer.model, WordPiece):
         got = type(tokenizer.model).__name__
-        raise InputError(f"{path} holds a {got} model; expected WordPiece, BERT's, as BLIP-2's text branch uses")
+        raise InputError(
+            f"{path} holds a {got} model; expected WordPiece, BERT's, as BLIP-2's text branch uses",
+            code="tokenizer-kind",
+        )
+    check_normalizer(tokenizer, path, settings)
+    compare_vocabulary(tokenizer, path.parent, say)
     return tokenizer
 
 
-def _fit_to_embeddings(tokenizer: Tokenizer, vocab_size: int, file: Path) -> None:
+def _without_rowless(tokenizer: Tokenizer, rows: int | None) -> tuple[Tokenizer, tuple[str, ...]]:
+    """Without added tokens whose ids are beyond the word embeddings: `<image>`, say, which saved processors add."""
+    from tokenizers import Tokenizer as Backend
+
+    document = json.loads(tokenizer.to_str())
+    own = set(document["model"]["vocab"].values())
+    beyond = [t for t in document["added_tokens"] if rows is not None and t["id"] >= rows and t["id"] not in own]
+    if not beyond:
+        return tokenizer, ()
+    document["added_tokens"] = [token for token in document["added_tokens"] if token not in beyond]
+    return Backend.from_str(json.dumps(document)), tuple(token["content"] for token in beyond)
+
+
+def _fit_to_embeddings(tokenizer: Tokenizer, vocab_size: int, file: Path, own: bool, say: Say) -> None:
     if tokenizer.get_vocab_size() == vocab_size - 1 and tokenizer.token_to_id(DECODER_TOKEN) is None:
         tokenizer.add_special_tokens([DECODER_TOKEN])
-    if (got := tokenizer.get_vocab_size()) != vocab_size:
+    got, largest = tokenizer.get_vocab_size(), max(tokenizer.get_vocab().values())
+    if own and got <= vocab_size and largest < vocab_size:
+        if got < vocab_size:
+            say(f"{vocab_size - got} of the {vocab_size:,} rows of the word embeddings have no token in {file.name}")
+        return
+    if got != vocab_size or largest >= vocab_size:
         raise InputError(
-            f"{file} has {got:,} tokens and the checkpoint's word embeddings have {vocab_size:,} rows; they must be "
-            "equal: pass the vocabulary that the checkpoint was trained with (LAVIS: bert-base-uncased, 30,522 + [DEC])"
+            f"{file} has {got:,} tokens with ids up to {largest:,}, and the checkpoint's word embeddings have "
+            f"{vocab_size:,} rows; they must be equal: pass the vocabulary that the checkpoint was trained with "
+            "(LAVIS: bert-base-uncased, 30,522 + [DEC])",
+            code="tokenizer-vocabulary",
         )
 
 
-def _frame(tokenizer: Tokenizer) -> None:
-    """[CLS] A [SEP], whatever the source said."""
+def _frame(tokenizer: Tokenizer, file: Path, say: Say) -> None:
+    """[CLS] A [SEP], as LAVIS frames a caption.
+
+    Raises:
+        InputError: the file frames a text in another way, so that its stock tokenizer gives other ids.
+    """
     from tokenizers.processors import TemplateProcessing
 
+    stated = tokenizer.encode("").tokens
+    if stated not in (["[CLS]", "[SEP]"], []):
+        raise InputError(
+            f"{file} frames a text as {' '.join(stated[:-1])} … {stated[-1]}; expected [CLS] … [SEP], BERT's frame",
+            code="tokenizer-unsupported",
+        )
+    if not stated and file.suffix == ".json":
+        say(f"{file.name} frames no text: texts are framed as [CLS] … [SEP], as BLIP-2 was trained")
     ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids

@@ -6,16 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from qpert.exporter.checkpoints.checkpoint import Checkpoint
+from qpert.exporter.families.blip2.checkpoint import IMAGE_PROCESSOR
 from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceReference
 from qpert.exporter.families.blip2.reference_lavis import LavisReference
+from qpert.exporter.references.huggingface_inputs import stock_pixels, stock_token_ids
 from qpert.runtime.inputs.perturbation import Perturbation
 
 
 def open_huggingface(checkpoint: Checkpoint, settings: Perturbation) -> HuggingFaceReference:
-    """From the folder itself, or with a LAVIS checkpoint's weights."""
-    if checkpoint.folder is not None:
-        return HuggingFaceReference.open(checkpoint.folder, **choices(settings))
-    return HuggingFaceReference.from_lavis(checkpoint.tensors, checkpoint.config, **choices(settings))
+    """From the folder itself, or with a LAVIS checkpoint's weights; pictures and texts by the folder's stock tools."""
+    folder, prefix = checkpoint.folder, checkpoint.tensors.store.prefix
+    if folder is not None:
+        reference = HuggingFaceReference.open(folder, prefix=prefix, **choices(settings))
+    else:
+        reference = HuggingFaceReference.from_lavis(checkpoint.tensors, checkpoint.config, **choices(settings))
+    reference.pixels = stock_pixels(folder, checkpoint.preprocessing.size, IMAGE_PROCESSOR)
+    reference.token_ids = stock_token_ids(folder)
+    return reference
 
 
 def open_lavis(checkpoint: Checkpoint, settings: Perturbation) -> LavisReference:

@@ -86,11 +86,14 @@ class ClipFamily(TwoTowers):
     @contextmanager
     def upstream(self, kind: str, checkpoint: Checkpoint, settings: Perturbation) -> Iterator[Reference]:
         from qpert.exporter.families.clip.reference_huggingface import HuggingFaceReference
+        from qpert.exporter.references.huggingface_inputs import stock_pixels
 
         if kind != "hf":
             raise InputError(f"CLIP has no reference {kind!r}, expected torch or hf", code="reference-unknown")
         assert checkpoint.folder is not None  # only folders are opened
-        yield HuggingFaceReference.open(checkpoint.folder)
+        reference = HuggingFaceReference.open(checkpoint.folder)
+        reference.pixels = stock_pixels(checkpoint.folder, checkpoint.preprocessing.size, "CLIPImageProcessor")
+        yield reference
 
 
 FAMILY = ClipFamily()

@@ -114,12 +114,15 @@ class SiglipFamily(TwoTowers):
     @contextmanager
     def upstream(self, kind: str, checkpoint: Checkpoint, settings: Perturbation) -> Iterator[Reference]:
         from qpert.exporter.families.siglip.reference_huggingface import HuggingFaceReference
+        from qpert.exporter.references.huggingface_inputs import stock_pixels
 
         if kind != "hf":
             raise InputError(f"SigLIP has no reference {kind!r}, expected torch or hf", code="reference-unknown")
         assert checkpoint.folder is not None  # only folders are opened
         choices = {name: getattr(settings, name) for name in ("threshold", "preserve_norm", "stages")}
-        yield HuggingFaceReference.open(checkpoint.folder, **choices)
+        reference = HuggingFaceReference.open(checkpoint.folder, **choices)
+        reference.pixels = stock_pixels(checkpoint.folder, checkpoint.preprocessing.size, "SiglipImageProcessor")
+        yield reference
 
 
 FAMILY = SiglipFamily()

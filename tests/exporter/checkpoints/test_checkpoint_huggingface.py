@@ -171,8 +171,8 @@ def test_values_that_config_json_leaves_out_are_transformers_defaults_and_said(t
             r"describes Blip2ForConditionalGeneration, which carries no ITC and ITM heads; expected "
             r"Blip2ForImageTextRetrieval.*Salesforce/blip2-itm-vit-g",
         ),
-        ({"vision_config__hidden_act": "quick_gelu"}, r"activation 'quick_gelu' in the vision"),
-        ({"qformer_config__hidden_act": "relu"}, r"activation 'relu' in the Q-Former"),
+        ({"vision_config__hidden_act": "quick_gelu"}, r"vision_config.hidden_act 'quick_gelu'; only 'gelu'"),
+        ({"qformer_config__hidden_act": "relu"}, r"qformer_config.hidden_act 'relu'"),
         ({"vision_config__num_attention_heads": 0}, r"num_attention_heads 0, expected a positive number"),
         ({"vision_config__num_attention_heads": 5}, r"5 vision heads do not divide the width 64"),
         (

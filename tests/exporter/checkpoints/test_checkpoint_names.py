@@ -25,7 +25,7 @@ from qpert.exporter.families.blip2.names import HUGGING_FACE_NAMES, lavis_origin
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError
 
-KEYS = Path(__file__).resolve().parent.parent / "fixtures" / "keys"
+KEYS = Path(__file__).resolve().parents[2] / "fixtures" / "keys"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 Entries = dict[str, TensorInfo]
 
@@ -113,14 +113,14 @@ def test_one_report_names_everything_that_is_wrong() -> None:
     assert "3 missing: itm_head.bias, visual_encoder.blocks.1.norm1.weight, visual_encoder.pos_embed" in message
     assert "1 unexpected: Qformer.bert.pooler.dense.weight" in message
     assert "1 of the wrong shape: visual_encoder.blocks.0.mlp.fc1.weight [81, 48], expected [80, 48]" in message
-    assert "1 of a dtype other than float32, float16, bfloat16: text_proj.bias int64" in message
+    assert "1 of a dtype other than float32, float16, bfloat16, float64: text_proj.bias int64" in message
 
 
 def test_at_most_ten_names_are_listed_and_the_rest_counted() -> None:
     entries = entries_of(small_lavis.random_state())
     for number in range(25):
-        entries[f"extra.{number:02}"] = TensorInfo((1,))
-    with pytest.raises(CheckpointError, match=r"25 unexpected: extra.00, .*extra.09, and 15 more"):
+        entries[f"Qformer.extra.{number:02}"] = TensorInfo((1,))
+    with pytest.raises(CheckpointError, match=r"25 unexpected: Qformer.extra.00, .*Qformer.extra.09, and 15 more"):
         plan_checkpoint(entries, "bad.pth", HEADS)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from small_lavis import CLIP, EVA, HEADS
 
 from qpert.exporter.checkpoints.checkpoint import load_state
+from qpert.exporter.checkpoints.parameters import narrowed
 from qpert.exporter.families.blip2.architecture import ArchitectureOptions
 from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.runtime.errors import CheckpointError
@@ -63,7 +64,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(
             type(checkpoint.tensors), "_read", lambda _, name: reads.append(name) or store.read(name), raising=True
         )
-        assert len(list(checkpoint.tensors.names())) == len(checkpoint.tensors)
+        assert set(checkpoint.tensors.names()) == set(small_lavis.random_state())
         assert reads == []
         checkpoint.tensors.get("itm_head.bias")
         assert reads == ["itm_head.bias"]
@@ -179,7 +180,8 @@ def test_what_a_failed_download_leaves_is_refused(tmp_path: Path, content: bytes
         ([1, 2], r"holds a list; expected a state dict"),
         ({"model": {}}, r"holds nothing; expected a state dict"),
         (torch.zeros(3), r"holds a Tensor; expected a state dict"),
-        ({"state_dict": {}, "epoch": 3}, r"entries that are no tensors: state_dict, epoch"),
+        ({"weights": 1, "epoch": 3}, r"entries that are no tensors: weights, epoch"),
+        ({"state_dict": {}, "epoch": 3}, r"holds nothing; expected a state dict"),
     ],
 )
 def test_a_file_that_holds_something_else_says_what(tmp_path: Path, value: object, message: str) -> None:
@@ -205,7 +207,7 @@ def test_a_file_without_permission_says_so(tmp_path: Path) -> None:
 def test_a_source_that_is_nothing_lists_what_is_possible(tmp_path: Path) -> None:
     refused(tmp_path / "gone.pth", r"gone.pth does not exist")
     refused("x" * 5000, r"cannot be read \(.*too long")
-    refused("cocoo", r"'cocoo' is no checkpoint: .*expected one of demo, coco, pretrain, pretrain_vitL, a LAVIS FILE")
+    refused("cocoo", r"'cocoo' is no checkpoint: .*expected one of coco, pretrain, pretrain_vitL, a LAVIS FILE")
 
 
 @pytest.mark.parametrize("name", ["visual_encoder.blocks.1.mlp.fc2.weight", "visual_encoder.blocks.0.attn.q_bias"])
@@ -273,7 +275,11 @@ def test_a_checkpoint_without_vision_tensors_asks_for_the_backbone(tmp_path: Pat
 def test_a_backbone_beside_a_complete_checkpoint_is_refused(tmp_path: Path) -> None:
     _, vision, _ = split(tmp_path)
     path = small_lavis.save(tmp_path / "whole.pth", small_lavis.random_state())
-    refused(path, r"--vision-checkpoint .* has no place here", ArchitectureOptions(vision_checkpoint=vision))
+    refused(
+        path,
+        r"--vision-checkpoint .* cannot be used: .* holds the vision transformer itself",
+        ArchitectureOptions(vision_checkpoint=vision),
+    )
 
 
 def test_shards_whose_index_is_broken_are_refused(tmp_path: Path) -> None:
@@ -281,3 +287,55 @@ def test_shards_whose_index_is_broken_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"model.safetensors.index.json is no index of shards"):
         open_checkpoint(str(tmp_path))
+
+
+# State dicts as training tools wrap them.
+
+
+def renamed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in small_lavis.random_state().items()}
+
+
+@pytest.mark.parametrize(
+    ("value", "notes"),
+    [
+        ({"model": renamed("module.")}, ["begin with 'module.'"]),
+        ({"state_dict": renamed("model."), "epoch": 3}, ["under 'state_dict'", "begin with 'model.'"]),
+        ({"model_state_dict": renamed("_orig_mod.module.")}, ["'model_state_dict'", "begin with '_orig_mod.module.'"]),
+        ({"module": renamed("")}, ["under 'module'"]),
+        ({"ema": renamed("")}, ["under 'ema' (an average of the weights: the file has no others)"]),
+        ({"model": renamed(""), "ema": {"x": torch.ones(1)}}, ["under 'model'; 'ema' beside it not used"]),
+        ({name: tensor.double() for name, tensor in renamed("").items()}, ["164 tensors are float64"]),
+        (renamed("") | {"logit_scale": torch.ones(())}, ["1 tensor of the checkpoint not used"]),
+    ],
+)
+def test_a_wrapped_state_dict_gives_the_same_weights_and_says_how_it_was_wrapped(
+    tmp_path: Path, value: object, notes: list[str]
+) -> None:
+    torch.save(value, tmp_path / "x.pth")
+    with open_checkpoint(str(tmp_path / "x.pth"), options=HEADS) as checkpoint:
+        got, found = load_state(checkpoint), checkpoint.notes[: len(notes)]
+    assert got.keys() == renamed("").keys()
+    assert all(got[name].dtype == torch.float32 for name in got)
+    assert all(torch.equal(got[name], tensor) for name, tensor in renamed("").items())
+    assert all(part in note for part, note in zip(notes, found, strict=True))
+
+
+def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path) -> None:
+    state = renamed("")
+    state["module.itm_head.bias"] = state.pop("itm_head.bias")
+    torch.save(state, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", r"1 missing: itm_head.bias")
+
+
+@pytest.mark.parametrize(
+    ("stored", "value", "asked"),
+    [(torch.float64, 1e39, torch.float32), (torch.float32, 7e4, torch.float16), (torch.bfloat16, 7e4, torch.float16)],
+)
+def test_a_weight_that_the_exported_dtype_cannot_hold_is_refused(
+    stored: torch.dtype, value: float, asked: torch.dtype
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        narrowed(torch.tensor([0.5, -value], dtype=stored), asked, "w")
+    assert caught.value.code == "weights-overflow"
+    assert torch.equal(narrowed(torch.tensor([0.5], dtype=stored), asked, "w"), torch.tensor([0.5], dtype=asked))

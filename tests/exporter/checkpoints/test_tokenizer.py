@@ -142,6 +142,119 @@ def test_a_tokenizer_of_another_kind_is_an_error(tmp_path):
         build_tokenizer(tmp_path, vocab_size=None)
 
 
+# What the files beside a vocabulary say.
+
+
+def folder_with(folder, *, settings=None, json_file=True, **changes):
+    """A folder as `save_pretrained` leaves it; `changes` go into `tokenizer.json`."""
+    write_vocabulary(folder, extra=["[DEC]"])
+    if json_file:
+        save_tokenizer(build_tokenizer(folder / "vocab.txt", vocab_size=9), folder / "tokenizer.json")
+        document = json.loads((folder / "tokenizer.json").read_text())
+        (folder / "tokenizer.json").write_text(json.dumps(document | changes))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"} | (settings or {})))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cls_token": "<s>"},
+        {"sep_token": {"content": "</s>", "special": True}},
+        {"pad_token": "<pad>"},
+        {"unk_token": "<unk>"},
+        {"do_basic_tokenize": False},
+        {"never_split": ["a dog"]},
+        {"truncation_side": "left"},
+        {"split_special_tokens": True},
+        {"auto_map": {"AutoTokenizer": ["x.Y", None]}},
+    ],
+)
+def test_a_setting_that_cannot_be_honoured_is_refused_by_name(tmp_path, settings):
+    with pytest.raises(InputError) as caught:
+        build_tokenizer(folder_with(tmp_path, settings=settings), vocab_size=9)
+    assert caught.value.code == "tokenizer-unsupported"
+    assert next(iter(settings)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}]
+)
+def test_cleaning_that_two_files_describe_differently_is_refused(tmp_path, settings):
+    with pytest.raises(InputError) as caught:
+        build_tokenizer(folder_with(tmp_path, settings=settings), vocab_size=9)
+    assert caught.value.code == "tokenizer-contradiction"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_lower_case": False},
+        {"strip_accents": False},
+        {"tokenize_chinese_chars": False},
+        {"do_lower_case": True},
+    ],
+)
+def test_a_vocabulary_alone_is_read_with_the_settings_of_the_stock_tokenizer(tmp_path, settings):
+    transformers = pytest.importorskip("transformers")
+    text = "A Dog dogs á a一a"
+    folder = folder_with(tmp_path, settings=settings, json_file=False)
+    stock = transformers.BertTokenizer.from_pretrained(folder)
+    assert build_tokenizer(folder, vocab_size=9).encode(text).ids == stock(text)["input_ids"]
+
+
+def test_declared_tokens_get_their_rows_and_those_without_one_are_left_out_and_said(tmp_path):
+    said = []
+    added = {"9": {"content": "<image>"}, "10": {"content": "<video>"}}
+    settings = {"added_tokens_decoder": added, "additional_special_tokens": ["<late>"]}
+    tokenizer = build_tokenizer(folder_with(tmp_path, settings=settings), vocab_size=10, own=True, say=said.append)
+    assert tokenizer.token_to_id("<image>") == 9
+    assert tokenizer.get_vocab_size() == 10
+    assert said == ["tokens without a row in the word embeddings are left out: '<video>', '<late>'"]
+
+
+def test_a_token_with_two_ids_is_refused(tmp_path):
+    settings = {"added_tokens_decoder": {"7": {"content": "[DEC]"}}}
+    with pytest.raises(InputError) as caught:
+        build_tokenizer(folder_with(tmp_path, settings=settings), vocab_size=9)
+    assert caught.value.code == "tokenizer-contradiction"
+
+
+def test_rows_without_a_token_are_the_checkpoints_own_choice_and_said(tmp_path):
+    said = []
+    tokenizer = build_tokenizer(folder_with(tmp_path), vocab_size=64, own=True, say=said.append)
+    assert tokenizer.get_vocab_size() == 9
+    assert said == ["55 of the 64 rows of the word embeddings have no token in tokenizer.json"]
+    with pytest.raises(InputError) as caught:
+        build_tokenizer(tmp_path, vocab_size=64)
+    assert caught.value.code == "tokenizer-vocabulary"
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    said = []
+    folder_with(tmp_path, settings={"padding_side": "left", "model_max_length": 20, "odd": 1})
+    write_vocabulary(tmp_path, without=["[MASK]"], extra=["[DEC]"])
+    build_tokenizer(tmp_path, vocab_size=9, say=said.append)
+    assert said == [
+        "tokenizer_config.json pads on the left: texts are padded on the right, which gives what each gives alone",
+        "tokenizer_config.json says model_max_length 20: pass --max-length 20 to cut texts there",
+        "tokenizer_config.json has fields that qpert does not know and does not use: odd",
+        "vocab.txt is another vocabulary than tokenizer.json (first at line 5, 'a'): tokenizer.json is used, as in "
+        "transformers",
+    ]
+
+
+def test_a_frame_other_than_berts_is_refused_and_a_missing_one_said(tmp_path):
+    said = []
+    build_tokenizer(folder_with(tmp_path, post_processor=None), vocab_size=9, say=said.append)
+    assert said == ["tokenizer.json frames no text: texts are framed as [CLS] … [SEP], as BLIP-2 was trained"]
+    frame = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[DEC]", 8]}
+    with pytest.raises(InputError) as caught:
+        build_tokenizer(folder_with(tmp_path, post_processor=frame), vocab_size=9)
+    assert caught.value.code == "tokenizer-unsupported"
+
+
 def test_the_demonstration_vocabulary_is_complete():
     tokens = DEMO_VOCABULARY.read_text(encoding="utf-8").splitlines()
     assert len(tokens) == len(set(tokens)) == 1024

@@ -12,7 +12,7 @@ from stock_models import SHAPES, small_hf_folder, small_inputs
 
 from qpert.exporter.export import ExportRequest, export_bundle
 from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceReference
-from qpert.exporter.references.open import live_cases
+from qpert.exporter.references.open import live_samples
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.retrieval.encoder import Encoder
@@ -87,8 +87,9 @@ def test_itm_scores_are_those_of_the_stock_forward(
 
 def test_perturbed_outputs_are_the_papers_formula_on_the_stock_network(bundle: Bundle, encoder: Encoder) -> None:
     samples = bundle.samples()
-    cases = live_cases(bundle.manifest, "hf", None, samples, seed=5)
-    verification = verify_tensors(encoder, cases, samples, reference="hf", provider="cpu")
+    live = live_samples(bundle.manifest, "hf", None, samples, seed=5)
+    cases = live.cases
+    verification = verify_tensors(encoder, cases, live, reference="hf", provider="cpu")
     assert verification.passed, [gate for gate in verification.gates if not gate.passed]
     moved = {case.name: case.expected["query_embeds"] for case in cases if case.graph == "image_query"}
     assert np.abs(moved["many_boxes"] - moved["no_boxes"]).max() > 0.01, "boxes that change nothing would show nothing"

@@ -7,7 +7,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from qpert.exporter.tracing.onnx_files import GraphError, check_graph, describe, distinct, recipe_bytes, write_graphs
+from qpert.exporter.tracing.onnx_files import check_graph, describe, distinct, recipe_bytes, write_graphs
+from qpert.exporter.tracing.readable import GraphError, open_graph
 from qpert.exporter.tracing.weights import Recipe, weighted_graph
 from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.errors import QpertError
@@ -23,11 +24,11 @@ SPEC = GraphSpec(
 )
 
 
-def model(output=("T", 2), op="MatMul"):
+def model(output=("T", 2), op="MatMul", ir_version=10):
     inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["T", 3]), ("w", [3, 2]))]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)]
     graph = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"])], "g", inputs, outputs)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=ir_version)
 
 
 class Source:
@@ -89,6 +90,56 @@ def test_an_operator_that_is_not_standard_is_found(tmp_path):
     onnx.save_model(loaded, path)
     with pytest.raises(onnx.checker.ValidationError, match="QueryMap"):
         check_graph(path, SPEC)
+
+
+def changed(path, change):
+    loaded = onnx.load_model(path, load_external_data=False)
+    change(loaded)
+    onnx.save_model(loaded, path)
+    return path
+
+
+def test_graphs_are_written_in_the_ir_version_that_the_lowest_onnx_runtime_reads(tmp_path):
+    written = onnx.load_model(write(tmp_path, ir_version=12), load_external_data=False)
+    assert (written.ir_version, [(o.domain, o.version) for o in written.opset_import]) == (10, [("", 20)])
+
+
+def newer_ir(loaded):
+    loaded.ir_version = 11
+
+
+def newer_opset(loaded):
+    loaded.opset_import[0].version = 23
+
+
+def other_domain(loaded):
+    loaded.opset_import.add(domain="com.microsoft", version=1)
+
+
+@pytest.mark.parametrize("change", [newer_ir, newer_opset, other_domain])
+def test_versions_beyond_the_lowest_onnx_runtime_are_refused(tmp_path, change):
+    # observed with 1.22.0: "max supported IR version: 10", "official support for domain ai.onnx is till opset 22"
+    with pytest.raises(GraphError) as caught:
+        check_graph(changed(write(tmp_path), change), SPEC)
+    assert caught.value.code == "graph-version"
+
+
+def test_a_graph_that_onnx_runtime_cannot_open_is_an_error(tmp_path):
+    path = write(tmp_path)
+    (path.parent / "qformer.data").write_bytes(b"short")
+    with pytest.raises(GraphError) as caught:
+        open_graph(path, "text")
+    assert caught.value.code == "graph-unreadable"
+
+
+def test_a_bfloat16_graph_has_no_kernels_on_the_cpu_and_is_accepted(tmp_path):
+    def in_bfloat16(loaded):
+        for value in (*loaded.graph.input, *loaded.graph.output):
+            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+        loaded.graph.initializer[0].data_type = TensorProto.BFLOAT16
+        loaded.graph.initializer[0].external_data[2].value = "12"
+
+    open_graph(changed(write(tmp_path), in_bfloat16), "text")
 
 
 def test_sizes_are_counted_in_the_recipes_own_dtype():

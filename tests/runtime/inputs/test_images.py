@@ -98,8 +98,8 @@ def test_the_resize_gives_pillow_12s_bytes_on_every_pillow(shape):
 
 @pytest.mark.parametrize("shape", ["97x640", "480x640", "31x1999"])
 def test_pixel_values_and_both_references_take_the_columns_of_a_tall_picture_first(tmp_path, shape):
-    from qpert.exporter.references.recording import lavis_pixels
-    from qpert.exporter.references.scorer import reference_pixels
+    from qpert.exporter.references.pixels import picture_pixels
+    from qpert.exporter.references.recording import pixels_of
 
     picture = patterned(*map(int, shape.split("x")))
     Image.fromarray(picture).save(tmp_path / "tall.png")
@@ -108,8 +108,10 @@ def test_pixel_values_and_both_references_take_the_columns_of_a_tall_picture_fir
     digest = hashlib.sha256(np.ascontiguousarray(levels).tobytes()).hexdigest()[:16]
     assert digest == GOLDEN[f"{shape} 364x364 bicubic"]
     expected = preprocess_images([picture], ImagePreprocessing(364))[0]
-    np.testing.assert_allclose(lavis_pixels(picture, ImagePreprocessing(364)), expected, atol=1e-6, rtol=0)
-    np.testing.assert_allclose(reference_pixels(tmp_path / "tall.png", 364), expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(pixels_of(picture, ImagePreprocessing(364)), expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        picture_pixels(tmp_path / "tall.png", ImagePreprocessing(364)), expected, atol=1e-6, rtol=0
+    )
 
 
 def test_a_constant_colour_is_normalised_as_worked_by_hand():

@@ -1,0 +1,108 @@
+"""Pictures and texts as the stock tools of a Hugging Face folder prepare them. No preprocessing of qpert's is used.
+
+transformers 5 has a PIL and a torchvision backend for its image processors; this is the PIL one, in transformers 4 the
+"slow" one: it needs no torchvision, and its resize is PIL's, as at training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qpert.exporter.checkpoints.hub_folder import vocabulary_in
+from qpert.runtime.errors import UnavailableError
+
+
+def stock_pixels(folder: Path | None, size: int, kind: str) -> Callable[[Path], np.ndarray]:
+    """From a picture file to float32 [3, size, size], by the folder's own image processor.
+
+    Args:
+        folder: None, or without an image processor, gives the class `kind` as transformers defines it.
+        size: what the vision tower takes; another one than the processor's is asked of it (`--image-size`).
+        kind: `BlipImageProcessor`, for instance.
+
+    Raises:
+        UnavailableError: the installed transformers cannot open it.
+    """
+    from transformers.image_utils import load_image
+
+    processor = _own_processor(folder) if folder is not None and has_image_processor(folder) else None
+    if processor is None:
+        processor = _class(kind)(size={"height": size, "width": size})
+
+    def pixels(file: Path) -> np.ndarray:
+        picture = load_image(str(file))  # turned as EXIF says, RGB
+        found = processor(picture, return_tensors="np")["pixel_values"][0]
+        if found.shape[-1] != size:
+            found = processor(picture, return_tensors="np", **_asked(processor, size))["pixel_values"][0]
+        return np.asarray(found, np.float32)
+
+    return pixels
+
+
+def has_image_processor(folder: Path) -> bool:
+    """Whether a folder says how pictures are prepared."""
+    combined = folder / "processor_config.json"
+    nested = combined.is_file() and '"image_processor"' in combined.read_text(encoding="utf-8")
+    return nested or (folder / "preprocessor_config.json").is_file()
+
+
+def _own_processor(folder: Path) -> Any:
+    from transformers import AutoImageProcessor, __version__
+
+    backend: dict[str, Any] = {"backend": "pil"} if int(__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    try:
+        return AutoImageProcessor.from_pretrained(str(folder), **backend)
+    except (OSError, ValueError, ImportError) as error:
+        raise UnavailableError(
+            f"transformers {__version__} cannot open the image processor of {folder} ({error}); upgrade transformers, "
+            "or take --reference torch",
+            code="reference-processor",
+        ) from error
+
+
+def _class(kind: str) -> Any:
+    """The PIL form of an image processor class: `…Pil` in transformers 5, the plain name before."""
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return getattr(transformers, f"{kind}Pil")
+    return getattr(transformers, kind)
+
+
+def _asked(processor: Any, size: int) -> dict[str, Any]:
+    """Arguments that make pictures of another size; a crop keeps the same share of the picture."""
+    square = {"height": size, "width": size}
+    if not getattr(processor, "do_center_crop", False):
+        return {"size": square}
+    own = processor.crop_size["height"], processor.size["shortest_edge"]
+    return {"size": {"shortest_edge": max(size, round(own[1] * size / own[0]))}, "crop_size": square}
+
+
+def stock_token_ids(folder: Path | None) -> Callable[[Sequence[str], int], list[np.ndarray]] | None:
+    """From texts and a greatest length to ids int64 [L] each, by the folder's own tokenizer; None where it has none.
+
+    Raises:
+        UnavailableError: the installed transformers cannot open it.
+    """
+    if vocabulary_in(folder) is None:
+        return None
+    from transformers import AutoTokenizer, __version__
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise UnavailableError(
+            f"transformers {__version__} cannot open the tokenizer of {folder} ({error}); upgrade transformers, or "
+            "take --reference torch",
+            code="reference-tokenizer",
+        ) from error
+
+    def token_ids(texts: Sequence[str], length: int) -> list[np.ndarray]:
+        found = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+        return [np.array(ids, np.int64) for ids in found]
+
+    return token_ids

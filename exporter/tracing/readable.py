@@ -1,0 +1,64 @@
+"""Can every supported ONNX Runtime read the graph? Its versions are limited, and the graph is opened here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from qpert.runtime.errors import QpertError, UnavailableError
+
+LOWEST_RUNTIME = "1.22"
+"""The lowest ONNX Runtime that `qpert[cpu]` and `qpert[gpu]` allow (pyproject.toml)."""
+IR_VERSION = 10
+"""The highest that it reads, and what graphs are written with, whatever the installed onnx would write. (onnx 1.19
+writes 12 and ONNX Runtime 1.22.0 answers "Unsupported model IR version: 12, max supported IR version: 10".)"""
+OPSET_LIMIT = 22
+"""The highest opset of the standard operators that it reads."""
+
+
+class GraphError(QpertError):
+    """A graph that does not come out as declared: a bug in the exporter, found before a bundle exists."""
+
+    code = "graph"
+
+
+def check_versions(model: onnx.ModelProto, name: str) -> None:
+    """Raise GraphError where the IR version or an opset is above what the lowest supported ONNX Runtime reads."""
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    foreign = {domain: version for domain, version in opsets.items() if domain != "ai.onnx"}
+    if model.ir_version > IR_VERSION or opsets.get("ai.onnx", 0) > OPSET_LIMIT or foreign:
+        raise GraphError(
+            f"graph {name!r} has IR version {model.ir_version} and opsets {opsets}; ONNX Runtime {LOWEST_RUNTIME} "
+            f"reads IR version {IR_VERSION} and opset {OPSET_LIMIT} of ai.onnx at most: please report this",
+            code="graph-version",
+        )
+
+
+def open_graph(path: Path, name: str) -> None:
+    """Open a written graph in the installed ONNX Runtime, on the CPU and without optimising it; nothing is run.
+
+    Raises:
+        GraphError: it cannot be read.
+        UnavailableError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise UnavailableError(
+            f"exporting opens every graph in ONNX Runtime, which is not installed ({error}); pip install 'qpert[cpu]'",
+            code="onnxruntime-missing",
+        ) from error
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # what is wrong comes as an exception
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        if type(error).__name__ == "NotImplemented":
+            return  # it was read, and the CPU has no kernel: bfloat16 is for GPUs
+        raise GraphError(
+            f"ONNX Runtime {ort.__version__} cannot open graph {name!r} that was just written: {error}; please report "
+            "this",
+            code="graph-unreadable",
+        ) from error
