@@ -23,11 +23,10 @@ from qpert.runtime.errors import BundleError, InputError
 from qpert.runtime.files import sha256_of, write_atomically
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.sessions.tensorrt.engines import ENGINES
 
 if TYPE_CHECKING:
     from qpert.exporter.references.recording import Reference
-
-ENGINES = "engines"
 
 
 def apply_settings(

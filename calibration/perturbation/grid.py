@@ -90,19 +90,6 @@ class Grid:
         return {name: list(values) for name, values in asdict(self).items()}
 
 
-def parse_numbers(text: str, name: str) -> tuple[float, ...]:
-    """`2,4,6` as numbers. Raises InputError for anything else."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{name} is {text!r}; expected numbers with commas between them, as 2,4,6") from None
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """`S,1-S` as names."""
-    return tuple(part.strip() for part in text.split(","))
-
-
 def _check_choices(name: str, values: tuple[str, ...], choices: tuple[str, ...]) -> None:
     for value in values:
         if value not in choices:

@@ -14,8 +14,6 @@ import onnx
 PERTURBATION = "query_map"
 """Prefix of the nodes that `qpert.graphs.perturbation.lowering` makes."""
 _LAYER = re.compile(r"^(?P<block>.*?\.(?:blocks|resblocks|layer)\.\d+)\.")
-_KEYS = "crossattention.self.key.weight.and_"
-KEYS_BLOCK = "cross-attention keys and values"
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ def find_candidates(model: onnx.ModelProto) -> tuple[Candidate, ...]:
 
 
 def block_of(weight: str) -> str:
-    """The block of the network that a weight belongs to: a layer, the projections that all layers share, or a head."""
-    if _KEYS in weight:
-        return KEYS_BLOCK
+    """The block of the network that a weight belongs to: a layer, or a head."""
     if match := _LAYER.match(weight):
         return match["block"]
     parts = weight.split(".weight")[0].split(".")

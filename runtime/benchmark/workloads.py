@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,17 +110,3 @@ def box_inputs(rng: np.random.Generator, grid: int, images: int, boxes: int) -> 
         masks[image, box, top : top + height, left : left + width] = 1
     tokens = np.pad(masks.reshape(images, boxes, grid * grid), ((0, 0), (0, 0), (1, 0)))
     return {"object_masks": tokens, "box_weights": np.ones((images, boxes), np.float32)}
-
-
-def parse_numbers(text: str, what: str) -> tuple[int, ...]:
-    """`1,8` to (1, 8). Raises InputError."""
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise InputError(f"{what} is {text!r}, expected whole numbers with commas between: 1,8") from error
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """`torch,hf` to its parts, none twice; nothing for an empty text."""
-    parts: Sequence[str] = [part.strip() for part in text.split(",")]
-    return tuple(dict.fromkeys(part for part in parts if part))

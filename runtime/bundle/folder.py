@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,13 +92,27 @@ class Bundle:
             memory.remember(path, digest)
         memory.save()
 
-    def with_report(self, name: str, content: str, *, verification: dict[str, object] | None = None) -> Bundle:
-        """Write `reports/<name>`, enter it in the manifest, and return the bundle as it is then."""
-        path = self.path(REPORTS + name)
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, content)
-        files = self.manifest.files | {REPORTS + name: sha256_of(path)}
-        manifest = replace(self.manifest, files=files, verification=verification or self.manifest.verification)
+    def add_reports(self, reports: Mapping[str, str], *, verification: dict[str, object] | None = None) -> Bundle:
+        """Write files below `reports/` and enter them in the manifest; returns the bundle as it is then.
+
+        The manifest is read again first, and only reports and `verification` are changed in it: since this bundle was
+        opened, hours ago perhaps, another process may have entered reports or a verdict of its own.
+
+        Args:
+            reports: contents by file name.
+            verification: becomes the manifest's verdict; None leaves the one that is there.
+
+        Raises:
+            BundleError: the manifest cannot be read, or a path leaves the bundle. OSError: it cannot be written.
+        """
+        files = {}
+        for name, content in reports.items():
+            path = self.path(REPORTS + name)
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, content)
+            files[REPORTS + name] = sha256_of(path)
+        now = read_manifest(self.folder)
+        manifest = replace(now, files=now.files | files, verification=verification or now.verification)
         write_atomically(self.folder / MANIFEST_NAME, manifest.to_json())
         return replace(self, manifest=manifest)
 

@@ -11,7 +11,7 @@ from typing import get_args
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
+from qpert.runtime.cli.options import PATH, bundle_argument, json_option, provider_option
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
 from qpert.runtime.gallery.entries import ImageEntry, read_entries, with_boxes
@@ -22,13 +22,11 @@ from qpert.runtime.inputs.box_files import XmlCoordinates
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.retrieval.encoder import Encoder
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command("index", short_help="images to a gallery on disk", context_settings={"show_default": True})
 @bundle_argument
 @click.argument("images", type=PATH, required=False)
-@click.option("--out", type=PATH, required=True, help="the gallery's folder; one that exists is gone on with")
+@click.option("--out", type=PATH, required=True, help="the gallery's folder; an existing gallery is resumed")
 @click.option("--boxes", type=PATH, help="box file, or folder of XML files: JSONL, CSV, COCO JSON, Entities/VOC XML")
 @click.option(
     "--xml-coordinates",
@@ -66,7 +64,7 @@ def command(
 ) -> None:
     """Encode IMAGES into a gallery: a folder, a .txt list of files, or LAVIS annotation JSON (captions come along).
 
-    Interrupted or killed, the same command goes on where it stopped. Images that are in the gallery already are left
+    Interrupted or killed, the same command resumes where it stopped. Images that are in the gallery already are left
     alone; IMAGES may be left out with --delete and --compact.
     """
     started = time.perf_counter()
@@ -88,7 +86,7 @@ def command(
             skip_unreadable=skip_unreadable,
             progress=progress,
         )
-        report |= told(summary)
+        report |= to_json(summary)
         if compact:
             _, compacted = change(out, (), compact=True, repair=False, progress=progress)
     report |= {"compacted": compacted, "bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
@@ -134,8 +132,7 @@ def encode(
     skip_unreadable: bool,
     progress: Progress,
 ) -> IndexSummary:
-    encoder = Encoder(Bundle.open(bundle), provider)
-    try:
+    with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
         return index_images(
             out,
             encoder,
@@ -145,11 +142,9 @@ def encode(
             skip_unreadable=skip_unreadable,
             progress=progress,
         )
-    finally:
-        encoder.close()
 
 
-def told(summary: IndexSummary) -> dict[str, object]:
+def to_json(summary: IndexSummary) -> dict[str, object]:
     skipped = [{"image": name, "reason": reason} for name, reason in summary.skipped]
     return {**vars(summary), "skipped": skipped}
 
