@@ -11,24 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import (
-    PATH,
-    bin_boxes_option,
-    bundle_argument,
-    command_line,
-    dataset_option,
-    html_option,
-    json_option,
-    limit_option,
-    parse_names,
-    parse_numbers,
-    print_result,
-    require,
-    require_export_extra,
-    threads_option,
-    work_option,
-    xml_option,
-)
+from qpert.runtime.cli import options as shared
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.evaluation.request import DataRequest
@@ -50,13 +33,13 @@ if TYPE_CHECKING:
     short_help="perturbation settings by search on a validation split",
     context_settings={"show_default": True},
 )
-@bundle_argument
-@dataset_option
+@shared.bundle_argument
+@shared.dataset_option
 @click.option("--split", default="val", help="train, val or test: take one that nothing is reported on")
 @click.option("--boxes", default="entities", help="what perturbs: entities, or a box file")
-@bin_boxes_option
-@xml_option
-@limit_option
+@shared.bin_boxes_option
+@shared.xml_option
+@shared.limit_option
 @click.option("--alphas", default="2,4,6,8,10", help="strengths, with commas between them")
 @click.option("--weights", default=",".join(WEIGHT_FUNCTIONS), help="weight functions of a box's share S of the image")
 @click.option("--thresholds", default="0.85,0.9,0.95,0.99", help="contribution ratios of the key subspace")
@@ -74,15 +57,15 @@ if TYPE_CHECKING:
     help="what chooses: mR@1 as in the paper, R@1, or R@1 of the images with small objects only",
 )
 @click.option("--direction", type=click.Choice(["t2i", "i2t"]), default="t2i", help="text to image or image to text")
-@click.option("--out", type=PATH, help="write a bundle with the best setting here")
+@click.option("--out", type=shared.PATH, help="write a bundle with the best setting here")
 @click.option("--apply", "in_place", is_flag=True, help="give BUNDLE itself the best setting")
 @click.option("--regardless", is_flag=True, help="write it also where no perturbation scores as high")
 @click.option("--checkpoint", help="the weights, for a new threshold's reference outputs [default: what was exported]")
-@work_option
-@threads_option
-@html_option
+@shared.work_option
+@shared.threads_option
+@shared.html_option
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", help="what runs the graphs")
-@json_option
+@shared.json_option
 def command(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> int:
     """Search the perturbation settings that score best on a validation split of images with boxes.
 
@@ -93,7 +76,7 @@ def command(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> i
 
     Exits 1, and writes no bundle, where --out or --apply asks for one and no setting beats no perturbation.
     """
-    require("calibrating", ("onnx",), "export")
+    shared.require("calibrating", ("onnx",), "export")
     from qpert.calibration.perturbation.report import calibration_report
 
     grid = grid_of(options)
@@ -109,7 +92,7 @@ def command(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> i
     if target is not None and (found.improves or options["regardless"]):
         written = write_bundle(opened, found, reports, target, options["checkpoint"], progress)
     document["bundle"] = None if written is None else str(written.folder)
-    print_result(document, lambda: report, as_json=as_json)
+    shared.print_result(document, lambda: report, as_json=as_json)
     if written is not None and not as_json:
         click.echo(written.folder)
     if options["work"] is None:  # a folder in the cache that nobody asked for, and by now nothing can be lost
@@ -124,31 +107,16 @@ def calibrate(bundle: Bundle, grid: Grid, options: dict[str, Any], progress: Pro
 
     asked = DataRequest(**{field.name: options[field.name] for field in fields(DataRequest)})
     data = asked.open(bundle, bundle.manifest.perturbation.semantics, progress)
-    provider, rerank = options["provider"], options["rerank"]
-    with closing(Encoder(bundle, provider, threads=options["threads"])) as encoder:
+    provider, rerank, threads = options["provider"], options["rerank"], options["threads"]
+    with closing(Encoder(bundle, provider, threads=threads)) as encoder:
         check_searchable(encoder, data, rerank)
         check_score(data, options["score"])
         folder = opened_work(encoder, data, provider, options["work"])
+        settings = {"rerank": rerank, "provider": provider, "threads": threads, "progress": progress}
         with resumable(folder, progress):
-            result = search(
-                encoder,
-                data,
-                grid,
-                work=folder,
-                rerank=rerank,
-                provider=provider,
-                threads=options["threads"],
-                progress=progress,
-            )
-    found = Calibration.judge(
-        result,
-        data,
-        grid,
-        bundle.manifest.perturbation,
-        score=options["score"],
-        direction=options["direction"],
-        rerank=rerank,
-    )
+            result = search(encoder, data, grid, work=folder, **settings)
+    exported, chosen = bundle.manifest.perturbation, {name: options[name] for name in ("score", "direction", "rerank")}
+    found = Calibration.judge(result, data, grid, exported, **chosen)
     return replace(found, environment=environment(bundle, provider)), folder
 
 
@@ -156,9 +124,9 @@ def grid_of(options: dict[str, Any]) -> Grid:
     from qpert.calibration.perturbation.grid import REDUCTIONS, Grid
 
     return Grid(
-        parse_numbers(options["alphas"], "--alphas", "2,4,6"),
-        parse_names(options["weights"]),
-        parse_numbers(options["thresholds"], "--thresholds", "0.9,0.95"),
+        shared.parse_numbers(options["alphas"], "--alphas", "2,4,6"),
+        shared.parse_names(options["weights"]),
+        shared.parse_numbers(options["thresholds"], "--thresholds", "0.9,0.95"),
         REDUCTIONS if options["reduction"] == "both" else (options["reduction"],),
     )
 
@@ -172,10 +140,10 @@ def target_of(bundle: Path, options: dict[str, Any]) -> Path | None:
             code="out-and-apply",
         )
     if options["in_place"]:
-        require_export_extra("changing a bundle's settings")
+        shared.require_export_extra("changing a bundle's settings")
         return bundle
     if out is not None:
-        require_export_extra("writing a calibrated bundle")
+        shared.require_export_extra("writing a calibrated bundle")
         from qpert.runtime.bundle.staging import check_target
 
         check_target(out, force=False)
@@ -207,7 +175,7 @@ def write_bundle(
         bundle,
         found.best_perturbation,
         target,
-        provenance={"command": command_line(), "when": found.environment["when"]} | found.provenance(),
+        provenance={"command": shared.command_line(), "when": found.environment["when"]} | found.provenance(),
         reports=reports,
         checkpoint=checkpoint,
         progress=progress,

@@ -8,21 +8,13 @@ from typing import Any
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import (
-    PATH,
-    bundle_argument,
-    command_line,
-    json_option,
-    parse_names,
-    print_result,
-    require,
-)
+from qpert.runtime.cli import options as shared
 from qpert.runtime.progress import Terminal
 
 
 @click.command("quantize", short_help="INT8 or FP8, with a gate on recall", context_settings={"show_default": True})
-@bundle_argument
-@click.option("--out", type=PATH, required=True, help="the quantised bundle's folder")
+@shared.bundle_argument
+@click.option("--out", type=shared.PATH, required=True, help="the quantised bundle's folder")
 @click.option("--precision", default="int8", help="int8 or fp8 (GPUs from sm89 on; needs NVIDIA ModelOpt)")
 @click.option("--target", default="cpu", help="what will run it: cpu or tensorrt; they take different Q/DQ")
 @click.option("--arch", help="for tensorrt: GPU architectures that the precision must fit, such as sm80,sm89")
@@ -41,14 +33,14 @@ from qpert.runtime.progress import Terminal
     help="measure each block, and compute the worst in float where the gate fails",
 )
 @click.option("--force", is_flag=True, help="replace an existing bundle")
-@json_option
+@shared.json_option
 def command(**options: Any) -> int:
     """Quantise BUNDLE: 8-bit products with ranges from a data set, judged by R@1 against the float bundle.
 
     The products that stay in float: the perturbation's own, attention's, and those of blocks that the gate makes give
     up. The report, with each block's sensitivity, is in the new bundle's reports.
     """
-    require("quantising", ("onnx", "onnxruntime"), "quantize")
+    shared.require("quantising", ("onnx", "onnxruntime"), "quantize")
     from qpert.calibration.quantization.build import quantize_bundle
     from qpert.calibration.quantization.gate import AccuracyError
     from qpert.calibration.quantization.report import quantization_report
@@ -58,9 +50,9 @@ def command(**options: Any) -> int:
     graphs, arch = options.pop("graphs"), options.pop("arch")
     request = QuantizeRequest(
         **options,
-        arch=parse_names(arch or ""),
-        graphs=None if graphs is None else parse_names(graphs),
-        command=command_line(),
+        arch=shared.parse_names(arch or ""),
+        graphs=None if graphs is None else shared.parse_names(graphs),
+        command=shared.command_line(),
     )
     try:
         bundle = quantize_bundle(request, progress)
@@ -70,7 +62,9 @@ def command(**options: Any) -> int:
             click.echo(json.dumps(error.report))
         return error.exit_code
     document = read_report(bundle)
-    print_result({"bundle": str(bundle.folder)} | document, lambda: quantization_report(document), as_json=as_json)
+    shared.print_result(
+        {"bundle": str(bundle.folder)} | document, lambda: quantization_report(document), as_json=as_json
+    )
     if not as_json:
         click.echo(bundle.folder)
     progress.say(f"next: qpert verify {bundle.folder}")

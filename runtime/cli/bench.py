@@ -13,15 +13,7 @@ from qpert.runtime.benchmark.run import Baseline, BenchRequest, benchmark
 from qpert.runtime.benchmark.timing import Schedule
 from qpert.runtime.benchmark.workloads import STAGES, Sizes
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import (
-    bundle_argument,
-    json_option,
-    parse_counts,
-    parse_names,
-    print_result,
-    provider_option,
-    require_export_extra,
-)
+from qpert.runtime.cli import options as shared
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.report.files import json_text, keep_reports
 from qpert.runtime.retrieval.encoder import Encoder
@@ -30,7 +22,7 @@ from qpert.runtime.retrieval.encoder import Encoder
 @click.command(
     "bench", short_help="how fast a bundle is here, compared with PyTorch", context_settings={"show_default": True}
 )
-@bundle_argument
+@shared.bundle_argument
 @click.option(
     "--baseline", "baselines", default="", help="torch, torch-sdpa, torch-compile, hf; several with commas between"
 )
@@ -41,8 +33,8 @@ from qpert.runtime.retrieval.encoder import Encoder
 @click.option("--repeats", type=click.IntRange(3), default=20, help="measured calls a row")
 @click.option("--seconds", type=click.FloatRange(0), default=30.0, help="a row ends early after so long")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads [0: the runtime's choice]")
-@provider_option
-@json_option
+@shared.provider_option
+@shared.json_option
 def command(
     bundle: Path,
     baselines: str,
@@ -58,7 +50,7 @@ def command(
 ) -> None:
     """Measure BUNDLE: each graph, pictures to embeddings, text to results; the report goes to BUNDLE/reports."""
     progress = Terminal()
-    sizes = Sizes(distinct(stages), parse_counts(batches, "--batch"), parse_counts(boxes, "--boxes"))
+    sizes = Sizes(distinct(stages), shared.parse_counts(batches, "--batch"), shared.parse_counts(boxes, "--boxes"))
     request = BenchRequest(sizes, provider, Schedule(repeats=repeats, seconds=seconds), threads)
     opened = Bundle.open(bundle)
     with (
@@ -68,12 +60,12 @@ def command(
         result = benchmark(encoder, request, compared, progress)
     document = result.to_dict()
     keep_reports(opened, {"bench.json": json_text(document)}, progress)
-    print_result(document, lambda: benchmark_report(result), as_json=as_json)
+    shared.print_result(document, lambda: benchmark_report(result), as_json=as_json)
 
 
 def distinct(names: str) -> tuple[str, ...]:
     """Names with commas between, none twice."""
-    return tuple(dict.fromkeys(parse_names(names)))
+    return tuple(dict.fromkeys(shared.parse_names(names)))
 
 
 @contextlib.contextmanager
@@ -84,7 +76,7 @@ def opened_baselines(
         progress.say("measuring without comparison; --baseline torch,torch-sdpa,torch-compile,hf adds it")
         yield ()
         return
-    require_export_extra("a baseline")
+    shared.require_export_extra("a baseline")
     from qpert.exporter.references.baselines import open_baselines
 
     with open_baselines(

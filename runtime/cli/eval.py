@@ -11,19 +11,7 @@ from typing import Any, get_args
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import (
-    bin_boxes_option,
-    bundle_argument,
-    dataset_option,
-    html_option,
-    json_option,
-    limit_option,
-    print_result,
-    provider_option,
-    threads_option,
-    work_option,
-    xml_option,
-)
+from qpert.runtime.cli import options as shared
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.evaluate import check_data, evaluate, overridden
 from qpert.runtime.evaluation.report import evaluation_report
@@ -37,16 +25,16 @@ from qpert.runtime.retrieval.encoder import Encoder
 
 
 @click.command("eval", short_help="recall on a data set, by object size too", context_settings={"show_default": True})
-@bundle_argument
-@dataset_option
+@shared.bundle_argument
+@shared.dataset_option
 @click.option("--split", default="test", help="train, val or test")
 @click.option(
     "--boxes", help="what perturbs: entities, none, or a box file [default: entities, if the bundle takes any]"
 )
-@bin_boxes_option
-@xml_option
+@shared.bin_boxes_option
+@shared.xml_option
 @click.option("--rerank", type=click.IntRange(min=0), default=64, help="best so many that ITM scores; 0 leaves ITM out")
-@limit_option
+@shared.limit_option
 @click.option(
     "--semantics", type=click.Choice(get_args(Semantics)), help="reading of the method [default: the bundle's]"
 )
@@ -55,11 +43,11 @@ from qpert.runtime.retrieval.encoder import Encoder
 @click.option("--gamma", type=float, help="part of a box's weight that grows with its area")
 @click.option("--reduction", type=click.Choice(get_args(Reduction)), help="over the boxes of an image")
 @click.option("--coverage", type=click.Choice(get_args(Coverage)), help="how a box covers patches")
-@work_option
-@threads_option
-@html_option
-@provider_option
-@json_option
+@shared.work_option
+@shared.threads_option
+@shared.html_option
+@shared.provider_option
+@shared.json_option
 def command(bundle: Path, provider: str, work: Path | None, html: Path | None, as_json: bool, **settings: Any) -> None:
     """Recall of BUNDLE on a data set: R@K and, over ten bins of object size, mR@K.
 
@@ -83,7 +71,7 @@ def command(bundle: Path, provider: str, work: Path | None, html: Path | None, a
     page = to_html(report)
     keep_reports(opened, {"eval.html": page, "eval.json": json_text(document)}, progress)
     write_copy("--html", html, page)
-    print_result(document, lambda: report, as_json=as_json)
+    shared.print_result(document, lambda: report, as_json=as_json)
     if work is None:  # a folder in the cache that nobody asked for, and by now nothing can be lost
         shutil.rmtree(folder, ignore_errors=True)
 

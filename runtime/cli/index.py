@@ -6,7 +6,7 @@ import json
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -76,16 +76,13 @@ def command(
     report: dict[str, object] = {"gallery": str(out), "deleted": removed}
     if images is not None:
         entries = listed(images, boxes, xml_coordinates)
-        summary = encode(
-            bundle,
-            out,
-            entries,
-            provider=provider,
-            features=features or features_of(out),
-            replace=replace,
-            skip_unreadable=skip_unreadable,
-            progress=progress,
-        )
+        wanted: dict[str, Any] = {
+            "features": features or features_of(out),
+            "replace": replace,
+            "skip_unreadable": skip_unreadable,
+        }
+        with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
+            summary = index_images(out, encoder, entries, **wanted, progress=progress)
         report |= to_json(summary)
         if compact:
             _, compacted = change(out, (), compact=True, repair=False, progress=progress)
@@ -119,29 +116,6 @@ def features_of(out: Path) -> FeatureMode:
         return "stored"
     with closing(open_catalogue(out)) as catalogue:
         return catalogue.spec.features
-
-
-def encode(
-    bundle: Path,
-    out: Path,
-    entries: list[ImageEntry],
-    *,
-    provider: str,
-    features: FeatureMode,
-    replace: bool,
-    skip_unreadable: bool,
-    progress: Progress,
-) -> IndexSummary:
-    with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
-        return index_images(
-            out,
-            encoder,
-            entries,
-            features=features,
-            replace=replace,
-            skip_unreadable=skip_unreadable,
-            progress=progress,
-        )
 
 
 def to_json(summary: IndexSummary) -> dict[str, object]:

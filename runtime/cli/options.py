@@ -85,12 +85,12 @@ def parse_numbers(text: str, option: str, example: str) -> tuple[float, ...]:
 
 def parse_counts(text: str, option: str) -> tuple[int, ...]:
     """`1,8` to whole numbers, none twice. Raises InputError."""
-    numbers = parse_numbers(text, option, "1,8")
-    if broken := [number for number in numbers if not number.is_integer()]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
         raise InputError(
-            f"{option} holds {broken[0]:g}, expected whole numbers with commas between: 1,8", code="not-numbers"
-        )
-    return tuple(dict.fromkeys(map(int, numbers)))
+            f"{option} is {text!r}, expected whole numbers with commas between: 1,8", code="not-numbers"
+        ) from None
 
 
 def require(purpose: str, modules: tuple[str, ...], extra: str) -> None:

@@ -10,16 +10,7 @@ import click
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.samples import Case, Samples
-from qpert.runtime.cli.options import (
-    PATH,
-    bundle_argument,
-    command_line,
-    html_option,
-    json_option,
-    print_result,
-    provider_option,
-    require_export_extra,
-)
+from qpert.runtime.cli import options as shared
 from qpert.runtime.errors import InputError
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.report.files import environment, write_copy
@@ -41,7 +32,7 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "limit", "rerank", "allow")
 @click.command(
     "verify", short_help="does a bundle compute what PyTorch computes?", context_settings={"show_default": True}
 )
-@bundle_argument
+@shared.bundle_argument
 @click.option(
     "--level",
     type=click.Choice(LEVELS),
@@ -67,10 +58,10 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "limit", "rerank", "allow")
     help="rank, recall: another limit than the precision's: itc, itm (how far a score may lie off), far (percent of "
     "scores that may lie farther off), first, order, decision (percent that change outside ties), r1 (points)",
 )
-@html_option
-@click.option("--markdown", type=PATH, help="also write the report as Markdown here")
-@provider_option
-@json_option
+@shared.html_option
+@click.option("--markdown", type=shared.PATH, help="also write the report as Markdown here")
+@shared.provider_option
+@shared.json_option
 def command(
     bundle: Path,
     level: str,
@@ -93,12 +84,12 @@ def command(
         found = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
     else:
         found = verify_order(opened, level, reference or "torch", checkpoint, data, provider, progress)
-    verification = found.with_run(environment(opened, provider), command_line())
+    verification = found.with_run(environment(opened, provider), shared.command_line())
     report = parity_report(verification)
     keep_report(opened, verification, report, progress)
     write_copy("--html", html, to_html(report))
     write_copy("--markdown", markdown, to_markdown(report))
-    print_result(verification.to_dict(), lambda: report, as_json=as_json)
+    shared.print_result(verification.to_dict(), lambda: report, as_json=as_json)
     return 0 if verification.passed else 1
 
 
@@ -125,7 +116,7 @@ def verify(
 
 
 def live_cases(bundle: Bundle, reference: str, checkpoint: str | None, samples: Samples, seed: int) -> list[Case]:
-    require_export_extra(f"a live reference ({reference})")
+    shared.require_export_extra(f"a live reference ({reference})")
     from qpert.exporter.references.open import live_cases as cases_of
 
     return cases_of(bundle.manifest, reference, checkpoint, samples, seed=seed)
@@ -146,7 +137,7 @@ def verify_order(
             f"--level {level} ranks pictures and captions, and a bundle records neither's scores; use --reference "
             "torch, hf or lavis, or --level tensor"
         )
-    require_export_extra(f"a live reference ({reference})")
+    shared.require_export_extra(f"a live reference ({reference})")
     from qpert.exporter.references.open import open_scorer
 
     limits = limits_for(bundle.manifest.precision, allowed(data["allow"]))
@@ -179,7 +170,8 @@ def allowed(options: tuple[str, ...]) -> dict[str, float]:
 
 def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Progress) -> Any:
     """The split to score; what was chosen for the user is reported."""
-    from qpert.runtime.evaluation.inputs import DEMO, ENTITIES, NO_BOXES, open_data
+    from qpert.runtime.evaluation.inputs import DEMO, ENTITIES, NO_BOXES
+    from qpert.runtime.evaluation.request import DataRequest
     from qpert.runtime.inputs.datasets import has_entities
 
     dataset = data["dataset"] or DEMO
@@ -188,9 +180,7 @@ def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Prog
         takes = bundle.manifest.graphs["image_query"].takes_boxes
         boxes = ENTITIES if takes and (dataset == DEMO or has_entities(Path(dataset))) else NO_BOXES
     limit = data["limit"] or IMAGES[level]
-    found = open_data(dataset, data["split"] or "test", boxes=boxes, limit=limit, progress=progress)
-    progress.say(
-        f"{found.title}: {len(found.dataset):,} images (at most {limit:,}; --limit changes that), "
-        f"{len(found.dataset.captions):,} texts; boxes: {found.boxes_from}"
-    )
-    return found
+    if data["limit"] is None:
+        progress.say(f"at most {limit:,} images; --limit changes that")
+    request = DataRequest(dataset, data["split"] or "test", boxes, limit=limit)
+    return request.open(bundle, bundle.manifest.perturbation.semantics, progress)

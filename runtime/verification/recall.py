@@ -12,18 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.evaluation.bootstrap import (
-    LEVEL,
-    RESAMPLES,
-    Floats,
-    Hits,
-    Indices,
-    Score,
-    draws,
-    interval,
-    once,
-    scores,
-)
+from qpert.runtime.evaluation import bootstrap
+from qpert.runtime.evaluation.bootstrap import Floats, Hits, Indices, Score
 from qpert.runtime.evaluation.metrics import CUTS
 from qpert.runtime.verification.ranks import QueryComparison
 from qpert.runtime.verification.result import Gate
@@ -64,7 +54,7 @@ class RecallComparison:
     def to_dict(self) -> dict[str, Any]:
         ways = {"t2i": self.t2i, "i2t": self.i2t}
         changes = {way: {name: asdict(change) for name, change in found.items()} for way, found in ways.items()}
-        return changes | {"images": self.images, "resamples": self.resamples, "interval_percent": LEVEL}
+        return changes | {"images": self.images, "resamples": self.resamples, "interval_percent": bootstrap.LEVEL}
 
 
 def compare_recall(
@@ -74,7 +64,7 @@ def compare_recall(
     *,
     image_of_text: Indices,
     largest_areas: Floats,
-    resamples: int = RESAMPLES,
+    resamples: int = bootstrap.RESAMPLES,
 ) -> RecallComparison:
     """Both sides' ranks from 0: int64 [T] of each text's image, int64 [B] of each image's first own text.
 
@@ -110,10 +100,13 @@ def changes(hits: Mapping[int, Hits], resamples: int) -> dict[str, Change]:
     images = len(hits[CUTS[0]].bins)
     wanted = {f"{name}{cut}": (hits[cut], score) for cut in CUTS for name, score in SCORES.items()}
     drawn: dict[str, list[Floats]] = {name: [] for name in wanted}
-    for part in draws(images, resamples):
+    for part in bootstrap.draws(images, resamples):
         for name, (one, score) in wanted.items():
-            drawn[name].append(np.diff(scores(one, part, score, every_bin=True))[:, 0])
-    whole = {name: scores(one, once(images), score, every_bin=True)[0] for name, (one, score) in wanted.items()}
+            drawn[name].append(np.diff(bootstrap.scores(one, part, score, every_bin=True))[:, 0])
+    whole = {
+        name: bootstrap.scores(one, bootstrap.once(images), score, every_bin=True)[0]
+        for name, (one, score) in wanted.items()
+    }
     return {
         name: change(name, float(whole[name][0]), float(whole[name][1]), np.concatenate(found))
         for name, found in drawn.items()
@@ -129,4 +122,4 @@ def change(name: str, reference: float, deployed: float, differences: Floats) ->
     defined = differences[~np.isnan(differences)]
     if len(defined) < len(differences) / 2:  # an interval over the rest would be one of other data
         return Change(before, now, now - before, None, None, "undefined in most resamples: a size bin is nearly empty")
-    return Change(before, now, now - before, *interval(defined))
+    return Change(before, now, now - before, *bootstrap.interval(defined))
