@@ -18,6 +18,7 @@ from qpert.runtime.errors import GalleryError
 from qpert.runtime.gallery.columns import Column
 from qpert.runtime.gallery.spec import GallerySpec
 from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.sqlite import Connection
 
 CATALOGUE_NAME = "gallery.sqlite"
 SCHEMA_VERSION = 1
@@ -121,7 +122,8 @@ class Catalogue:
         try:
             yield self.connection
         finally:
-            self.connection.execute("ROLLBACK")
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
 
     @property
     def generation(self) -> int:
@@ -245,6 +247,7 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         timeout=WAIT_SECONDS,
         isolation_level=None,
         check_same_thread=False,
+        factory=Connection,
     )
     try:
         connection.execute("PRAGMA synchronous = EXTRA")

@@ -6,15 +6,16 @@ checks it), that is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.errors import BoxError, ImageError, InputError, LimitError
+from qpert.runtime.bundle.folder import REPORTS, Bundle
+from qpert.runtime.bundle.manifest import Manifest
+from qpert.runtime.errors import BoxError, BundleError, ImageError, InputError, LimitError
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import ImageInput, load_image, preprocess_images
 from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
@@ -73,13 +74,19 @@ class ImageFeatures:
 
 
 class Encoder:
-    """The four graphs of a bundle behind three methods. `close` releases them."""
+    """The four graphs of a bundle behind three methods. `close` releases them.
+
+    A pickled or copied encoder opens its bundle again, with the same provider, settings and threads; so does one that a
+    forked process inherits, when it is first used there (on a GPU that is an error, which says what to do).
+    """
 
     def __init__(
         self, bundle: Bundle, provider: str, perturbation: Perturbation | None = None, *, threads: int = 0
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
+        self.provider, self.threads, self.is_closed = provider, threads, False
+        self._folder = bundle.folder.absolute()
         self.perturbation = compatible(perturbation, bundle)
         self.tokenizer = Tokenizer.open(
             bundle.path(self.manifest.tokenizer.file), max_length=self.manifest.tokenizer.max_length
@@ -87,8 +94,15 @@ class Encoder:
         self.sessions = open_sessions(bundle, provider, threads=threads)
 
     def close(self) -> None:
+        """Release the sessions; the encoder cannot be used afterwards."""
+        self.is_closed = True
         for session in self.sessions.values():
             session.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Encoder], tuple[object, ...]]:
+        if self.is_closed:
+            raise InputError("the encoder is closed and cannot be copied; open the bundle again", code="encoder-closed")
+        return reopened, (self._folder, self.manifest, self.provider, self.perturbation, self.threads)
 
     def limit(self, graph: str, axis: str) -> int:
         """The longest that `axis` of `graph` may be in one call: the limit of the bundle, or of a narrower engine."""
@@ -205,6 +219,26 @@ class Encoder:
                 "export again with a larger --max-boxes"
             )
         return boxes
+
+
+def reopened(folder: Path, manifest: Manifest, provider: str, perturbation: Perturbation, threads: int) -> Encoder:
+    """What a pickled or copied encoder becomes.
+
+    Raises:
+        BundleError: at `folder` is no longer the bundle of that manifest.
+    """
+    bundle = Bundle.open(folder)
+    if exported_files(bundle.manifest) != exported_files(manifest):
+        raise BundleError(
+            f"{folder} was replaced by another bundle since the encoder was opened; open it again",
+            code="bundle-replaced",
+        )
+    return Encoder(bundle, provider, perturbation, threads=threads)
+
+
+def exported_files(manifest: Manifest) -> dict[str, str]:
+    """The hashes of what a bundle was exported with; reports come and go."""
+    return {name: digest for name, digest in manifest.files.items() if not name.startswith(REPORTS)}
 
 
 def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbation:

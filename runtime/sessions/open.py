@@ -18,6 +18,7 @@ import numpy as np
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.manifest import GRAPH_NAMES, GraphSpec
 from qpert.runtime.errors import InputError, LimitError
+from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.sessions.device import DeviceArray
 from qpert.runtime.sessions.tensorrt.libraries import FLAVORS
 
@@ -98,9 +99,7 @@ def find_provider(name: str) -> Provider:
 def available_providers() -> list[str]:
     """Names of the providers whose libraries are installed (a GPU may still be missing: opening a bundle tells)."""
     try:
-        import onnxruntime
-
-        found = onnxruntime.get_available_providers()
+        found = load_onnxruntime().get_available_providers()
     except ImportError:
         found = []
     return [provider.name for provider in PROVIDERS.values() if has_library(provider, found)]
@@ -194,4 +193,4 @@ def check_range(spec: GraphSpec, axis: str, length: int) -> None:
 
 
 def closed_error(spec: GraphSpec) -> InputError:
-    return InputError(f"the session of graph {spec.name!r} is closed; open the bundle again")
+    return InputError(f"the session of graph {spec.name!r} is closed; open the bundle again", code="session-closed")

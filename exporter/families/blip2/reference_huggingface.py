@@ -14,6 +14,7 @@ from qpert.exporter.families.blip2.names import lavis_origins
 from qpert.exporter.families.blip2.upstream import Pairs, StockReference
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError, UnavailableError
+from qpert.runtime.libraries import turn_off_telemetry
 
 
 class LavisTensors(Protocol):
@@ -114,6 +115,7 @@ def _stock_model(config: Blip2Config) -> Any:
             f"the Hugging Face reference has no vision transformer of the {config.vision.family!r} family, only EVA's; "
             "take --reference lavis or torch"
         )
+    turn_off_telemetry()
     try:
         from transformers import Blip2Config as StockConfig
         from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
@@ -188,6 +190,7 @@ def _no_transformers(error: ImportError) -> UnavailableError:
 
 def _load(folder_or_id: str) -> Any:
     """The stock model, float32, with every one of its tensors from the checkpoint and none left over."""
+    turn_off_telemetry()
     try:
         from transformers import Blip2Config, Blip2ForImageTextRetrieval
     except ImportError as error:
