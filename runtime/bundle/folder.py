@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qpert.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest, bundle_path, read_manifest
+from qpert.runtime.bundle.manifest import MANIFEST_NAME, GraphSpec, Manifest, read_manifest
+from qpert.runtime.bundle.paths import bundle_path
 from qpert.runtime.errors import BundleError
 from qpert.runtime.files import cache_folder, sha256_of, write_atomically
 

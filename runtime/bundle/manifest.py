@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qpert.runtime.bundle.paths import bundle_path
 from qpert.runtime.errors import BundleError, InputError
 from qpert.runtime.inputs.images import ImagePreprocessing
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -234,24 +235,3 @@ def read_manifest(folder: Path) -> Manifest:
     if unhashed := [name for name in used if name not in manifest.files]:
         raise BundleError(f"{path} gives no hash for {', '.join(unhashed)}; do not trust this bundle, export it again")
     return manifest
-
-
-def bundle_path(folder: Path, name: str) -> Path:
-    """The path of a bundle's file, which must lie inside the bundle, links followed.
-
-    Raises:
-        BundleError: `name` is absolute, climbs out with `..`, or a link leads out.
-    """
-    relative = PurePosixPath(name)
-    unsafe = not name or relative.is_absolute() or ".." in relative.parts or "\\" in name or ":" in name
-    path = folder / relative
-    try:
-        path.exists()  # raises where no such path can be
-        inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a null byte
-        inside = False
-    if unsafe or not inside:
-        raise BundleError(
-            f"the manifest names {name!r}, which is outside the bundle {folder}; do not trust this bundle"
-        )
-    return path
