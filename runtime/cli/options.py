@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from qpert.runtime.errors import UnavailableError
+from qpert.runtime.files import portable_name
 from qpert.runtime.sessions.open import PROVIDERS
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -30,7 +31,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print exactl
 
 def command_line() -> str:
     """What the user typed, as a bundle or an engine records it."""
-    return shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])])
+    return portable_name(shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])]))
 
 
 def require_export_extra(purpose: str) -> None:
