@@ -41,6 +41,8 @@ class Bundle:
         Raises:
             BundleError: not a bundle, a newer schema, a missing or altered file, a path outside the bundle.
         """
+        if not isinstance(folder, str | Path):
+            raise BundleError(f"the bundle is a {type(folder).__name__}; expected the path of a folder", code="path")
         root = Path(folder)
         if not root.is_dir():
             raise BundleError(f"{root} is not a folder; expected a bundle made by `qpert export`")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import HashMemory
-from qpert.runtime.errors import GalleryError, ImageError
+from qpert.runtime.errors import GalleryError, ImageError, InputError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.gallery.catalogue import (
     Catalogue,
@@ -28,6 +28,7 @@ from qpert.runtime.gallery.catalogue import (
 )
 from qpert.runtime.gallery.scan import Codes, Nearest, nearest
 from qpert.runtime.gallery.shards import ShardReader
+from qpert.runtime.inputs.arguments import as_path, as_rows, kind_of
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.retrieval.encoder import Encoder, Floats, ImageFeatures
 
@@ -71,9 +72,15 @@ class StoredGallery:
         Raises:
             GalleryError: no gallery, a newer schema, altered, or made with another bundle or perturbation settings.
         """
+        if not isinstance(encoder, Encoder):
+            raise InputError(
+                f"encoder is a {kind_of(encoder)}; expected retriever.encoder, or use retriever.open_gallery(folder)",
+                code="encoder-kind",
+            )
+        folder = as_path(folder, "the gallery")
         gallery = None
         while gallery is None:
-            gallery = cls._open_once(Path(folder), encoder)
+            gallery = cls._open_once(folder, encoder)
         return gallery
 
     @classmethod
@@ -144,7 +151,7 @@ class StoredGallery:
 
         Raises GalleryError for a damaged shard (named, with the remedy), ImageError for a file that has gone.
         """
-        records = [self._records[int(row)] for row in rows]
+        records = [self._records[row] for row in as_rows(rows, len(self))]
         embeds = np.asarray(self._map("query_embeds")[np.array([record.row for record in records], np.int64)])
         if self.spec.features == "recomputed":
             again = self._encoded_again(records)
@@ -153,7 +160,8 @@ class StoredGallery:
 
     def boxes_of(self, row: int) -> Boxes | None:
         """The boxes that an image was indexed with."""
-        return boxes_from_json(self._records[row].boxes)
+        (number,) = as_rows([row], len(self))
+        return boxes_from_json(self._records[number].boxes)
 
     def require(self, encoder: Encoder) -> None:
         """Raises GalleryError unless `encoder` is of the bundle and settings that made this gallery."""

@@ -6,7 +6,7 @@ checks it), that is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import REPORTS, Bundle
 from qpert.runtime.bundle.manifest import Manifest
-from qpert.runtime.errors import BoxError, BundleError, ImageError, InputError, LimitError
+from qpert.runtime.errors import BoxError, BundleError, InputError, LimitError
+from qpert.runtime.inputs.arguments import as_boxes, as_count, as_images, as_texts, kind_of
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import ImageInput, load_image, preprocess_images
 from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
@@ -85,6 +86,7 @@ class Encoder:
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
+        threads = as_count(threads, "threads", least=0)
         self.provider, self.threads, self.is_closed = provider, threads, False
         self._folder = bundle.folder.absolute()
         self.perturbation = compatible(perturbation, bundle)
@@ -108,9 +110,9 @@ class Encoder:
         """The longest that `axis` of `graph` may be in one call: the limit of the bundle, or of a narrower engine."""
         return self.sessions[graph].spec.ranges[axis].max
 
-    def encode_images(self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None) -> ImageFeatures:
+    def encode_images(self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | None = None) -> ImageFeatures:
         """B images, with or without boxes, to features; see `Retriever.encode_images`."""
-        check_sequence(images)
+        images = as_images(images)
         given = self._check_boxes(len(images), boxes)
         step = self.limit("vision", "B")
         parts = [
@@ -119,34 +121,38 @@ class Encoder:
         ]
         return concatenated(parts)
 
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+    def tokenize(self, texts: Iterable[str] | TokenizedTexts) -> TokenizedTexts:
         """T texts, cleaned, as token ids; for callers that need the same texts many times."""
-        return self.tokenizer.encode(texts)
+        return texts if isinstance(texts, TokenizedTexts) else self.tokenizer.encode(as_texts(texts))
 
-    def encode_texts(self, texts: Sequence[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
+    def encode_texts(self, texts: Iterable[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
         """T texts → float32 [T, E]; batches hold texts of similar length, so that little is spent on padding."""
-        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
+        tokens = self.tokenize(texts)
         result: npt.NDArray[np.float32] | None = None
         for rows in by_length(tokens, self.limit("text", "T")):
             output = self.sessions["text"].run(trimmed(tokens, rows))["text_embeds"]
             if result is None:
-                result = np.empty((len(texts), output.shape[1]), dtype=np.float32)
+                result = np.empty((len(tokens), output.shape[1]), dtype=np.float32)
             result[rows] = output
         if result is None:
-            raise InputError("got no texts to encode, expected at least one")
+            raise InputError("got no texts to encode, expected at least one", code="no-texts")
         return result
 
-    def itm_scores(self, features: ImageFeatures, texts: Sequence[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
+    def itm_scores(self, features: ImageFeatures, texts: Iterable[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
         """Every image with every text: float32 [B, T].
 
         An image's keys and values are computed once for all the texts of a call (one image a call where there are many
         texts, several where there are few).
         """
-        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
-        if not len(texts):
-            raise InputError("got no texts to match, expected at least one")
-        scores = np.empty((len(features), len(texts)), dtype=np.float32)
-        images_a_call = max(1, min(self.limit("itm", "I"), self.limit("itm", "T") // len(texts)))
+        if not isinstance(features, ImageFeatures):
+            raise InputError(
+                f"features are a {kind_of(features)}; expected what encode_images returns", code="features-kind"
+            )
+        tokens = self.tokenize(texts)
+        if not len(tokens):
+            raise InputError("got no texts to match, expected at least one", code="no-texts")
+        scores = np.empty((len(features), len(tokens)), dtype=np.float32)
+        images_a_call = max(1, min(self.limit("itm", "I"), self.limit("itm", "T") // len(tokens)))
         for start in range(0, len(features), images_a_call):
             part = features.rows(slice(start, start + images_a_call))
             for rows in by_length(tokens, self.limit("itm", "T")):
@@ -200,15 +206,10 @@ class Encoder:
         kept = objects if graphs["itm"].takes_boxes else {}
         return ImageFeatures(query_embeds, image_embeds, kept.get("object_masks"), kept.get("box_weights"))
 
-    def _check_boxes(self, count: int, boxes: Sequence[Boxes | None] | None) -> Sequence[Boxes | None]:
-        if boxes is None:
-            return [None] * count
-        if isinstance(boxes, Boxes):
-            raise InputError("boxes is one Boxes; expected a sequence with one entry for each image: put it in a list")
-        if len(boxes) != count:
-            raise InputError(f"got boxes for {len(boxes)} images and {count} images; give one entry an image (or None)")
+    def _check_boxes(self, count: int, boxes: Iterable[Boxes | None] | None) -> Sequence[Boxes | None]:
+        given = as_boxes(boxes, count)
         graph = self.sessions["image_query"].spec
-        most = max((len(b) for b in boxes if b is not None), default=0)
+        most = max((len(b) for b in given if b is not None), default=0)
         if most and not graph.takes_boxes:
             raise InputError(
                 "this bundle was exported with --perturb none and takes no boxes; export it with --perturb itc"
@@ -218,7 +219,7 @@ class Encoder:
                 f"an image has {most} boxes, this bundle takes up to {graph.ranges['O'].max}; keep the best ones, or "
                 "export again with a larger --max-boxes"
             )
-        return boxes
+        return given
 
 
 def reopened(folder: Path, manifest: Manifest, provider: str, perturbation: Perturbation, threads: int) -> Encoder:
@@ -250,6 +251,11 @@ def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbatio
     exported = bundle.manifest.perturbation
     if perturbation is None:
         return exported
+    if not isinstance(perturbation, Perturbation):
+        raise InputError(
+            f"perturbation is a {kind_of(perturbation)}; expected a Perturbation, such as Perturbation(alpha=4.0)",
+            code="perturbation-kind",
+        )
     for name in ("threshold", "stages", "preserve_norm"):
         got, fixed = getattr(perturbation, name), getattr(exported, name)
         if got != fixed:
@@ -298,14 +304,6 @@ def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
         joined([padded(part.object_masks) for part in parts]),
         joined([padded(part.box_weights) for part in parts]),
     )
-
-
-def check_sequence(images: Sequence[ImageInput]) -> None:
-    """Raises InputError unless `images` is a sequence of at least one."""
-    if isinstance(images, str | Path | np.ndarray) or not isinstance(images, Sequence):
-        raise ImageError(f"images is one {type(images).__name__}; expected a sequence of images: put it in a list")
-    if not len(images):
-        raise InputError("got no images to encode, expected at least one")
 
 
 def image_name(image: ImageInput, number: int) -> str:

@@ -91,8 +91,8 @@ PROVIDERS: dict[str, Provider] = {
 
 
 def find_provider(name: str) -> Provider:
-    if name not in PROVIDERS:
-        raise InputError(f"got provider {name!r}, expected one of {', '.join(PROVIDERS)}")
+    if not isinstance(name, str) or name not in PROVIDERS:
+        raise InputError(f"got provider {name!r}, expected one of {', '.join(PROVIDERS)}", code="provider")
     return PROVIDERS[name]
 
 

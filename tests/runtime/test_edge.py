@@ -223,7 +223,7 @@ def writing(name, bundle, folder, pictures, tiny_weights):
     """A command that writes into `folder`."""
     vocabulary = Path(__file__).parents[2] / "exporter" / "demo" / "vocab.txt"
     tiny = ["--tokenizer", vocabulary, "--max-length", "12", "--vision-heads", "2", "--qformer-heads", "2"]
-    demo = ["--dataset", "demo", "--limit", "20"]  # with no more boxes than the bundle takes
+    demo = ["--dataset", "demo", "--limit", "20"]
     search = ["--alphas", "2", "--weights", "constant", "--thresholds", "0.95", "--score", "r1", "--regardless"]
     return {
         "export": ["export", "blip2", "--checkpoint", tiny_weights, *tiny, "--out", folder / "x"],
@@ -231,15 +231,15 @@ def writing(name, bundle, folder, pictures, tiny_weights):
         "eval": ["eval", bundle, *demo, "--work", folder / "x"],
         "calibrate": ["calibrate", bundle, *demo, *search, "--out", folder / "x"],
         "quantize": ["quantize", bundle, *demo, "--samples", "16", "--precision", "int8", "--out", folder / "x"],
-        "search": ["search", bundle.parent / "none", "a dog", "--html", folder / "x"],
     }[name]
 
 
 @pytest.mark.parametrize("name", ["export", "index", "eval", "calibrate", "quantize"])
 def test_a_full_disk_is_exit_3_and_leaves_no_part_of_a_result(
-    small_disk, tiny_bundle, gallery, tiny_weights, tmp_path, name
+    small_disk, demo_bundle, tiny_bundle, gallery, tiny_weights, name
 ):
-    arguments = writing(name, tiny_bundle, small_disk, gallery.parent, tiny_weights)
+    bundle = demo_bundle if name in ("eval", "calibrate") else tiny_bundle  # scenes have more boxes than 4
+    arguments = writing(name, bundle, small_disk, gallery.parent, tiny_weights)
     (small_disk / "fill").write_bytes(bytes(116 << 10))
     code, _, stderr = shell('"$@"', *arguments)
     assert code == 3, stderr.decode()
@@ -249,8 +249,9 @@ def test_a_full_disk_is_exit_3_and_leaves_no_part_of_a_result(
 
 
 @pytest.mark.parametrize("name", ["export", "index", "eval", "calibrate", "quantize"])
-def test_a_read_only_folder_is_exit_3(read_only, tiny_bundle, gallery, tiny_weights, name):
-    code, _, stderr = shell('"$@"', *writing(name, tiny_bundle, read_only, gallery.parent, tiny_weights))
+def test_a_read_only_folder_is_exit_3(read_only, demo_bundle, tiny_bundle, gallery, tiny_weights, name):
+    bundle = demo_bundle if name in ("eval", "calibrate") else tiny_bundle
+    code, _, stderr = shell('"$@"', *writing(name, bundle, read_only, gallery.parent, tiny_weights))
     assert code == 3, stderr.decode()
     assert "Read-only file system" in the_error(stderr) or "readonly database" in the_error(stderr)
 

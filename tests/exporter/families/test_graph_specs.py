@@ -56,9 +56,8 @@ def test_only_image_features_follow_the_precision(precision, features):
     graphs = signatures(TINY, precision=precision, stages="both", limits=Limits(length=12))
     for graph in graphs.values():
         for tensor in (*graph.inputs, *graph.outputs):
-            expected = features if tensor.name == "image_embeds" else tensor.dtype
-            assert tensor.dtype == expected
-            assert tensor.dtype in ("int64", "float32") or tensor.name == "image_embeds"
+            named = {"image_embeds": features, "input_ids": "int64", "attention_mask": "int64"}
+            assert tensor.dtype == named.get(tensor.name, "float32"), (graph.name, tensor.name)
 
 
 @pytest.mark.parametrize(
