@@ -58,7 +58,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     try:
         yield staging
     except OSError as error:
-        if error.filename is None:  # a write that failed does not say where
+        if error.errno is not None and error.filename is None:  # a write that failed does not say where
             error.filename = str(target)
         raise
     finally:

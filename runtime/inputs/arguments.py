@@ -119,7 +119,7 @@ def as_count(value: Any, name: str, *, least: int) -> int:
     except TypeError:
         number = None
     if number is None or number < least:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}", code="count")
+        raise InputError(f"got {name}={value!r}, expected a whole number of at least {least}", code="count")
     return number
 
 
