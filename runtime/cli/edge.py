@@ -154,6 +154,8 @@ def is_open(descriptor: int) -> bool:
 
 def guarded(stream: TextIO | None, descriptor: int, *, results: bool) -> TextIO:
     """A standard stream that escapes what it cannot encode, and says whose fault it is where it cannot be written."""
+    if stream is not None and stream not in (sys.__stdout__, sys.__stderr__):
+        return stream  # a program that runs `main` has put its own there
     if os.name != "posix" and stream is not None:  # a console of Windows takes text, not bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)
