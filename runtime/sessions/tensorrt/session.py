@@ -41,7 +41,7 @@ OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "OUT_OF_MEMORY")
 
 
 def open_engine_sessions(bundle: Bundle, flavor: Flavor, graphs: Sequence[str] = ()) -> dict[str, EngineSession]:
-    """Every graph of a bundle, or those named, as an engine of one flavour that runs on this machine: all open, or none.
+    """Every graph of a bundle, or those named, as an engine of one flavour that runs here: all are open, or none.
 
     Raises:
         UnavailableError: the library, CUDA, a GPU, an engine for it or memory is missing; the message says what to do.
