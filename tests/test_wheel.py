@@ -47,13 +47,29 @@ def wheel(tmp_path_factory):
     """Built from a copy without ignored files, so that nothing built before gets in."""
     copy = tmp_path_factory.mktemp("source") / "qpert"
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
-    for part in CODE:
-        shutil.copytree(ROOT / part, copy / part, ignore=skip)
+    for part in (*CODE, "src"):
+        shutil.copytree(ROOT / part, copy / part, ignore=skip, symlinks=True)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, copy)
     out = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, copy)
     (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def sdist_wheel(tmp_path_factory):
+    """The wheel that is built from the source distribution, which holds files where the repository has links."""
+    copy = tmp_path_factory.mktemp("source") / "qpert"
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
+    for part in (*CODE, "src"):
+        shutil.copytree(ROOT / part, copy / part, ignore=skip, symlinks=True)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, copy)
+    out = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy)  # sdist, then a wheel of it
+    (built,) = out.glob("*.whl")
+    assert list(out.glob("*.tar.gz"))
     return built
 
 
@@ -86,6 +102,13 @@ def test_the_wheel_holds_every_package_of_the_repository_and_its_data(wheel):
             assert f"qpert/{path.relative_to(ROOT).as_posix()}" in inside
     for part in CODE:
         assert f"qpert/{part}/py.typed" in inside
+
+
+def test_the_source_distribution_makes_the_same_wheel(wheel, sdist_wheel):
+    def names(path):
+        return sorted(name for name in zipfile.ZipFile(path).namelist() if not name.endswith("RECORD"))
+
+    assert names(sdist_wheel) == names(wheel)
 
 
 def test_the_wheel_holds_no_tests_and_no_bare_packages(wheel):

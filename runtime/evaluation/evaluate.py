@@ -66,7 +66,8 @@ def evaluate(
     metrics, alone = scores.metrics(owners, areas), scores.itc_alone().metrics(owners, areas)
     watch.measure("ranks", ranked)
     watch.measure("total", began)
-    return Evaluation(metrics, alone, scores, data, encoder.perturbation, rerank, watch.seconds, watch.resumed)
+    family, seconds = encoder.manifest.family, watch.seconds
+    return Evaluation(metrics, alone, scores, data, encoder.perturbation, rerank, seconds, watch.resumed, family)
 
 
 def check_data(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:

@@ -47,9 +47,14 @@ def _document() -> dict[str, Any]:
     return document
 
 
-def published_for(dataset: RetrievalDataset) -> Published | None:
-    """The figures for a data set of the paper, or None for any other (a part of one, or other captions, included)."""
+def published_for(dataset: RetrievalDataset, family: str) -> Published | None:
+    """The figures for a data set of the paper, or None for any other (a part of one, or other captions, included).
+
+    None for another model family than the published one, too: its figures say nothing of that model.
+    """
     document = _document()
+    if family != document["family"]:
+        return None
     for name, facts in document["datasets"].items():
         if _is(dataset, facts):
             rows = [row for row in document["rows"] if row["dataset"] == name]

@@ -17,7 +17,7 @@ class Evaluation:
     """Recall of one bundle on one split, in both directions, with and without re-ranking.
 
     metrics: of ITC + ITM (of ITC where nothing was re-ranked). itc: of ITC alone. scores: what they were made from.
-    seconds: of this process, by stage. resumed: images, texts and pairs that an earlier process had computed.
+    family: of the model. seconds: of this process, by stage. resumed: images, texts and pairs that an earlier process had computed.
     """
 
     metrics: RetrievalMetrics
@@ -28,6 +28,7 @@ class Evaluation:
     rerank: int
     seconds: dict[str, float]
     resumed: dict[str, int]
+    family: str
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -37,7 +38,7 @@ class Evaluation:
 
     @property
     def published(self) -> Published | None:
-        return published_for(self.data.dataset)
+        return published_for(self.data.dataset, self.family)
 
     def to_dict(self) -> dict[str, Any]:
         """The form of `eval --json`: recalls in percent; what is undefined is None with `…_reason` beside it."""

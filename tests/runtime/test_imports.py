@@ -1,8 +1,10 @@
 """What importing the runtime brings along, in a fresh interpreter."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +69,27 @@ def test_an_unknown_name_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match=r"module 'qpert\.runtime' has no attribute 'Retreiver'"):
         qpert.runtime.Retreiver  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["boxes", "box_files"])
+def test_documented_old_paths_still_work_and_say_where_they_went(name):
+    program = (
+        "import warnings; warnings.simplefilter('error')\n"
+        f"try:\n    import qpert.runtime.{name}\nexcept Warning as warning:\n"
+        "    print(type(warning).__name__, warning)\n"
+        f"warnings.simplefilter('ignore')\nimport qpert.runtime.{name} as old, qpert.runtime.inputs.{name} as new\n"
+        "assert old.Boxes is new.Boxes if hasattr(new, 'Boxes') else True\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == f"QpertWarning qpert.runtime.{name} is now qpert.runtime.inputs.{name}"
+
+
+def test_the_runtime_names_no_module_of_the_other_packages():
+    root = Path(__file__).parents[2] / "runtime"
+    imports = [
+        (path.relative_to(root).as_posix(), line.strip())
+        for path in root.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*(from|import) qpert\.(exporter|graphs|calibration)", line)
+    ]
+    assert imports == []
