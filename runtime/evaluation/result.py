@@ -17,7 +17,7 @@ class Evaluation:
     """Recall of one bundle on one split, in both directions, with and without re-ranking.
 
     metrics: of ITC + ITM (of ITC where nothing was re-ranked). itc: of ITC alone. scores: what they were made from.
-    family: of the model. seconds: of this process, by stage. resumed: images, texts and pairs that an earlier process had computed.
+    seconds: of this process, by stage. resumed: images, texts and pairs from an earlier process. family: of the model.
     """
 
     metrics: RetrievalMetrics

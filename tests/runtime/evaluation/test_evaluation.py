@@ -510,7 +510,7 @@ def test_flickr30k_and_coco_are_recognised_with_the_papers_figures():
     assert [row.t2i["r1"] for row in flickr.rows] == [89.76, 89.82, 89.86, 89.88]
     assert flickr.rows[3].small["t2i"]["r1"] == 85.33
     assert "α 8, τ 0.99" in flickr.rows[3].setting
-    coco = published_for(named_set("val2014", "COCO_val2014_000000391895.jpg", MOPED, 5000, 25010))
+    coco = published_for(named_set("val2014", "COCO_val2014_000000391895.jpg", MOPED, 5000, 25010), "blip2")
     assert [row.i2t["r1"] for row in coco.rows] == [85.32, 85.52, 85.44]
 
 
@@ -523,7 +523,7 @@ def test_flickr30k_and_coco_are_recognised_with_the_papers_figures():
     ],
 )
 def test_parts_and_other_captions_are_not_compared_with_published_figures(name, caption, images, texts):
-    assert published_for(named_set("flickr30k-images", name, caption, images, texts)) is None
+    assert published_for(named_set("flickr30k-images", name, caption, images, texts), "blip2") is None
 
 
 def test_published_figures_stand_above_this_run_with_their_settings(whole):
