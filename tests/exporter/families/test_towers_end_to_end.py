@@ -198,3 +198,12 @@ def test_options_that_a_family_lacks_are_usage_errors(tmp_path, capsys):
     assert "no --checkpoint given" in capsys.readouterr().err
     assert run(["export", "coca"]) == 2
     assert "expected one of blip2, clip, siglip" in capsys.readouterr().err
+
+
+def test_engines_are_built_of_every_graph_without_a_gpu(exported, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    family, _, bundle = exported
+    assert run(["build", str(bundle), "--flavor", "rtx", "--target", "sm89", "--json"]) == 0
+    built = json.loads(capsys.readouterr().out)["engines"]
+    assert [engine["graph"] for engine in built] == ["vision", "image_query", "text"], family
+    assert all(engine["bytes"] > 0 for engine in built)
