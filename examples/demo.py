@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from demo_page import Search, render
-from PIL import Image
 
 from qpert.runtime import Boxes, Retriever
 from qpert.runtime.cli import run
 from qpert.runtime.evaluation.metrics import recall, text_to_image_ranks
 from qpert.runtime.inputs.datasets import RetrievalDataset, read_dataset
+from qpert.runtime.inputs.images import image_size
 from qpert.runtime.progress import Terminal
 from qpert.runtime.retrieval.scores import itc_scores
 from qpert.runtime.scenes import write_dataset
@@ -53,7 +53,7 @@ def main() -> int:
     with timings.measure(f"drawing {SCENES} scenes"):
         write_dataset(OUT / "scenes", "test", SCENES, progress=Terminal())
     dataset = read_dataset(OUT / "scenes", "test")
-    boxes = [dataset.boxes_of(i, Image.open(path).size) for i, path in enumerate(dataset.images)]
+    boxes = [dataset.boxes_of(i, image_size(path)) for i, path in enumerate(dataset.images)]
     write_boxes(OUT / "boxes.jsonl", dataset, boxes)
     index = ["index", str(bundle), str(OUT / "scenes" / "annotations" / "test.json"), "--out"]
     commands = {

@@ -49,6 +49,7 @@ SHOWN = 10
     type=click.Choice(get_args(XmlCoordinates)),
     help="how corners in XML are counted, as in qpert eval",
 )
+@click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
 @click.option("--limit", type=click.IntRange(min=1), help="only the first so many images")
 @click.option("--alphas", default="2,4,6,8,10", help="strengths, with commas between them")
 @click.option("--weights", default=",".join(WEIGHT_FUNCTIONS), help="weight functions of a box's share S of the image")
@@ -119,7 +120,7 @@ def calibrate(bundle: Bundle, grid: Grid, options: dict[str, Any], progress: Pro
     from qpert.calibration.perturbation.search import check_searchable, search
 
     given: dict[str, Any] = {
-        name: options[name] for name in ("split", "boxes", "bin_boxes", "xml_coordinates", "limit")
+        name: options[name] for name in ("split", "boxes", "bin_boxes", "xml_coordinates", "skip_bad_boxes", "limit")
     }
     data = chosen_data(bundle, options["dataset"], bundle.manifest.perturbation, given, progress)
     provider, rerank = options["provider"], options["rerank"]

@@ -25,6 +25,7 @@ from qpert.runtime.progress import Terminal
 @click.option("--arch", help="for tensorrt: GPU architectures that the precision must fit, such as sm80,sm89")
 @click.option("--dataset", default="demo", help="images and captions as they will be searched: a folder, or demo")
 @click.option("--split", default="val", help="split of the data set: take one that nothing is reported on")
+@click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
 @click.option("--samples", type=int, default=64, help="images that activations' ranges are taken from")
 @click.option("--limit", type=int, help="images that the gate judges [default: the whole split]")
 @click.option("--graphs", help="graphs to quantise, comma-separated [default: those that do not get slower]")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qpert.runtime.errors import InputError
+from qpert.runtime.inputs.numbers import parse_float
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation, Reduction
 
 ALPHAS = (2.0, 4.0, 6.0, 8.0, 10.0)
@@ -93,7 +94,7 @@ class Grid:
 def parse_numbers(text: str, name: str) -> tuple[float, ...]:
     """`2,4,6` as numbers. Raises InputError for anything else."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(parse_float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"{name} is {text!r}; expected numbers with commas between them, as 2,4,6") from None
 

@@ -64,7 +64,7 @@ def open_split(request: QuantizeRequest, progress: Progress) -> RetrievalDataset
     has_boxes = has_entities(root)
     if not has_boxes:
         progress.say(f"{root} has no Entities boxes: the perturbation is calibrated without boxes")
-    split = read_dataset(root, request.split, entities=has_boxes)
+    split = read_dataset(root, request.split, entities=has_boxes, skip_bad_boxes=request.skip_bad_boxes)
     return split if request.limit is None else split.take(request.limit)
 
 

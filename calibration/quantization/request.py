@@ -21,9 +21,10 @@ FP8_FROM = 89
 class QuantizeRequest:
     """One call of `qpert quantize`.
 
-    dataset: the root of a data set, or `demo`. samples: images that ranges are taken from. limit: images of the split
-    that the gate judges, None for all. graphs: which graphs are quantised; None leaves those alone that get slower.
-    max_drop: points of R@1. min_agreement: percent of queries whose first result stays the same.
+    dataset: the root of a data set, or `demo`. skip_bad_boxes: leave out its boxes that cannot be used. samples: images
+    that ranges are taken from. limit: images of the split that the gate judges, None for all. graphs: which graphs are
+    quantised; None leaves those alone that get slower. max_drop: points of R@1. min_agreement: percent of queries whose
+    first result stays the same.
     """
 
     bundle: Path
@@ -33,6 +34,7 @@ class QuantizeRequest:
     arch: tuple[str, ...] = ()
     dataset: str = "demo"
     split: str = "val"
+    skip_bad_boxes: bool = False
     samples: int = 64
     limit: int | None = None
     graphs: tuple[str, ...] | None = None

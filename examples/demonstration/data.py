@@ -16,6 +16,7 @@ from PIL import Image
 from qpert.exporter.demo import VOCABULARY
 from qpert.exporter.families.blip2.tokenizer import build_tokenizer
 from qpert.graphs.families.blip2.config import CONFIGS
+from qpert.runtime.inputs.images import resize
 from qpert.runtime.inputs.text import Tokenizer, TokenizerSpec
 from qpert.runtime.progress import Progress
 from qpert.runtime.scenes import Scene, describe, draw_scene, object_map, sample_scene
@@ -112,7 +113,7 @@ def _pictures(indices: range, seed: int) -> Iterator[tuple[npt.NDArray[np.generi
     for index in indices:
         name = f"train/{seed}/{index}"
         scene = sample_scene(name)
-        small = draw_scene(scene).resize((vision.image_size,) * 2, Image.Resampling.BICUBIC)
+        small = resize(draw_scene(scene), (vision.image_size,) * 2)
         captions = describe(scene, f"{name}/captions", rounds=ROUNDS)[: 5 * ROUNDS]
         texts = [caption.text for caption in captions]
         tokens = np.zeros((len(texts), MAX_TOKENS), np.uint16)

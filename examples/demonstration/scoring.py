@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from data import tokenizer
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from qpert.graphs.perturbation.oracle import key_subspaces
 from qpert.runtime.evaluation.metrics import RetrievalMetrics, largest_area, retrieval_metrics
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.datasets import RetrievalDataset
-from qpert.runtime.inputs.images import preprocess_images
+from qpert.runtime.inputs.images import image_size, preprocess_images
 from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
 from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 from qpert.runtime.inputs.token_grid import TokenGrid
@@ -69,10 +68,7 @@ def encode_split(model: Blip2Retrieval, dataset: RetrievalDataset) -> EncodedSpl
     """Everything that does not depend on the perturbation."""
     preprocessing = token_grid().image
     files = dataset.images
-    boxes = []
-    for index, file in enumerate(files):
-        with Image.open(file) as picture:
-            boxes.append(dataset.boxes_of(index, picture.size))
+    boxes = [dataset.boxes_of(index, image_size(file)) for index, file in enumerate(files)]
     parts = [files[start : start + 100] for start in range(0, len(files), 100)]
     images = torch.cat([model.encode_image(torch.from_numpy(preprocess_images(part, preprocessing))) for part in parts])
     tokens = tokenizer().encode(dataset.captions)

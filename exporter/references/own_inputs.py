@@ -38,6 +38,7 @@ def with_own_inputs(samples: Samples, reference: Reference, pixels: PixelsOf, ma
     Pictures go through a PNG file, which keeps every byte: a stock processor starts from a file.
     """
     pictures = tuple((picture, _through_file(picture, pixels)) for picture, _ in samples.pictures)
+    samples = replace(samples, pillow_decides=upstream_attribute(reference, "pixels") is not None)
     token_ids: TokenIds | None = upstream_attribute(reference, "token_ids")
     if token_ids is None:
         return replace(samples, pictures=pictures)

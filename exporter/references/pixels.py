@@ -1,7 +1,9 @@
 """Pictures to pixels with PIL and torch alone: what the runtime's preprocessing is compared with.
 
 It shares no line with `qpert.runtime.inputs.images`; the arithmetic is that of LAVIS's `BlipImageEvalProcessor` (and of
-the image processors of transformers): resize 8-bit pixels, cut the middle, divide by 255, subtract, divide.
+the image processors of transformers): resize 8-bit pixels, cut the middle, divide by 255, subtract, divide. LAVIS's
+figures were made with Pillow up to 12, which resizes columns before rows. Pillow 13 takes the rows of a tall picture
+first, so each axis gets a call of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def reference_pixels(picture: Image, preprocessing: ImagePreprocessing) -> np.nd
     else:
         long = int(short * max(picture.size) / min(picture.size))
         target = (short, long) if picture.width <= picture.height else (long, short)
-    pixels = torch.from_numpy(np.array(picture.resize(target, filters[preprocessing.resample])))  # [H, W, 3]
+    columns = picture.resize((target[0], picture.height), filters[preprocessing.resample])
+    pixels = torch.from_numpy(np.array(columns.resize(target, filters[preprocessing.resample])))  # [H, W, 3]
     if preprocessing.fit == "crop":
         spare = (pixels.shape[0] - size, pixels.shape[1] - size)
         top, left = (s // 2 if preprocessing.rounding == "floor" else round(s / 2) for s in spare)

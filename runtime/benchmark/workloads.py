@@ -21,6 +21,7 @@ from qpert.runtime.bundle.roles import (
     TOKEN_MASK,
 )
 from qpert.runtime.errors import InputError
+from qpert.runtime.inputs.numbers import parse_int
 from qpert.runtime.inputs.token_grid import TokenGrid
 
 END_TO_END = ("encode", "search")
@@ -141,7 +142,7 @@ def box_inputs(rng: np.random.Generator, grid: TokenGrid, images: int, boxes: in
 def parse_numbers(text: str, what: str) -> tuple[int, ...]:
     """`1,8` to (1, 8). Raises InputError."""
     try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        return tuple(dict.fromkeys(parse_int(part) for part in text.split(",")))
     except ValueError as error:
         raise InputError(f"{what} is {text!r}, expected whole numbers with commas between: 1,8") from error
 

@@ -7,7 +7,7 @@ newer schema or a path that leaves the bundle is a `BundleError` that names it. 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -48,6 +48,7 @@ class Manifest:
     `family` and `architecture` are the exporter's: the runtime only shows them. `patches`: rows and columns of image
     tokens, `patch_size` pixels each, after `prefix_tokens`. `quantization`: what `qpert quantize` did. `calibration`:
     the search in which `qpert calibrate` found the perturbation settings. Both are None for a bundle as exported.
+    `schema_read`: the schema that the file has; this class always writes the newest.
     """
 
     family: str
@@ -71,6 +72,7 @@ class Manifest:
     verification: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    schema_read: int = field(default=SCHEMA_VERSION, compare=False)
 
     @property
     def token_grid(self) -> TokenGrid:
@@ -139,8 +141,8 @@ class Manifest:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Manifest:
         """Raises BundleError, InputError, KeyError, TypeError or ValueError where `values` is no manifest."""
-        check_schema_version(values.get("schema_version"))
-        if values["schema_version"] == 1:
+        schema = check_schema_version(values.get("schema_version"))
+        if schema == 1:
             values = upgrade_schema_1(values)
         rows, columns = values["patches"]
         manifest = cls(
@@ -165,6 +167,7 @@ class Manifest:
             verification=values["verification"],
             quantization=values.get("quantization"),
             calibration=values.get("calibration"),
+            schema_read=schema,
         )
         manifest.check_roles()
         return manifest
@@ -196,7 +199,8 @@ class Manifest:
             )
 
 
-def check_schema_version(version: object) -> None:
+def check_schema_version(version: object) -> int:
+    """The version. Raises BundleError for one that this qpert does not read."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(
             f"the manifest's schema_version is {version!r}, expected a number from 1 on; this is not a qpert bundle"
@@ -206,6 +210,7 @@ def check_schema_version(version: object) -> None:
             f"the bundle has schema version {version}, this qpert reads up to {SCHEMA_VERSION}; "
             "upgrade qpert, or export the bundle again with this version"
         )
+    return version
 
 
 def read_manifest(folder: Path) -> Manifest:

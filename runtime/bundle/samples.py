@@ -41,12 +41,16 @@ class BoxSample:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """All that was recorded: pictures uint8 [H, W, 3] with float32 [3, S, S], captions with int64 ids [L], boxes."""
+    """All that was recorded: pictures uint8 [H, W, 3] with float32 [3, S, S], captions with int64 ids [L], boxes.
+
+    `pillow_decides`: the pixels are a stock processor's, whose one call of resize leaves the order of axes to Pillow.
+    """
 
     cases: tuple[Case, ...]
     pictures: tuple[tuple[np.ndarray, np.ndarray], ...]
     captions: tuple[tuple[str, np.ndarray], ...]
     boxes: tuple[BoxSample, ...]
+    pillow_decides: bool = False
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Tensors and metadata in the form that safetensors stores."""
@@ -72,7 +76,7 @@ class Samples:
             with safe_open(str(path), framework="numpy") as stored:
                 arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, not a mapping
                 captions = json.loads((stored.metadata() or {})["captions"])
-            cases = _cases(arrays)
+            cases = _cases(arrays, graphs)
             ordered = sorted(cases, key=lambda case: (list(graphs).index(case.graph), case.name))
             return cls(tuple(ordered), _pictures(arrays), _captions(arrays, captions), _boxes(arrays))
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
@@ -81,11 +85,11 @@ class Samples:
             ) from error
 
 
-def _cases(arrays: dict[str, np.ndarray]) -> tuple[Case, ...]:
+def _cases(arrays: dict[str, np.ndarray], graphs: Sequence[str]) -> tuple[Case, ...]:
     found: dict[tuple[str, str], Case] = {}
     for key, array in sorted(arrays.items()):
         graph, case, *rest = key.split("/")
-        if len(rest) == 2:  # graph/case/in/name; pictures, captions and boxes have one part less
+        if graph in graphs:
             entry = found.setdefault((graph, case), Case(graph, case, {}, {}))
             (entry.inputs if rest[0] == "in" else entry.expected)[rest[1]] = array
     return tuple(found.values())

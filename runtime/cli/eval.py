@@ -47,6 +47,7 @@ DEFAULT_COORDINATES: dict[Semantics, XmlCoordinates] = {
     type=click.Choice(get_args(XmlCoordinates)),
     help="how corners in XML are counted [default: one_based_inclusive; one_based_shift_all with --semantics release]",
 )
+@click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
 @click.option("--rerank", type=click.IntRange(min=0), help=RERANK_HELP)
 @click.option("--limit", type=click.IntRange(min=1), help="only the first so many images")
 @click.option(
@@ -131,6 +132,7 @@ def chosen_data(
         boxes=boxes,
         bin_boxes=settings["bin_boxes"],
         xml_coordinates=coordinates,
+        skip_bad_boxes=settings["skip_bad_boxes"],
         limit=settings["limit"],
         progress=progress,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +14,7 @@ import click
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
 from qpert.runtime.errors import InputError
-from qpert.runtime.gallery.entries import ImageEntry, read_entries, with_boxes
+from qpert.runtime.gallery.entries import ImageEntry, Listing, list_images, with_boxes
 from qpert.runtime.gallery.indexing import IndexSummary, index_images
 from qpert.runtime.gallery.spec import FEATURE_MODES, FeatureMode
 from qpert.runtime.gallery.writer import open_writer
@@ -26,7 +28,7 @@ PATH = click.Path(path_type=Path)
 @click.command("index", short_help="images to a gallery on disk", context_settings={"show_default": True})
 @bundle_argument
 @click.argument("images", type=PATH, required=False)
-@click.option("--out", type=PATH, required=True, help="the gallery's folder; one that exists is gone on with")
+@click.option("--out", type=PATH, required=True, help="the gallery's folder; an existing gallery is resumed")
 @click.option("--boxes", type=PATH, help="box file, or folder of XML files: JSONL, CSV, COCO JSON, Entities/VOC XML")
 @click.option(
     "--xml-coordinates",
@@ -41,6 +43,7 @@ PATH = click.Path(path_type=Path)
     "[default: what the gallery has; stored for a new one, none where the bundle has no pair scorer]",
 )
 @click.option("--replace", is_flag=True, help="encode images again whose file, boxes or captions have changed")
+@click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
 @click.option("--skip-unreadable", is_flag=True, help="leave out images that cannot be read, instead of stopping")
 @click.option("--delete", "deleted", multiple=True, metavar="NAME", help="take an image out; may be repeated")
 @click.option("--compact", is_flag=True, help="give back the space of deleted and replaced images")
@@ -53,6 +56,7 @@ def command(
     out: Path,
     boxes: Path | None,
     xml_coordinates: XmlCoordinates,
+    skip_bad_boxes: bool,
     features: FeatureMode | None,
     replace: bool,
     skip_unreadable: bool,
@@ -69,24 +73,28 @@ def command(
     """
     started = time.perf_counter()
     if images is None and (boxes is not None or replace or repair or not (deleted or compact)):
-        raise InputError("IMAGES is missing: a folder, a .txt list or annotation JSON; only --delete and --compact "
-                         "work without it")  # fmt: skip
+        raise InputError(
+            "IMAGES is missing: a folder, a .txt list or annotation JSON; only --delete and --compact work without it",
+            code="images-missing",
+        )
     progress = Terminal()
     removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
     report: dict[str, object] = {"gallery": str(out), "deleted": removed}
+    left_out: list[str] = []
     if images is not None:
-        entries = listed(images, boxes, xml_coordinates)
+        listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
         summary = encode(
             bundle,
             out,
-            entries,
+            listing.entries,
             provider=provider,
             features=features,
             replace=replace,
             skip_unreadable=skip_unreadable,
             progress=progress,
         )
-        report |= told(summary)
+        report |= summary_json(summary, listing)
+        left_out = listing.left_out_lines()
         if compact:
             _, compacted = change(out, (), compact=True, repair=False, progress=progress)
     report |= {"compacted": compacted, "bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
@@ -94,6 +102,8 @@ def command(
         click.echo(json.dumps(report))
     else:
         show(report)
+    for line in left_out:
+        progress.say(line)
 
 
 def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, progress: Progress) -> tuple[int, int]:
@@ -108,15 +118,19 @@ def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, 
         return len(deleted), writer.compact() if compact else 0
 
 
-def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates) -> list[ImageEntry]:
-    entries = read_entries(images)
-    return entries if boxes is None else with_boxes(entries, boxes, xml_coordinates=xml_coordinates)
+def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, *, skip_bad_boxes: bool) -> Listing:
+    """The images of IMAGES with their boxes from --boxes."""
+    listing = list_images(images)
+    if boxes is None:
+        return listing
+    entries = with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
+    return replaced(listing, entries=tuple(entries))
 
 
 def encode(
     bundle: Path,
     out: Path,
-    entries: list[ImageEntry],
+    entries: Sequence[ImageEntry],
     *,
     provider: str,
     features: FeatureMode | None,
@@ -139,9 +153,11 @@ def encode(
         encoder.close()
 
 
-def told(summary: IndexSummary) -> dict[str, object]:
+def summary_json(summary: IndexSummary, listing: Listing) -> dict[str, object]:
+    """`skipped`: images that could not be read; `left_out`: what else IMAGES holds, and was not taken as an image."""
     skipped = [{"image": name, "reason": reason} for name, reason in summary.skipped]
-    return {**vars(summary), "skipped": skipped}
+    left_out = [{"name": name, "reason": reason} for name, reason in listing.left_out]
+    return {**vars(summary), "skipped": skipped, "left_out": left_out}
 
 
 def size_of(folder: Path) -> int:

@@ -15,11 +15,12 @@ from qpert.runtime.cli.options import RERANK_HELP, json_option, provider_option
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.gallery.catalogue import open_catalogue
-from qpert.runtime.gallery.entries import image_size
 from qpert.runtime.gallery.reader import StoredGallery
 from qpert.runtime.gallery.search import Hit, TextGallery, TextHit
 from qpert.runtime.inputs.box_files import read_box_file
 from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.images import image_size
+from qpert.runtime.inputs.lines import text_lines
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retriever import Retriever
@@ -32,6 +33,11 @@ PATH = click.Path(path_type=Path)
 @click.argument("texts", nargs=-1, metavar='["TEXT"]…')
 @click.option("--image", type=PATH, help="find the texts for this image, instead of images for a text")
 @click.option("--boxes", type=PATH, help="with --image: a box file that has its boxes")
+@click.option(
+    "--skip-bad-boxes",
+    is_flag=True,
+    help="with --boxes: leave out boxes that are empty, inverted, not finite or outside",
+)
 @click.option("--texts", "texts_file", type=PATH, help="with --image: search these, one a line, not the captions")
 @click.option("-k", "k", type=int, default=10, help="results")
 @click.option("--rerank", type=int, help=RERANK_HELP)
@@ -45,6 +51,7 @@ def command(
     texts: tuple[str, ...],
     image: Path | None,
     boxes: Path | None,
+    skip_bad_boxes: bool,
     texts_file: Path | None,
     k: int,
     rerank: int | None,
@@ -66,7 +73,7 @@ def command(
             document = told(list(texts), found)
             page = image_page(opened, list(texts), found) if html is not None else ""
         else:
-            given = None if boxes is None else image_boxes(image, boxes)
+            given = None if boxes is None else image_boxes(image, boxes, skip_bad_boxes=skip_bad_boxes)
             candidates = retriever.text_gallery(lines(texts_file)) if texts_file else captions(opened)
             hits = retriever.search_texts(image, candidates, boxes=given, k=k, rerank=rerank)
             document = told([str(image)], [hits])
@@ -112,20 +119,20 @@ def captions(gallery: StoredGallery) -> TextGallery:
 
 
 def lines(path: Path) -> list[str]:
-    try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--texts {path} cannot be read as UTF-8 text: {error}") from error
+    """The texts of a file, one a line, without the blanks around them."""
+    found = [line.strip() for line in text_lines(path, f"--texts {path}") if line.strip()]
     if not found:
-        raise InputError(f"--texts {path} holds no text; expected one a line")
+        raise InputError(f"--texts {path} holds no text; expected one a line", code="no-texts")
     return found
 
 
-def image_boxes(image: Path, box_file: Path) -> Boxes:
+def image_boxes(image: Path, box_file: Path, *, skip_bad_boxes: bool = False) -> Boxes:
     """The boxes of one image; a file that has none for it is an error, as it would change nothing in silence."""
-    found = read_box_file(box_file).for_image(str(image), image_size(image))
+    found = read_box_file(box_file, skip_bad_boxes=skip_bad_boxes).for_image(str(image), image_size(image))
     if not len(found):
-        raise InputError(f"--boxes {box_file} has no boxes for {image}; its image names have to match")
+        raise InputError(
+            f"--boxes {box_file} has no boxes for {image}; its image names have to match", code="boxes-none"
+        )
     return found
 
 

@@ -18,6 +18,7 @@ from qpert.runtime.cli.options import (
     provider_option,
 )
 from qpert.runtime.errors import InputError
+from qpert.runtime.inputs.numbers import parse_float
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification.live import limits_for, verify_live
@@ -32,7 +33,7 @@ LEVELS = ("tensor", "rank", "recall")
 REFERENCES = ("recorded", "torch", "hf", "lavis")
 IMAGES = {"rank": 50, "recall": 100}
 """Of the data set, where --limit says nothing: a minute or two on two cores for the demonstration."""
-DATA_OPTIONS = ("dataset", "split", "boxes", "limit", "rerank", "allow")
+DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank", "allow")
 
 
 @click.command(
@@ -55,6 +56,7 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "limit", "rerank", "allow")
 @click.option("--dataset", help="rank, recall: a folder in LAVIS's layout, or demo [default: demo, generated scenes]")
 @click.option("--split", help="rank, recall: train, val or test [default: test]")
 @click.option("--boxes", help="rank, recall: entities, none, or a box file [default: entities where there are any]")
+@click.option("--skip-bad-boxes", is_flag=True, help="rank, recall: leave out boxes that cannot be used")
 @click.option("--limit", type=click.IntRange(min=1), help="rank, recall: images to take [default: 50, 100]")
 @click.option(
     "--rerank",
@@ -108,7 +110,8 @@ def command(
 def check_no_data(data: dict[str, Any]) -> None:
     """Raises InputError for an option that level `tensor` would ignore."""
     if given := [name for name in DATA_OPTIONS if data[name]]:
-        raise InputError(f"--{', --'.join(given)} is for --level rank or recall; level tensor needs no data set")
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise InputError(f"{options} is for --level rank or recall; level tensor needs no data set", code="data-unused")
 
 
 def write_copy(option: str, path: Path | None, content: str) -> None:
@@ -188,7 +191,7 @@ def allowed(options: tuple[str, ...]) -> dict[str, float]:
     for option in options:
         name, _, value = option.partition("=")
         try:
-            found[name] = float(value)
+            found[name] = parse_float(value)
         except ValueError:
             raise InputError(f"--allow {option}: expected NAME=VALUE, --allow r1=0.3 for instance") from None
     return found
@@ -205,7 +208,14 @@ def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Prog
         takes = bundle.manifest.query_head.takes_boxes
         boxes = ENTITIES if takes and (dataset == DEMO or has_entities(Path(dataset))) else NO_BOXES
     limit = data["limit"] or IMAGES[level]
-    found = open_data(dataset, data["split"] or "test", boxes=boxes, limit=limit, progress=progress)
+    found = open_data(
+        dataset,
+        data["split"] or "test",
+        boxes=boxes,
+        skip_bad_boxes=data["skip_bad_boxes"],
+        limit=limit,
+        progress=progress,
+    )
     progress.say(
         f"{found.title}: {len(found.dataset):,} images (at most {limit:,}; --limit changes that), "
         f"{len(found.dataset.captions):,} texts; boxes: {found.boxes_from}"

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.errors import BoxError, ImageError, InputError, QpertWarning
+from qpert.runtime.errors import BoxError, InputError, QpertWarning
 from qpert.runtime.evaluation.metrics import largest_area
 from qpert.runtime.files import cache_folder
 from qpert.runtime.inputs.box_files import XmlCoordinates, read_box_file
-from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.box_table import TableOfImages
+from qpert.runtime.inputs.boxes import Boxes, one_warning_a_kind
 from qpert.runtime.inputs.datasets import RetrievalDataset, has_entities, read_dataset
+from qpert.runtime.inputs.images import image_size
 from qpert.runtime.progress import Progress, Silent
 
 DEMO = "demo"
@@ -33,7 +35,7 @@ BoxesOf = Callable[[RetrievalDataset, int, Size], Boxes]
 class EvaluationData:
     """A split of B images and its boxes. `boxes` perturb, `bin_boxes` only sort; the latter may be of another source.
 
-    `boxes_from`, `bins_from`: where they are from, in words. `title`: what the report calls the split.
+    `boxes_from`, `bins_from`: phrases that name their sources. `title`: what the report calls the split.
     """
 
     dataset: RetrievalDataset
@@ -72,6 +74,7 @@ def open_data(
     boxes: str | Path = ENTITIES,
     bin_boxes: str | Path | None = None,
     xml_coordinates: XmlCoordinates = "one_based_inclusive",
+    skip_bad_boxes: bool = False,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> EvaluationData:
@@ -81,72 +84,75 @@ def open_data(
         dataset: a folder in LAVIS's layout, or `demo` for the generated scenes (drawn once, into the cache).
         split: `train`, `val` or `test`.
         boxes: which perturb: `entities`, `none`, or a box file.
-        bin_boxes: which sort into size bins, likewise; None takes Entities where the data set has them, else `boxes`.
+        bin_boxes: which sort into size bins, given as `boxes` is; None takes Entities if there are any, else `boxes`.
         xml_coordinates: how corners in XML are counted; see `qpert.runtime.inputs.box_files`.
-        limit: only the first so many images, with their captions.
+        skip_bad_boxes: leave out boxes that cannot be used, with a warning, instead of stopping at them.
+        limit: take only the first `limit` images, with their captions.
 
     Raises:
-        InputError: what `read_dataset` and `read_box_file` refuse, or a limit below 1. ImageError, BoxError likewise.
+        InputError: what `read_dataset` and `read_box_file` refuse, or a limit below 1.
+        ImageError, BoxError: an image that cannot be read, or boxes that do not fit theirs.
     """
     if limit is not None and limit < 1:
-        raise InputError(f"got --limit {limit}, expected at least one image")
+        raise InputError(f"got --limit {limit}, expected at least one image", code="limit-images")
     root = demo_folder(split, progress or Silent()) if str(dataset) == DEMO else Path(dataset)
     if bin_boxes is None:
         bin_boxes = ENTITIES if has_entities(root) else boxes
     entities = ENTITIES in (str(boxes), str(bin_boxes))
-    found = read_dataset(root, split, entities=entities, xml_coordinates=xml_coordinates)
+    found = read_dataset(root, split, entities=entities, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
     found = found if limit is None else found.take(limit)
-    sizes = [oriented_size(file) for file in found.images]
+    sizes = [image_size(file) for file in found.images]
     chosen: dict[str, tuple[tuple[Boxes, ...], str]] = {}
-    for source in {str(boxes), str(bin_boxes)}:
-        chosen[source] = read_boxes(found, sizes, source, xml_coordinates)
+    for source in sorted({str(boxes), str(bin_boxes)}):
+        chosen[source] = read_boxes(found, sizes, source, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
     (own, own_from), (bins, bins_from) = chosen[str(boxes)], chosen[str(bin_boxes)]
     title = f"{'Generated scenes (demo)' if str(dataset) == DEMO else root.resolve().name}, {split} split"
     return EvaluationData(found, own, bins, own_from, bins_from, title)
 
 
 def read_boxes(
-    dataset: RetrievalDataset, sizes: Sequence[Size], source: str, coordinates: XmlCoordinates
+    dataset: RetrievalDataset,
+    sizes: Sequence[Size],
+    source: str,
+    coordinates: XmlCoordinates,
+    *,
+    skip_bad_boxes: bool = False,
 ) -> tuple[tuple[Boxes, ...], str]:
-    """The boxes of every image from `source` (`entities`, `none` or a file), and their source in words.
+    """The boxes of every image from `source` (`entities`, `none` or a file), and a phrase that names their source.
 
-    Boxes that reach out of their image are clipped, and that is said once for all of them.
+    A file may have boxes of other images too. Boxes that reach out of their image are clipped; one warning covers all
+    of them. Raises BoxError, among the rest where no image has a box (`boxes-none`).
     """
     if source == NO_BOXES:
         return tuple(Boxes.empty(size) for size in sizes), "no boxes"
-    if source == ENTITIES:
-        if dataset.boxes is None:
-            raise BoxError(f"the data set {dataset.root} was read without its Entities boxes")
-        table, words = dataset.boxes, f"Entities ({Path(dataset.boxes.source).name})"
-    else:
-        table, words = read_box_file(source, xml_coordinates=coordinates), source
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", QpertWarning)
-        boxes = tuple(table.for_image(name, size) for name, size in zip(dataset.names, sizes, strict=True))
-    if caught:
-        more = f" (and {len(caught) - 1} images more like it)" if len(caught) > 1 else ""
-        warnings.warn(f"{caught[0].message}{more}", QpertWarning, stacklevel=2)
+    found = _table(dataset, source, coordinates, skip_bad_boxes=skip_bad_boxes)
+    with one_warning_a_kind():
+        boxes = tuple(found.table.for_image(name, size) for name, size in zip(dataset.names, sizes, strict=True))
     with_boxes = sum(bool(len(one)) for one in boxes)
     if not with_boxes:
-        named = ", ".join(table.images[:3]) or "none at all"
+        named = ", ".join([*found.table.images, *found.others][:3]) or "none at all"
         raise BoxError(
             f"{source} has boxes for none of the {len(dataset)} images; it names {named}, the data set "
-            f"{', '.join(dataset.names[:3])}: give boxes of these images, or `none`"
+            f"{', '.join(dataset.names[:3])}: give boxes of these images, or `none`",
+            code="boxes-none",
         )
-    return boxes, f"{words}: {sum(map(len, boxes)):,} boxes on {with_boxes:,} of {len(dataset):,} images"
+    if found.others:
+        shown = ", ".join(found.others[:3])
+        message = f"{source} has boxes of {len(found.others)} images that are not among those evaluated: {shown}"
+        warnings.warn(message, QpertWarning, stacklevel=2)
+    phrase = f"Entities ({Path(found.table.source).name})" if source == ENTITIES else source
+    return boxes, f"{phrase}: {sum(map(len, boxes)):,} boxes on {with_boxes:,} of {len(dataset):,} images"
 
 
-def oriented_size(path: Path) -> Size:
-    """(width, height) of an image file after EXIF orientation, from its header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # Orientation: rotated by a quarter
-    except Exception as error:  # decoders meet strangers' bytes and raise nearly any class
-        raise ImageError(f"{path} is not an image that PIL can read ({error!r}); replace it or take it out") from error
-    return (height, width) if turned else (width, height)
+def _table(
+    dataset: RetrievalDataset, source: str, coordinates: XmlCoordinates, *, skip_bad_boxes: bool
+) -> TableOfImages:
+    """The boxes under the data set's own names."""
+    if source == ENTITIES:
+        if dataset.boxes is None:
+            raise BoxError(f"the data set {dataset.root} was read without its Entities boxes", code="boxes-not-read")
+        return TableOfImages(dataset.boxes, ())
+    return read_box_file(source, xml_coordinates=coordinates, skip_bad_boxes=skip_bad_boxes).of_images(dataset.names)
 
 
 def demo_folder(split: str, progress: Progress) -> Path:
@@ -154,7 +160,7 @@ def demo_folder(split: str, progress: Progress) -> Path:
     from qpert.runtime.scenes import SPLIT_SIZES, write_dataset
 
     if split not in SPLIT_SIZES:
-        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}")
+        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}", code="split")
     root = cache_folder() / "scenes" / f"{generator_digest()}-{split}-{SPLIT_SIZES[split]}"
     if not (root / "annotations" / f"{split}.json").is_file():
         root.mkdir(parents=True, exist_ok=True)

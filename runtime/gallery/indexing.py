@@ -152,7 +152,9 @@ def _difference(catalogue: Catalogue, entry: ImageEntry) -> str | None:
     try:
         state = entry.path.stat()
     except OSError as error:
-        raise ImageError(f"{entry.path} cannot be read: {error.strerror}; check the path") from error
+        raise ImageError(
+            f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
+        ) from error
     if state.st_size == record.bytes and state.st_mtime_ns == record.mtime:
         return None
     return None if state.st_size == record.bytes and sha256_of(entry.path) == record.sha256 else "file"
@@ -208,7 +210,9 @@ def _state(entry: ImageEntry) -> NewImage:
         state = entry.path.stat()
         digest = sha256_of(entry.path)
     except OSError as error:
-        raise ImageError(f"{entry.path} cannot be read: {error.strerror}; check the path") from error
+        raise ImageError(
+            f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
+        ) from error
     path = os.path.abspath(entry.path)  # noqa: PTH100, resolve() would follow the links of a data set
     boxes = boxes_to_json(entry.boxes)
     return NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, entry.captions)
@@ -219,7 +223,8 @@ def _loaded(entry: ImageEntry) -> Image:
     if entry.boxes is not None and entry.boxes.size != image.size:
         raise BoxError(
             f"the boxes of {entry.name} are for a picture of {entry.boxes.size[0]}×{entry.boxes.size[1]} pixels, "
-            f"it has {image.size[0]}×{image.size[1]}; give boxes in the picture's own pixels (after EXIF rotation)"
+            f"it has {image.size[0]}×{image.size[1]}; give boxes in the picture's own pixels (after EXIF rotation)",
+            code="box-image-size",
         )
     return image
 
@@ -230,5 +235,6 @@ def _check_finite(names: Sequence[str], features: ImageFeatures) -> None:
         if not (np.isfinite(features.query_embeds[index]).all() and np.isfinite(features.image_embeds[index]).all()):
             raise ImageError(
                 f"{name} was encoded to NaN or infinity; verify the bundle (`qpert verify`), and export it in fp32 if "
-                "half precision overflows"
+                "half precision overflows",
+                code="image-not-finite",
             )

@@ -65,13 +65,17 @@ def clean_caption(caption: str, *, max_words: int = 50, name: str = "the text") 
     words being what single spaces separate. (A lone tab or newline inside stays, as in LAVIS; the tokenizer takes it
     for a space.)
 
-    Raises `TextError` if `caption` is not a string or nothing is left of it; `name` is what the message calls it.
+    Of a text of punctuation alone nothing is left; LAVIS scores it as the empty text, and so it is given here. Raises
+    `TextError` if `caption` is not a string or is blank; `name` is what the message calls it.
     """
     if not isinstance(caption, str):
         raise TextError(f"{name} is a {type(caption).__name__}; expected a string")
     cleaned = _WHITESPACE_RUN.sub(" ", caption.lower().translate(_PUNCTUATION)).rstrip("\n").strip(" ")
-    if not cleaned.strip():
-        raise TextError(f"{name} is {_shown(caption)}, of which cleaning leaves nothing; expected at least one word")
+    if not caption.strip():
+        raise TextError(
+            f"{name} is {_shown(caption)}, of which cleaning leaves nothing; expected at least one word",
+            code="text-blank",
+        )
     return " ".join(cleaned.split(" ")[:max_words])
 
 
@@ -125,6 +129,7 @@ class Tokenizer:
         self._backend = backend
         self.spec = spec
         self._warned_of_truncation = False
+        self._warned_of_empty = False
 
     @classmethod
     def open(cls, path: Path, spec: TokenizerSpec) -> Tokenizer:
@@ -168,11 +173,7 @@ class Tokenizer:
             )
         cleaned = [self._clean(text, f"text {index}") for index, text in enumerate(texts)]
         encodings = self._encode_cleaned(cleaned)
-        for index, encoding in enumerate(encodings):
-            if len(encoding.ids) <= self._special:
-                raise TextError(
-                    f"text {index} is {_shown(texts[index])}, which gives no token; expected a word", code="text-empty"
-                )
+        self._warn_of_empty(texts, encodings)
         self._warn_once_of_truncation(encodings)
         return self._padded([encoding.ids for encoding in encodings])
 
@@ -181,6 +182,8 @@ class Tokenizer:
             return clean_caption(text, name=name)
         if not isinstance(text, str):
             raise TextError(f"{name} is a {type(text).__name__}; expected a string", code="text-type")
+        if not text.strip():
+            raise TextError(f"{name} is {_shown(text)}, which is blank; expected at least one word", code="text-blank")
         return text
 
     def _encode_cleaned(self, cleaned: list[str]) -> list[Encoding]:
@@ -192,6 +195,14 @@ class Tokenizer:
                     code="text-surrogates",
                 )
         return self._backend.encode_batch(cleaned)
+
+    def _warn_of_empty(self, texts: Sequence[str], encodings: list[Encoding]) -> None:
+        """Texts that give no token are encoded as special tokens alone, as LAVIS does; the first such call warns."""
+        empty = [text for text, encoding in zip(texts, encodings, strict=True) if len(encoding.ids) <= self._special]
+        if empty and not self._warned_of_empty:
+            self._warned_of_empty = True
+            message = f"{len(empty)} of {len(texts)} texts hold no word, and are encoded as the empty text, as in LAVIS"
+            warnings.warn(f"{message}: {_shown(empty[0])}", QpertWarning, stacklevel=3)
 
     def _warn_once_of_truncation(self, encodings: list[Encoding]) -> None:
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)

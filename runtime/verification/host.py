@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.errors import QpertWarning
 from qpert.runtime.inputs.boxes import Boxes
@@ -26,10 +27,33 @@ def host_gates(encoder: Encoder, samples: Samples) -> list[Gate]:
 
 def preprocessing_gate(encoder: Encoder, samples: Samples) -> Gate:
     """Pictures preprocessed here against the reference's pixels; 1e-5 is float32 rounding of (x/255 − mean)/std."""
-    pictures = [picture for picture, _ in samples.pictures]
-    pixel_values = preprocess_images(pictures, encoder.manifest.preprocessing)
-    distance = float(np.abs(pixel_values - np.stack([pixels for _, pixels in samples.pictures])).max())
-    return Gate("preprocessing: max abs difference", distance, 1e-5)
+    rows_first = samples.pillow_decides or may_hold_rows_first(encoder.manifest)
+    distances = [
+        pixel_distance(encoder.manifest, picture, pixels, rows_first=rows_first) for picture, pixels in samples.pictures
+    ]
+    return Gate("preprocessing: max abs difference", max(distances), 1e-5)
+
+
+def pixel_distance(manifest: Manifest, picture: np.ndarray, recorded: np.ndarray, *, rows_first: bool) -> float:
+    """Max abs difference between the pixels float32 [3,S,S] made here of `picture` uint8 [H,W,3] and the reference's.
+
+    Old bundles, and stock processors under Pillow 13, resize a tall picture rows before columns, where the product (and
+    LAVIS's figures) resize columns first. Where the reference may be such (`rows_first`), such a picture has to equal the rows-first result made here, to the same limit. That
+    result is the transposed picture's, transposed back, because the two passes differ in nothing but the axis.
+    """
+    made = preprocess_images([picture], manifest.preprocessing)[0]
+    distance = float(np.abs(made - recorded).max())
+    if picture.shape[0] <= picture.shape[1] or not rows_first:
+        return distance
+    turned = preprocess_images([picture.transpose(1, 0, 2)], manifest.preprocessing)[0]
+    return min(distance, float(np.abs(turned.transpose(0, 2, 1) - recorded).max()))
+
+
+def may_hold_rows_first(manifest: Manifest) -> bool:
+    """Whether the recorded pixels may be rows-first: made with Pillow 13 or newer, before the order was fixed, which
+    was in the days of schema 1."""
+    major = manifest.tools.get("pillow", "").partition(".")[0]
+    return manifest.schema_read == 1 and major.isdecimal() and int(major) >= 13
 
 
 def tokenizer_gate(encoder: Encoder, samples: Samples) -> Gate:

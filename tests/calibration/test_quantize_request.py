@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from qpert.calibration.quantization.build import quantize_bundle
+from qpert.calibration.quantization.data import open_split
 from qpert.calibration.quantization.request import QuantizeRequest
 from qpert.runtime.cli import run
-from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.errors import BoxError, InputError, QpertWarning, UnavailableError
+from qpert.runtime.progress import Silent
 from qpert.runtime.scenes import write_dataset
 
 
@@ -126,3 +130,20 @@ def test_fp8_without_modelopt_says_how_to_get_it(
     assert run([*arguments, "--target", "tensorrt"]) == 3
     assert run(arguments) == 2
     assert "fp8 is for GPUs" in capsys.readouterr().err
+
+
+def test_boxes_of_a_coco_entities_file_are_read_and_bad_ones_can_be_left_out(tmp_path: Path) -> None:
+    image = "val2014/COCO_val2014_000000000042.jpg"
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2014").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / image)
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps([{"image": image, "caption": ["a dog"]}]))
+    detections = {"dog": [[1, [1, 2, 10, 12]], [2, [5, 5, 5, 9]]]}
+    (tmp_path / "coco_entities.json").write_text(json.dumps({"42": {"a dog": {"detections": detections}}}))
+    request = QuantizeRequest(tmp_path / "bundle", tmp_path / "out", dataset=str(tmp_path))
+    with pytest.raises(BoxError) as caught:
+        open_split(request, Silent())
+    assert caught.value.code == "box-empty"
+    with pytest.warns(QpertWarning, match="1 of 2 boxes cannot be used"):
+        split = open_split(replace(request, skip_bad_boxes=True), Silent())
+    assert split.boxes_of(0, (40, 30)).xyxy.tolist() == [[1, 2, 10, 12]]

@@ -46,8 +46,8 @@ def test_a_manifest_has_what_the_contract_promises(values):
 
 
 def test_a_newer_schema_is_refused_with_both_versions(folder, values):
-    with pytest.raises(BundleError, match=r"schema version 2, this qpert reads up to 1; upgrade qpert"):
-        read_manifest(write(folder, values | {"schema_version": 2}))
+    with pytest.raises(BundleError, match=r"schema version 3, this qpert reads up to 2; upgrade qpert"):
+        read_manifest(write(folder, values | {"schema_version": 3}))
 
 
 @pytest.mark.parametrize("version", [None, "1", 1.5, True, 0, -3])
@@ -81,11 +81,49 @@ def test_bytes_that_are_no_text_are_refused(folder):
         read_manifest(folder)
 
 
-def test_a_missing_graph_is_named(folder, values):
+@pytest.mark.parametrize("name", ["vision", "image_query", "text"])
+def test_a_missing_required_role_is_named(folder, values, name):
+    changed = copy.deepcopy(values)
+    role = changed["graphs"].pop(name)["role"]
+    with pytest.raises(BundleError, match=f"no graph of role {role}") as caught:
+        read_manifest(write(folder, changed))
+    assert caught.value.code == "bundle-roles"
+
+
+def test_two_graphs_of_one_role_are_refused(folder, values):
+    changed = copy.deepcopy(values)
+    changed["graphs"]["again"] = changed["graphs"]["text"]
+    with pytest.raises(BundleError, match="two graphs of role text_tower"):
+        read_manifest(write(folder, changed))
+
+
+def test_a_second_score_needs_a_pair_scorer_and_the_other_way_round(folder, values):
     changed = copy.deepcopy(values)
     del changed["graphs"]["itm"]
-    with pytest.raises(BundleError, match="no graph named itm"):
+    with pytest.raises(BundleError) as caught:
         read_manifest(write(folder, changed))
+    assert caught.value.code == "bundle-scores"
+    changed["scores"] |= {"second": None, "final": "first"}
+    assert read_manifest(write(folder, changed)).pair_scorer is None
+
+
+def test_a_graph_without_a_slot_of_its_role_is_refused(folder, values):
+    changed = copy.deepcopy(values)
+    changed["graphs"]["text"]["inputs"][0]["slot"] = "pixels"
+    with pytest.raises(BundleError, match=r"expected .*token_ids"):
+        read_manifest(write(folder, changed))
+
+
+def test_patches_that_are_not_the_image_tokens_are_refused(folder, values):
+    with pytest.raises(BundleError) as caught:
+        read_manifest(write(folder, values | {"prefix_tokens": 0}))
+    assert caught.value.code == "bundle-patches"
+
+
+def test_a_graph_of_a_role_that_nobody_knows_yet_is_kept(folder, values):
+    changed = copy.deepcopy(values)
+    changed["graphs"]["caption"] = changed["graphs"]["text"] | {"role": "language_head"}
+    assert read_manifest(write(folder, changed)).graphs["caption"].role == "language_head"
 
 
 def test_an_axis_without_a_range_is_named(folder, values):
@@ -158,7 +196,7 @@ def test_a_bundle_that_is_itself_reached_by_a_link_is_read(folder, values, tmp_p
 def places(values, path=()):
     """Every place in nested JSON, except inside `files`, `tools` and `verification`, which are free-form."""
     yield path
-    if path and path[-1] in ("files", "tools", "verification", "notes", "score"):
+    if path and path[-1] in ("files", "tools", "verification", "notes", "architecture"):
         return
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
@@ -185,5 +223,5 @@ def test_a_damaged_manifest_is_read_or_is_a_bundle_error_and_nothing_else(tmp_pa
     except BundleError:
         return
     assert isinstance(manifest, Manifest)
-    assert manifest.grid >= 1
+    assert manifest.token_grid.rows >= 1
     assert all(spec.ranges[axis].min >= 0 for spec in manifest.graphs.values() for axis in spec.ranges)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from qpert.runtime.cli import run
+from qpert.runtime.cli.search import lines
 from qpert.runtime.retriever import Retriever
 
 BOX = {"x1": 2, "y1": 3, "x2": 20, "y2": 25, "label": "a <b>cup</b>"}
@@ -59,6 +60,51 @@ def test_index_reports_what_it_did_and_does_nothing_twice(capsys, tmp_path, tiny
     assert first["bytes"] == sum(path.stat().st_size for path in (tmp_path / "g").rglob("*") if path.is_file())
     second = document(capsys, *arguments)
     assert (second["added"], second["unchanged"]) == (0, 4)
+
+
+def test_index_counts_and_names_what_it_leaves_out_after_its_result(capsys, tmp_path, tiny_bundle, images):
+    (tmp_path / "set").mkdir()
+    shutil.copy(images / "images/0.png", tmp_path / "set" / "0.PNG")
+    (tmp_path / "set" / "notes.md").write_text("x")
+    code, out, err = result(capsys, "index", tiny_bundle, tmp_path / "set", "--out", tmp_path / "g", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["added"] == 1
+    assert found["left_out"] == [{"name": "notes.md", "reason": "no picture that this Pillow can decode"}]
+    assert err.strip().splitlines()[-1] == "left out 1, no picture that this Pillow can decode: notes.md"
+
+
+def test_bad_boxes_stop_index_and_search_unless_they_are_to_be_skipped(capsys, tmp_path, tiny_bundle, images):
+    rows = [{"image": "images/1.png", **BOX}, {"image": "images/1.png", **BOX, "x2": 2}]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    boxes = ("--boxes", tmp_path / "boxes.jsonl")
+    index = ("index", tiny_bundle, images / "test.json", "--out", tmp_path / "g", *boxes)
+    search = ("search", tmp_path / "g", "--image", images / "images/1.png", *boxes)
+    code, _, err = result(capsys, *index)
+    assert code == 2
+    assert "boxes.jsonl:2: box (2, 3, 2, 25) is empty" in err
+    assert not (tmp_path / "g").exists()
+    code, _, err = result(capsys, *index, "--skip-bad-boxes")
+    assert code == 0
+    assert "1 of 2 boxes cannot be used and are left out (--skip-bad-boxes)" in err
+    with Retriever.open(tiny_bundle) as retriever, retriever.open_gallery(tmp_path / "g") as gallery:
+        assert gallery.boxes_of(1).xyxy.tolist() == [[2, 3, 20, 25]]
+    assert result(capsys, *search)[0] == 2
+    assert result(capsys, *search, "--skip-bad-boxes")[0] == 0
+
+
+def test_detections_that_hold_no_box_are_said(capsys, tmp_path, tiny_bundle, images):
+    (tmp_path / "none.json").write_text("[]")
+    arguments = ("index", tiny_bundle, images / "images", "--out", tmp_path / "g", "--boxes", tmp_path / "none.json")
+    code, _, err = result(capsys, *arguments)
+    assert code == 0
+    assert f"warning: {tmp_path / 'none.json'} holds no boxes" in err
+
+
+def test_texts_of_a_file_end_at_line_feeds_alone(tmp_path):
+    texts = ["a dog\u2028on a mat", "a cat\x0cat night", "two\x85houses", "a\x1cboat"]
+    (tmp_path / "texts.txt").write_bytes("\r\n".join(["\ufeff" + texts[0], *texts[1:], " ", ""]).encode())
+    assert lines(tmp_path / "texts.txt") == texts
 
 
 def test_search_prints_the_contracts_json(capsys, indexed, tiny_bundle):

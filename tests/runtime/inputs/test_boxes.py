@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qpert.runtime.errors import BoxError, QpertWarning
-from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.boxes import Boxes, one_warning_a_kind
 
 SIZE = (640, 480)
 
@@ -47,10 +47,66 @@ def test_coordinates_outside_the_image_are_clipped_with_one_warning():
     assert said[0].filename == __file__
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        (640, 0, 650, 9),
+        (640.0003, 10, 645, 15),
+        (0, 480, 9, 490),
+        (0, 480.9, 9, 490),
+        (-9, 0, 0, 9),
+        (-9, 0, -0.5, 9),
+        (0, -9, 9, 0),
+    ],
+)
+def test_a_box_that_misses_the_image_by_less_than_a_pixel_is_left_out_with_a_warning(box):
+    given = [(1, 2, 3, 4), box, (5, 6, 7, 8)]
+    with pytest.warns(QpertWarning, match=r"^b: box \(.*\) lay just outside the image of 640×480 pixels: left out$"):
+        boxes = Boxes(given, SIZE, scores=[0.1, 0.2, 0.3], labels=["x", "y", "z"], sources=["a", "b", "c"])
+    np.testing.assert_array_equal(boxes.xyxy, [(1, 2, 3, 4), (5, 6, 7, 8)])
+    np.testing.assert_array_equal(boxes.scores, [0.1, 0.3])
+    assert (boxes.labels, boxes.sources) == (("x", "z"), ("a", "c"))
+    assert not boxes.scores.flags.writeable
+    assert (boxes.areas > 0).all()
+
+
+@pytest.mark.parametrize("box", [(639.9997, 0, 650, 9), (0, 479.9997, 9, 490), (-9, 0, 0.0003, 9), (0, -9, 9, 0.0003)])
+def test_a_box_with_a_sliver_inside_the_image_is_clipped_to_the_sliver(box):
+    with pytest.warns(QpertWarning, match="clipped to it"):
+        boxes = Boxes([box], SIZE)
+    x1, y1, x2, y2 = boxes.xyxy[0].tolist()
+    assert (x1, y1, x2, y2) == (max(box[0], 0), max(box[1], 0), min(box[2], 640), min(box[3], 480))
+    assert 0 < boxes.areas[0] < 1e-5
+
+
+@pytest.mark.parametrize("box", [(641, 0, 650, 9), (0, 481, 9, 490), (-9, 0, -1, 9), (0, -9, 9, -1)])
+def test_a_box_that_misses_the_image_by_a_pixel_or_more_is_an_error(box):
+    with pytest.raises(BoxError) as caught:
+        Boxes([box], SIZE)
+    assert caught.value.code == "box-outside"
+
+
+def test_warnings_about_many_images_are_one_a_kind_with_the_counts_of_all():
+    def many():
+        with one_warning_a_kind():
+            for _ in range(3):
+                Boxes([(0, 0, 700, 9), (0, 0, 9, 500)], SIZE)
+            Boxes([(640, 0, 650, 9)], SIZE)
+            warnings.warn("another matter", DeprecationWarning, stacklevel=1)
+
+    with pytest.warns() as said:
+        many()
+    found = [str(one.message) for one in said]
+    assert len(found) == 3
+    assert "another matter" in found[0]
+    assert found[1].endswith("clipped to it (in all 6 boxes of 3 images)")
+    assert found[2].endswith("left out")
+
+
 def test_a_box_inside_the_image_is_not_warned_about():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Boxes([[0, 0, 640, 480]], SIZE)
+        assert len(Boxes([[0, 0, 640, 480]], SIZE)) == 1
 
 
 @pytest.mark.parametrize(
@@ -62,7 +118,7 @@ def test_a_box_inside_the_image_is_not_warned_about():
         ([[0, 9, 5, 2]], "box 0 .* is inverted"),
         ([[5, 0, 5, 9]], "box 0 .* is empty"),
         ([[0, 3, 5, 3]], "box 0 .* is empty"),
-        ([[0, 0, 1, 1], [640, 0, 650, 9]], "box 1 .* lies outside the image of 640×480"),
+        ([[0, 0, 1, 1], [641, 0, 650, 9]], "box 1 .* lies outside the image of 640×480"),
         ([[-9, 0, -1, 9]], "box 0 .* lies outside"),
         ([1, 2, 3, 4], r"shape \[4\]; expected \[O,4\]"),
         ([[1, 2, 3]], r"shape \[1, 3\]"),

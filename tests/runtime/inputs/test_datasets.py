@@ -46,7 +46,7 @@ def write(root, entries):
 
 
 def test_texts_are_numbered_in_order_and_know_their_image(tree):
-    with pytest.warns(QpertWarning, match="1 of 2 images have no file"):
+    with pytest.warns(QpertWarning, match="1 of 2 images are not in"):
         dataset = read_dataset(tree)
     assert dataset.names == ("flickr30k-images/7.jpg", "flickr30k-images/8.jpg")
     assert dataset.images[1] == tree / "flickr30k-images" / "8.jpg"
@@ -92,6 +92,83 @@ def test_a_repeated_image_is_an_error_that_names_both_entries(tree):
     write(tree, [entry("7", "a"), entry("8", "b"), entry("7", "c")])
     with pytest.raises(InputError, match=r"\[2\] repeats the image 'flickr30k-images/7.jpg' of \[0\]"):
         read_dataset(tree)
+
+
+def test_the_training_layout_of_one_entry_a_caption_is_grouped_by_image(tree):
+    entries = [("7", "a"), ("8", "b"), ("7", "c"), ("8", "..."), ("7", "a")]
+    listed = [{"image": f"flickr30k-images/{stem}.jpg", "caption": text, "image_id": stem} for stem, text in entries]
+    (tree / "annotations" / "train.json").write_text(json.dumps(listed))
+    dataset = read_dataset(tree, "train", entities=False)
+    assert dataset.names == ("flickr30k-images/7.jpg", "flickr30k-images/8.jpg")
+    assert dataset.captions == ("a", "c", "a", "b", "...")
+    assert dataset.image_of_caption.tolist() == [0, 0, 0, 1, 1]
+    assert dataset.take(1).captions == ("a", "c", "a")
+
+
+@pytest.mark.parametrize("captions", [(["a"], "b"), ("a", ["b"]), (["a"], ["b"])])
+def test_an_image_that_comes_back_in_the_evaluation_layout_is_an_error(tree, captions):
+    write(tree, [{"image": "flickr30k-images/7.jpg", "caption": caption} for caption in captions])
+    with pytest.raises(InputError) as caught:
+        read_dataset(tree, entities=False)
+    assert caught.value.code == "annotation-image-twice"
+
+
+def test_an_entry_with_two_captions_of_one_key_is_an_error(tree):
+    (tree / "annotations" / "test.json").write_text(
+        '[{"image": "flickr30k-images/7.jpg", "caption": "a", "caption": "b"}]'
+    )
+    with pytest.raises(InputError) as caught:
+        read_dataset(tree, entities=False)
+    assert caught.value.code == "annotation-file"
+
+
+def test_images_and_entities_are_found_under_the_other_unicode_form_of_their_names(tree):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    Image.new("RGB", (40, 30)).save(tree / "flickr30k-images" / f"{decomposed}.jpg")
+    entities = tree / "flickr30k_entities"
+    (entities / "Annotations" / f"{decomposed}.xml").write_text(XML.format(stem=composed), encoding="utf-8")
+    write(tree, [entry(composed, "a")])
+    dataset = read_dataset(tree)
+    assert dataset.images == (tree / "flickr30k-images" / f"{decomposed}.jpg",)
+    assert len(dataset.boxes_of(0, (40, 30))) == 4
+
+
+def test_entities_are_those_of_the_whole_name_before_its_extension(tree):
+    for stem in ("clip", "clip.0001"):
+        Image.new("RGB", (40, 30)).save(tree / "flickr30k-images" / f"{stem}.jpg")
+    (tree / "flickr30k_entities" / "Annotations" / "clip.0001.xml").write_text(XML.format(stem="clip.0001"))
+    write(tree, [entry("clip", "a"), entry("clip.0001", "b")])
+    with pytest.warns(QpertWarning, match="1 of 2 images are not in .*: flickr30k-images/clip.jpg"):
+        dataset = read_dataset(tree)
+    assert [len(dataset.boxes_of(index, (40, 30))) for index in (0, 1)] == [0, 4]
+
+
+def test_two_images_of_one_entities_file_are_an_error(tree):
+    Image.new("RGB", (40, 30)).save(tree / "flickr30k-images" / "7.png")
+    write(tree, [entry("7", "a"), {"image": "flickr30k-images/7.png", "caption": ["b"]}])
+    with pytest.raises(BoxError) as caught:
+        read_dataset(tree)
+    assert caught.value.code == "box-image-twice"
+
+
+def test_what_macos_leaves_beside_entities_is_no_annotation(tree):
+    (tree / "flickr30k_entities" / "Annotations" / "._7.xml").write_bytes(b"\0\5\x16\7")
+    (tree / "flickr30k_entities" / "Annotations" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    write(tree, [entry("7", "a")])
+    assert len(read_dataset(tree).boxes_of(0, (40, 30))) == 3
+
+
+def test_bad_entities_boxes_can_be_left_out(tree):
+    annotation = tree / "flickr30k_entities" / "Annotations" / "7.xml"
+    annotation.write_text(annotation.read_text().replace("<xmin>31</xmin>", "<xmin>41</xmin>"))
+    write(tree, [entry("7", "a")])
+    with pytest.raises(BoxError) as caught:
+        read_dataset(tree)
+    assert caught.value.code == "box-empty"
+    with pytest.warns(QpertWarning, match=r"1 of 4 boxes cannot be used .*7\.xml: object 3") as said:
+        dataset = read_dataset(tree, skip_bad_boxes=True)
+    assert said[0].filename == __file__
+    assert dataset.boxes_of(0, (40, 30)).xyxy.tolist() == [[0, 0, 10, 20], [4, 4, 5, 5]]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +251,21 @@ def test_coco_entities_json_is_read_directly_zero_based_and_each_detection_once(
     assert boxes.xyxy.tolist() == [[1.5, 2, 10, 12], [0, 0, 4, 4]]
     assert boxes.labels == ("dog", "cat")
     assert len(dataset.boxes_of(1, (40, 30))) == 0
+
+
+@pytest.mark.parametrize("number", ["1_0", "1", True, None])
+def test_numbers_in_coco_entities_are_json_numbers(tmp_path, number):
+    coco_tree(tmp_path, {"42": {"a": {"detections": {"dog": [[1, [number, 0, 20, 9]]]}}}, "7": {}})
+    with pytest.raises(BoxError) as caught:
+        read_dataset(tmp_path)
+    assert caught.value.code == "box-number"
+
+
+def test_macos_litter_beside_coco_entities_is_not_read(tmp_path):
+    names = coco_tree(tmp_path, {"42": {}, "7": {}})
+    (tmp_path / "coco_entities").mkdir()
+    (tmp_path / "coco_entities" / "._release.json").write_bytes(b"\0\5\x16\7")
+    assert read_dataset(tmp_path).names == tuple(names)
 
 
 @pytest.mark.parametrize(

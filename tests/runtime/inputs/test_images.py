@@ -1,5 +1,7 @@
 """Images against stock Hugging Face, an independent bicubic, and cases worked by hand."""
 
+import hashlib
+import json
 import struct
 import warnings
 import zlib
@@ -8,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shared_data import shared_folder
 
 from qpert.runtime.errors import ImageError, InputError
-from qpert.runtime.inputs.images import load_image, preprocess_images
+from qpert.runtime.inputs.images import image_size, load_image, preprocess_images, resize
 from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 
 PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
@@ -62,6 +65,53 @@ def test_the_resize_is_the_antialiased_bicubic(size):
     actual = preprocess_images([image], identity)[0].transpose(1, 2, 0)
     # One level of tolerance: PIL's weights are fixed-point, so what lies near a half may round the other way.
     np.testing.assert_allclose(actual, numpy_bicubic(image, size) / 255, atol=1.001 / 255, rtol=0)
+
+
+def patterned(width, height):
+    """A uint8 [H,W,3] picture from whole-number arithmetic alone, the same on every machine and NumPy."""
+    shape = (np.arange(length, dtype=np.int64) for length in (height, width, 3))
+    y, x, channel = np.meshgrid(*shape, indexing="ij")
+    mixed = (x * 7919 + y * 104729 + channel * 1299709 + x * y * 31) % 65521
+    return (mixed * mixed // 251 % 256).astype(np.uint8)
+
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "fixtures" / "resize" / "pillow12.json").read_text())
+"""Of `patterned` pictures resized by one call of Pillow 10.4.0 and 12.0.0, which agree: "97x640 56x56 bicubic" to the
+first 16 digits of the SHA-256 of the pixels. 33 of the 156 are other pixels where Pillow 13.0.0 resizes in one call."""
+
+
+def golden(image, size, resample):
+    name = f"{image.width}x{image.height} {size[0]}x{size[1]} {resample}"
+    return hashlib.sha256(np.asarray(resize(image, size, resample)).tobytes()).hexdigest()[:16] == GOLDEN[name]
+
+
+@pytest.mark.parametrize("shape", sorted({name.split()[0] for name in GOLDEN}))
+def test_the_resize_gives_pillow_12s_bytes_on_every_pillow(shape):
+    image = Image.fromarray(patterned(*map(int, shape.split("x"))))
+    wanted = [name.split()[1:] for name in GOLDEN if name.split()[0] == shape]
+    assert len(wanted) == 12
+    wrong = [
+        (size, resample) for size, resample in wanted if not golden(image, tuple(map(int, size.split("x"))), resample)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("shape", ["97x640", "480x640", "31x1999"])
+def test_pixel_values_and_both_references_take_the_columns_of_a_tall_picture_first(tmp_path, shape):
+    from qpert.exporter.references.pixels import picture_pixels
+    from qpert.exporter.references.recording import pixels_of
+
+    picture = patterned(*map(int, shape.split("x")))
+    Image.fromarray(picture).save(tmp_path / "tall.png")
+    bytes_of = ImagePreprocessing(364, mean=(0, 0, 0), std=(1, 1, 1))
+    levels = np.rint(preprocess_images([picture], bytes_of)[0] * 255).astype(np.uint8).transpose(1, 2, 0)
+    digest = hashlib.sha256(np.ascontiguousarray(levels).tobytes()).hexdigest()[:16]
+    assert digest == GOLDEN[f"{shape} 364x364 bicubic"]
+    expected = preprocess_images([picture], ImagePreprocessing(364))[0]
+    np.testing.assert_allclose(pixels_of(picture, ImagePreprocessing(364)), expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        picture_pixels(tmp_path / "tall.png", ImagePreprocessing(364)), expected, atol=1e-6, rtol=0
+    )
 
 
 def test_a_constant_colour_is_normalised_as_worked_by_hand():
@@ -130,6 +180,112 @@ def test_16_bit_grey_is_scaled_not_clipped(mode):
 def test_a_16_bit_png_file_is_scaled(tmp_path):
     Image.fromarray(np.array([[0, 65535, 32896]], np.uint16)).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(pixels(tmp_path / "deep.png")[0, :, 1], [0, 255, 128])
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
+def test_integers_that_fit_in_8_bits_are_8_bit_levels_as_for_pil_itself(mode):
+    image = Image.new(mode, (4, 1))
+    for x, value in enumerate([0, 7, 128, 255]):
+        image.putpixel((x, 0), value)
+    np.testing.assert_array_equal(pixels(image)[0, :, 2], [0, 7, 128, 255])
+    if mode == "I":
+        np.testing.assert_array_equal(pixels(image), np.asarray(image.convert("RGB")))
+
+
+def test_a_32_bit_tiff_of_8_bit_values_is_not_black(tmp_path):
+    values = np.arange(48, dtype=np.int32).reshape(6, 8) * 5
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    np.testing.assert_array_equal(pixels(tmp_path / "deep.tif"), np.repeat(values[..., None], 3, axis=2))
+
+
+def test_negative_integers_are_refused():
+    with pytest.raises(ImageError) as caught:
+        load_image(Image.new("I", (2, 2), -1))
+    assert caught.value.code == "image-range"
+
+
+TURNS = {
+    1: lambda seen: seen,
+    2: lambda seen: seen[:, ::-1],
+    3: lambda seen: seen[::-1, ::-1],
+    4: lambda seen: seen[::-1],
+    5: lambda seen: seen.transpose(1, 0, 2),
+    6: lambda seen: np.rot90(seen, -1),
+    7: lambda seen: seen[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda seen: np.rot90(seen),
+    9: lambda seen: seen,
+    0: lambda seen: seen,
+}
+"""What EXIF's orientations mean for an array [H,W,3] (EXIF 2.32, tag 0x0112); others mean nothing."""
+
+CARRIERS = ("jpg", "mpo", "png", "webp", "tif", "avif", "jfif")
+
+
+def written(folder, suffix, orientation, shape=(24, 40)):
+    """A picture of four flat quarters, so that lossy formats keep them, with an orientation in its EXIF or TIFF tag."""
+    if suffix == "avif":
+        pytest.importorskip("PIL._avif")
+    array = np.zeros((*shape, 3), np.uint8)
+    middle, centre = shape[0] // 2, shape[1] // 2
+    array[:middle, :centre], array[:middle, centre:] = (230, 20, 20), (20, 230, 20)
+    array[middle:, :centre], array[middle:, centre:] = (20, 20, 230), (230, 230, 20)
+    path = folder / f"picture.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif} if suffix != "tif" else {"tiffinfo": {0x0112: orientation}}
+    kinds = {"jfif": "JPEG", "mpo": "MPO"}
+    more = {"save_all": True, "append_images": [Image.new("RGB", shape[::-1])]} if suffix == "mpo" else {}
+    Image.fromarray(array).save(path, kinds.get(suffix), **options, **more)
+    return path, array
+
+
+@pytest.mark.parametrize(
+    ("suffix", "orientation"),
+    # AVIF stores turns of its own instead of EXIF's number, so there no other number can be written.
+    [(suffix, number) for suffix in CARRIERS for number in TURNS if suffix != "avif" or number in range(1, 9)],
+)
+def test_size_and_pixels_of_every_format_are_those_of_the_picture_as_it_is_seen(tmp_path, suffix, orientation):
+    path, stored = written(tmp_path, suffix, orientation)
+    seen = TURNS[orientation](stored)
+    assert image_size(path) == (seen.shape[1], seen.shape[0])
+    assert load_image(path).size == image_size(path)
+    # 60 levels of 210 between the colours: lossy formats blur the borders of the quarters, not their centres.
+    for row in (0.25, 0.75):
+        for column in (0.25, 0.75):
+            place = int(seen.shape[0] * row), int(seen.shape[1] * column)
+            np.testing.assert_allclose(pixels(path)[place].astype(int), seen[place].astype(int), atol=60)
+    np.testing.assert_array_equal(pixels(load_image(path)), pixels(path))
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(pixels(opened), pixels(path))
+
+
+@pytest.mark.parametrize("orientation", [6, 9])
+def test_a_tag_that_pil_cannot_write_does_not_matter(tmp_path, orientation):
+    array = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    # EXIF by hand: two entries, Orientation (SHORT) and XResolution (RATIONAL 0/0, not a number).
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0) + struct.pack("<HHII", 0x011A, 5, 1, 38)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0) + struct.pack("<II", 0, 0)
+    Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
+    seen = TURNS[orientation](array)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), seen)
+    assert image_size(tmp_path / "a.png") == (seen.shape[1], seen.shape[0])
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path):
+    array = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    Image.fromarray(array).save(tmp_path / "a.png", exif=b"Exif\0\0no TIFF header here")
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), array)
+    assert image_size(tmp_path / "a.png") == (7, 5)
+
+
+def test_the_size_of_what_is_no_picture_is_refused_as_loading_it_is(tmp_path):
+    (tmp_path / "a.jpg").write_text("no picture")
+    with pytest.raises(ImageError) as caught:
+        image_size(tmp_path / "a.jpg")
+    assert caught.value.code == "image-format"
+    with pytest.raises(ImageError) as caught:
+        image_size(tmp_path / "b.jpg")
+    assert caught.value.code == "image-missing"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -251,7 +407,13 @@ def test_one_image_in_place_of_a_list_is_an_error():
 
 def test_preprocessing_survives_the_manifest():
     preprocessing = ImagePreprocessing(364)
-    assert preprocessing.to_dict() == {"size": 364, "mean": list(MEAN), "std": list(STD), "resample": "bicubic"}
+    assert preprocessing.to_dict() == {
+        "size": 364,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "resample": "bicubic",
+        "fit": "squash",
+    }
     assert ImagePreprocessing.from_dict(preprocessing.to_dict()) == preprocessing
 
 
@@ -264,9 +426,27 @@ def test_preprocessing_survives_the_manifest():
         ({"mean": [0.5, 0.5, float("nan")]}, "finite"),
         ({"std": [1, 0, 1]}, "above 0"),
         ({"resample": "area"}, "resample is 'area'"),
-        ({"crop": True}, "expected exactly"),
+        ({"crop": True}, "expected \\["),
+        ({"fit": "stretch"}, "fit is 'stretch'"),
+        ({"fit": "crop"}, "shortest_side is 0"),
+        ({"fit": "crop", "shortest_side": 223}, "shortest_side is 223"),
+        ({"rounding": "up"}, "rounding is 'up'"),
     ],
 )
 def test_unusable_preprocessing_is_an_error(change, message):
     with pytest.raises(InputError, match=message):
         ImagePreprocessing.from_dict({**ImagePreprocessing(224).to_dict(), **change})
+
+
+def test_the_pictures_of_public_reports_load_as_pil_reads_them():
+    cases = shared_folder("cases/img")
+    with Image.open(cases / "i32_8bit.tif") as deep:
+        np.testing.assert_array_equal(pixels(cases / "i32_8bit.tif"), np.asarray(deep.convert("RGB")))
+        assert pixels(cases / "i32_8bit.tif").max() > 100
+    with Image.open(cases / "exif9.jpg") as plain:
+        np.testing.assert_array_equal(pixels(cases / "exif9.jpg"), np.asarray(plain.convert("RGB")))
+        assert image_size(cases / "exif9.jpg") == plain.size
+    with Image.open(cases / "exif_srational.jpg") as side:
+        turned = side.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(pixels(cases / "exif_srational.jpg"), np.asarray(turned))
+    assert image_size(cases / "exif_srational.jpg") == turned.size

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qpert.exporter.references.boxes import mask as reference_mask
 from qpert.runtime.errors import InputError, LimitError
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation, box_weights, object_masks
@@ -149,9 +150,37 @@ def test_one_boxes_in_place_of_a_list_is_an_error():
         box_weights(Boxes([[0, 0, 1, 1]], (8, 8)), Perturbation())
 
 
-def test_a_grid_that_does_not_divide_the_image_is_an_error():
-    with pytest.raises(InputError, match="30 is not a multiple of the grid's 4"):
-        object_masks([None], grid=squashed(4, 30), coverage="exact")
+@pytest.mark.parametrize("numbers", [(4, 4, 8, 1), (0, 4, 7, 1), (4, 4, 0, 1), (4, 4, 7, -1)])
+def test_a_grid_that_does_not_fit_into_the_image_is_an_error(numbers):
+    with pytest.raises(InputError) as caught:
+        TokenGrid(*numbers, ImagePreprocessing(30))
+    assert caught.value.code == "token-grid"
+
+
+@pytest.mark.parametrize("coverage", ["exact", "binary", "dilated"])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        TokenGrid(4, 4, 7, 1, ImagePreprocessing(30)),  # two pixels at the right and bottom are in no patch
+        TokenGrid(3, 3, 10, 0, ImagePreprocessing(30, fit="crop", shortest_side=36)),
+        TokenGrid(4, 4, 7, 2, ImagePreprocessing(31, fit="crop", shortest_side=31, rounding="half_even")),
+    ],
+    ids=["odd patches", "crop", "crop of the longer side"],
+)
+def test_masks_follow_the_picture_through_crop_and_odd_patches(grid, coverage):
+    """Cell by cell, and pixel by pixel where the release's mask is resized: `exporter/references/boxes.py`."""
+    corners = [(0, 0, 97, 61), (3.5, 2.25, 40, 30), (60, 0, 96, 61), (0, 50, 20, 61), (45, 30, 46, 31)]
+    for size in ((97, 61), (61, 97)):
+        boxes = [(x1, y1, min(x2, size[0]), min(y2, size[1])) for x1, y1, x2, y2 in corners if x1 < size[0]]
+        found = object_masks([Boxes(boxes, size)], grid=grid, coverage=coverage)[0]
+        expected = np.stack([reference_mask(box, size, coverage, grid) for box in boxes])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # rounding of float32
+        assert not found[:, : grid.prefix].any()
+
+
+def test_a_box_outside_the_crop_covers_nothing_and_an_unknown_coverage_is_an_error():
+    grid = TokenGrid(3, 3, 10, 0, ImagePreprocessing(30, fit="crop", shortest_side=30))
+    assert not object_masks([Boxes([[0, 0, 20, 30]], (90, 30))], grid=grid, coverage="exact").any()
     with pytest.raises(InputError, match="coverage is 'soft'; expected one of exact, binary, dilated"):
         object_masks([None], grid=squashed(2, 28), coverage="soft")
 

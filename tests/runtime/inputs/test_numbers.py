@@ -1,0 +1,26 @@
+"""Numbers that are written as text, wherever users write them."""
+
+import pytest
+
+from qpert.calibration.perturbation import grid
+from qpert.runtime.benchmark import workloads
+from qpert.runtime.cli.verify import allowed
+from qpert.runtime.errors import InputError
+from qpert.runtime.inputs.numbers import parse_float, parse_int
+
+
+def test_plain_decimal_numbers_are_read():
+    assert [parse_float(text) for text in ("1", " -2.5 ", "1e3", ".5")] == [1, -2.5, 1000, 0.5]
+    assert [parse_int(text) for text in ("10", "-3")] == [10, -3]
+
+
+@pytest.mark.parametrize("text", ["1_0", "\uff11", "", "x", "\u0661"])
+def test_digit_groups_and_digits_of_other_scripts_are_no_numbers_here(text):
+    for read in (parse_float, parse_int):
+        with pytest.raises(ValueError, match=r"number|float|int"):
+            read(text)
+    for parse in (grid.parse_numbers, workloads.parse_numbers):
+        with pytest.raises(InputError):
+            parse(f"2,{text}", "--numbers")
+    with pytest.raises(InputError):
+        allowed((f"r1={text}",))
