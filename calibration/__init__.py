@@ -1,1 +1,1 @@
-"""Perturbation hyper-parameters by grid search, and ranges for quantisation (not built yet)."""
+"""Settings of a bundle from data: perturbation hyper-parameters by grid search, INT8 and FP8 ranges."""

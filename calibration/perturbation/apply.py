@@ -25,12 +25,11 @@ from qpert.runtime.errors import BundleError, InputError
 from qpert.runtime.files import sha256_of, write_atomically
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.sessions.tensorrt.engines import ENGINES
 
 if TYPE_CHECKING:
     from qpert.exporter.references.protocol import MarginReference
     from qpert.exporter.references.recording import InputMaker
-
-ENGINES = "engines"
 
 
 def apply_settings(

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qpert.runtime.errors import InputError
-from qpert.runtime.inputs.numbers import parse_float
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation, Reduction
 
 ALPHAS = (2.0, 4.0, 6.0, 8.0, 10.0)
@@ -89,19 +88,6 @@ class Grid:
 
     def to_dict(self) -> dict[str, Any]:
         return {name: list(values) for name, values in asdict(self).items()}
-
-
-def parse_numbers(text: str, name: str) -> tuple[float, ...]:
-    """`2,4,6` as numbers. Raises InputError for anything else."""
-    try:
-        return tuple(parse_float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{name} is {text!r}; expected numbers with commas between them, as 2,4,6") from None
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """`S,1-S` as names."""
-    return tuple(part.strip() for part in text.split(","))
 
 
 def _check_choices(name: str, values: tuple[str, ...], choices: tuple[str, ...]) -> None:

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qpert.calibration.perturbation.bootstrap import Direction, Hits, Score, Spread, spread
 from qpert.calibration.perturbation.grid import Grid, Setting
 from qpert.calibration.perturbation.search import SearchResult, Trial
 from qpert.runtime.errors import InputError
+from qpert.runtime.evaluation.bootstrap import Direction, Hits, Score, Uncertainty, uncertainty
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.evaluation.metrics import BINS, SMALL_BIN, DirectionMetrics, RetrievalMetrics, size_bins
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation
 
 SCORE_NAMES: dict[Score, str] = {"mr1": "mR@1", "r1": "R@1", "small": "small R@1"}
-DIRECTION_NAMES: dict[Direction, str] = {"t2i": "text to image", "i2t": "image to text"}
 
 
 def score_of(metrics: RetrievalMetrics, score: Score, direction: Direction) -> float:
@@ -29,13 +28,17 @@ def check_score(data: EvaluationData, score: Score) -> None:
     """Raises InputError where the score is not defined on this split, whatever the setting."""
     bins = size_bins(data.largest_areas)
     if score == "small" and not (bins == SMALL_BIN).any():
-        raise InputError("no image's largest box is below a tenth of it, so there is no small bin; use --score r1")
+        raise InputError(
+            "no image's largest box is below a tenth of it, so there is no small bin; use --score r1",
+            code="no-small-bin",
+        )
     empty = [number for number in range(BINS) if not (bins == number).any()]
     if score == "mr1" and empty:
         counts = ", ".join(str(int((bins == number).sum())) for number in range(BINS))
         raise InputError(
             f"mR@1 is the mean over ten size bins, and {len(empty)} of them have no image (images a bin: {counts}); "
-            "use --score r1, or a larger split"
+            "use --score r1, or a larger split",
+            code="empty-size-bin",
         )
 
 
@@ -51,7 +54,7 @@ class Calibration:
     direction: Direction
     rerank: int
     best: Setting
-    spread: Spread
+    uncertainty: Uncertainty
     environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -75,7 +78,7 @@ class Calibration:
             hits = Hits.of_texts([trial.t2i_ranks for trial in every], owners, areas)
         else:
             hits = Hits.of_images([trial.i2t_ranks for trial in every], areas)
-        found = spread(hits, score, list(result.trials).index(best), none=len(every) - 1)
+        found = uncertainty(hits, score, list(result.trials).index(best), none=len(every) - 1)
         return cls(result, data, grid, exported, score, direction, rerank, best, found)
 
     @property
@@ -88,7 +91,7 @@ class Calibration:
         return self.value(self.result.trials[self.best]) - self.value(self.result.none)
 
     @property
-    def beaten(self) -> bool:
+    def improves(self) -> bool:
         """Whether the best setting scores higher than no perturbation."""
         return self.gain > 0
 
@@ -99,7 +102,7 @@ class Calibration:
 
     @property
     def none_within_noise(self) -> bool:
-        return self.spread.within_noise[-1]
+        return self.uncertainty.within_noise[-1]
 
     def value(self, trial: Trial) -> float:
         return score_of(trial.metrics, self.score, self.direction)
@@ -116,9 +119,9 @@ class Calibration:
             "rerank": self.rerank,
             "best": self._row(self.best),
             "none": self._recalls(self.result.none),
-            "beaten": self.beaten,
+            "beaten": self.improves,
             "gain": self.gain,
-            "spread": self._spread(),
+            "spread": self._uncertainty(),
             "settings": [self._row(setting) for setting in self.ranked()],
             "grid": self.grid.to_dict(),
             "dataset": self.dataset(),
@@ -148,12 +151,12 @@ class Calibration:
             "bin_boxes": self.data.bins_from,
         }
 
-    def _spread(self) -> dict[str, Any]:
-        low, high = self.spread.gain_interval
+    def _uncertainty(self) -> dict[str, Any]:
+        low, high = self.uncertainty.gain_interval
         return {
-            "standard_error": self.spread.standard_error,
+            "standard_error": self.uncertainty.standard_error,
             "gain_interval": [low, high],
-            "chance": self.spread.chance,
+            "chance": self.uncertainty.p_value,
             "within_noise": self.within_noise,
             "none_within_noise": self.none_within_noise,
         }
@@ -162,7 +165,7 @@ class Calibration:
         return self._noise()[setting]
 
     def _noise(self) -> dict[Setting, bool]:
-        return dict(zip(self.result.trials, self.spread.within_noise, strict=False))  # the last is no perturbation
+        return dict(zip(self.result.trials, self.uncertainty.within_noise, strict=False))  # the last is no perturbation
 
     def _row(self, setting: Setting) -> dict[str, Any]:
         beta, gamma = WEIGHT_FUNCTIONS[setting.weight]

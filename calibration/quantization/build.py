@@ -6,18 +6,20 @@ import datetime
 import importlib.metadata
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from qpert.calibration.quantization.data import CalibrationData, calibration_data
 from qpert.calibration.quantization.gate import AccuracyError, Measured, judge, measure, passed, recall_at_1
 from qpert.calibration.quantization.modelopt import check_method, modelopt_python, modelopt_version
 from qpert.calibration.quantization.quantized import QuantizedGraph, quantize_graph
-from qpert.calibration.quantization.report import render
+from qpert.calibration.quantization.report import quantization_report
 from qpert.calibration.quantization.request import QuantizeRequest
 from qpert.calibration.quantization.sensitivity import BlockCost, block_costs
 from qpert.calibration.quantization.speed import SLOWER, speed_ratio
@@ -27,8 +29,10 @@ from qpert.calibration.quantization.variants import running
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from qpert.runtime.bundle.staging import staged_folder
-from qpert.runtime.files import sha256_of
+from qpert.runtime.files import sha256_of, write_atomically
 from qpert.runtime.progress import Progress, Silent
+from qpert.runtime.report.files import json_text
+from qpert.runtime.report.html import to_html
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification import Gate
 
@@ -63,34 +67,33 @@ def quantize_bundle(request: QuantizeRequest, progress: Progress | None = None) 
         modelopt_python()
     bundle = Bundle.open(request.bundle)
     request.check_bundle(bundle)
-    with staged_folder(request.out, force=request.force) as folder, opened(bundle) as encoder:
+    with staged_folder(request.out, force=request.force) as folder, closing(Encoder(bundle, "cpu")) as encoder:
         (folder / WORK).mkdir()
         data = calibration_data(request, encoder, progress)
         plan = make_plan(bundle, request, encoder, data, folder / WORK, progress)
-        costs = sensitivity(request, encoder, plan, data, folder / WORK, progress)
+        costs = block_costs(encoder, plan.graphs, data, folder / WORK, progress) if request.sensitivity else []
         reference, shortlists = measure(encoder, data.split, None, progress, "fp32")
         for given_up in steps(costs):
             plan = replace(plan, given_up=given_up)
-            said(plan, progress)
+            report_given_up(plan, progress)
             write_bundle(folder, bundle, request, plan, data)
-            gates, got = judged(folder, request, data, reference, shortlists, progress)
-            if passed(gates):
+            judged = judge_bundle(folder, request, data, reference, shortlists, progress)
+            if passed(judged.gates):
                 break
-        report = make_report(request, data, plan, costs, gates, reference, got, bundle, folder)
-        if not passed(gates):
-            raise AccuracyError(failure(gates, costs), report | {"verdict": "fail"})
+        size = {"fp32": graph_bytes(bundle.folder / "onnx"), request.precision: graph_bytes(folder / "onnx")}
+        report = judged.to_dict(request.precision) | {
+            "precision": request.precision,
+            "target": request.target,
+            "graph_bytes": size | {"ratio": round(size[request.precision] / size["fp32"], 4)},
+            "graphs": {name: graph_description(name, plan) for name in bundle.manifest.graphs},
+            "sensitivity": [cost.to_dict() for cost in costs],
+            "data": data.describe(request.dataset),
+        }
+        if not passed(judged.gates):
+            raise AccuracyError(failure(judged.gates, costs), report)
         shutil.rmtree(folder / WORK)
-        finish(folder, report | {"verdict": "pass"})
+        finish(folder, report)
     return Bundle.just_written(request.out)
-
-
-@contextmanager
-def opened(bundle: Bundle) -> Iterator[Encoder]:
-    encoder = Encoder(bundle, "cpu")
-    try:
-        yield encoder
-    finally:
-        encoder.close()
 
 
 def make_plan(
@@ -116,12 +119,6 @@ def make_plan(
     return Plan(graphs, ratios)
 
 
-def sensitivity(
-    request: QuantizeRequest, encoder: Encoder, plan: Plan, data: CalibrationData, folder: Path, progress: Progress
-) -> list[BlockCost]:
-    return block_costs(encoder, plan.graphs, data, folder, progress) if request.sensitivity else []
-
-
 Blocks = tuple[tuple[str, str], ...]
 
 
@@ -136,7 +133,7 @@ def steps(costs: list[BlockCost]) -> Iterator[Blocks]:
         count = 2 * count or 1
 
 
-def said(plan: Plan, progress: Progress) -> None:
+def report_given_up(plan: Plan, progress: Progress) -> None:
     names = ", ".join(f"{graph}: {block}" for graph, block in plan.given_up)
     if names:
         progress.say(f"computing in float: {names}")
@@ -222,22 +219,42 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST_NAME and not name.startswith(f"{WORK}/"):
             files[name] = sha256_of(path)
-    (folder / MANIFEST_NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+    write_atomically(folder / MANIFEST_NAME, replace(manifest, files=files).to_json())
 
 
-def judged(
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Both bundles on one split, and the gates. owners: int64 [T], the image of each caption."""
+
+    reference: Measured
+    got: Measured
+    owners: npt.NDArray[np.int64]
+    gates: tuple[Gate, ...]
+
+    def to_dict(self, precision: str) -> dict[str, Any]:
+        """The verdict's part of `reports/quantize.json`."""
+        sides = {"fp32": self.reference, precision: self.got}
+        return {
+            "verdict": "pass" if passed(self.gates) else "fail",
+            "gates": [gate.to_dict() for gate in self.gates],
+            "recall_at_1": {name: recall_at_1(side.itc, self.owners) for name, side in sides.items()},
+        }
+
+
+def judge_bundle(
     folder: Path,
     request: QuantizeRequest,
     data: CalibrationData,
     reference: Measured,
-    shortlists: Any,
+    shortlists: npt.NDArray[np.int64],
     progress: Progress,
-) -> tuple[tuple[Gate, ...], Measured]:
-    """Run the bundle as it was written and hold it against the float one."""
-    with opened(Bundle.open(folder)) as encoder:
+) -> Judged:
+    """Run the bundle as it was written and compare it with the float one."""
+    with closing(Encoder(Bundle.open(folder), "cpu")) as encoder:
         got, _ = measure(encoder, data.split, shortlists, progress, request.precision)
     owners = data.split.image_of_caption
-    return judge(reference, got, owners, max_drop=request.max_drop, min_agreement=request.min_agreement), got
+    gates = judge(reference, got, owners, max_drop=request.max_drop, min_agreement=request.min_agreement)
+    return Judged(reference, got, owners, gates)
 
 
 def failure(gates: tuple[Gate, ...], costs: list[BlockCost]) -> str:
@@ -249,42 +266,13 @@ def failure(gates: tuple[Gate, ...], costs: list[BlockCost]) -> str:
     )
 
 
-def make_report(
-    request: QuantizeRequest,
-    data: CalibrationData,
-    plan: Plan,
-    costs: list[BlockCost],
-    gates: tuple[Gate, ...],
-    reference: Measured,
-    got: Measured,
-    bundle: Bundle,
-    folder: Path,
-) -> dict[str, Any]:
-    """`reports/quantize.json`."""
-    owners = data.split.image_of_caption
-    size = {"fp32": graph_bytes(bundle.folder / "onnx"), request.precision: graph_bytes(folder / "onnx")}
-    return {
-        "precision": request.precision,
-        "target": request.target,
-        "gates": [gate.to_dict() for gate in gates],
-        "recall_at_1": {"fp32": recall_at_1(reference.itc, owners), request.precision: recall_at_1(got.itc, owners)},
-        "graph_bytes": size | {"ratio": round(size[request.precision] / size["fp32"], 4)},
-        "graphs": {name: graph_description(name, plan) for name in bundle.manifest.graphs},
-        "sensitivity": [cost.to_dict() for cost in costs],
-        "data": data.describe(request.dataset),
-    }
-
-
 def graph_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def finish(folder: Path, report: dict[str, Any]) -> None:
     """Write the reports and enter the gates in the manifest, last of all."""
-    bundle = Bundle(folder, Bundle.open(folder).manifest)
-    import json
-
-    for name, content in (("quantize.json", json.dumps(report, indent=1)), ("quantize.html", render(report))):
-        bundle = bundle.with_report(name, content)
-    block = (bundle.manifest.quantization or {}) | {"gates": report["gates"], "recall_at_1": report["recall_at_1"]}
-    write_manifest(folder, replace(bundle.manifest, quantization=block))
+    files = {"quantize.json": json_text(report), "quantize.html": to_html(quantization_report(report))}
+    manifest = Bundle.open(folder).add_reports(files).manifest
+    block = (manifest.quantization or {}) | {"gates": report["gates"], "recall_at_1": report["recall_at_1"]}
+    write_manifest(folder, replace(manifest, quantization=block))

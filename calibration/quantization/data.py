@@ -121,7 +121,7 @@ def calibration_data(request: QuantizeRequest, encoder: Encoder, progress: Progr
 
 
 def with_usable_boxes(split: RetrievalDataset, encoder: Encoder, progress: Progress) -> RetrievalDataset:
-    """The split as the bundle can take it: without boxes, and that is said, where it was exported without perturbation.
+    """The split as the bundle can take it: without boxes, which is reported, where it was exported with none.
 
     Raises:
         LimitError: an image has more boxes than the bundle takes.

@@ -21,7 +21,7 @@ from qpert.runtime.bundle.folder import Bundle
 
 @dataclass(frozen=True, eq=False)
 class QuantizedGraph:
-    """A graph of the bundle: where its float form lies, everything quantised, and what that was.
+    """A graph of the bundle: where its float form is, everything quantised, and what that was.
 
     tables: embedding tables that are stored in 8 bits. left: products that the tool would not quantise.
     """

@@ -2,76 +2,69 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
-from qpert.runtime.html import document
-from qpert.runtime.verification.page import VERDICT_STYLE
+from qpert.runtime.report.model import Paragraph, Report, Section, Table, number, verdict_badge
 
 
-def render(report: dict[str, Any]) -> str:
-    """The page of one `quantize.json`."""
-    precision = report["precision"]
-    title = f"{precision} for {report['target']}: {report['verdict']}"
-    body = [
-        f"<h1>Quantisation <span class='verdict {report['verdict']}'>{report['verdict'].upper()}</span></h1>",
-        f"<p>{precision} for {report['target']}; graphs and weights take {report['graph_bytes']['ratio']:.1%} of fp32. "
-        f"Ranges from {report['data']['range_images']} images, judged on {report['data']['gate_images']} images and "
-        f"{report['data']['gate_captions']} captions ({html.escape(str(report['data']['dataset']))}, "
-        f"{html.escape(report['data']['split'])}).</p>",
-        "<h2>Gates</h2>",
-        table(
-            ("gate", "value", "limit", ""),
-            [
-                (g["name"], number(g["value"]), number(g["limit"]), "pass" if g["pass"] else "FAIL")
-                for g in report["gates"]
-            ],
-        ),
-        "<h2>R@1 of ITC, percent</h2>",
-        table(
-            ("", "text to image", "image to text"),
-            [(name, f"{r['t2i']:.2f}", f"{r['i2t']:.2f}") for name, r in report["recall_at_1"].items()],
-        ),
-        "<h2>Graphs</h2>",
-        table(
-            ("graph", "form", "products", "weights only", "times fp32's speed here"),
-            [
-                (
-                    name,
-                    graph["form"],
-                    str(graph.get("products", "")),
-                    ", ".join(graph.get("blocks_weights_only", [])),
-                    number(graph.get("speed_on_this_cpu")),
-                )
-                for name, graph in report["graphs"].items()
-            ],
-        ),
-        "<h2>Sensitivity: each block quantised alone, the most sensitive first</h2>",
-        table(
-            ("graph", "block", "1 − cosine, mean", "worst", "score, worst", "first results kept, %"),
-            [
-                (
-                    cost["graph"],
-                    cost["block"],
-                    number(cost["cosine_mean"]),
-                    number(cost["cosine_worst"]),
-                    number(cost["score_worst"]),
-                    number(cost["agreement"]),
-                )
-                for cost in report["sensitivity"]
-            ],
-        ),
-    ]
-    return document(title, "\n".join(body), VERDICT_STYLE)
+def quantization_report(report: dict[str, Any]) -> Report:
+    """The report of one `quantize.json`."""
+    data, what = report["data"], f"{report['precision']} for {report['target']}"
+    lead = (
+        f"{what}; graphs and weights take {report['graph_bytes']['ratio']:.1%} of fp32. Ranges from "
+        f"{data['range_images']} images, judged on {data['gate_images']} images and {data['gate_captions']} captions "
+        f"({data['dataset']}, {data['split']})."
+    )
+    costs = Section(
+        "Sensitivity: each block quantised alone, the most sensitive first",
+        (cost_table(report) if report["sensitivity"] else Paragraph("Not measured."),),
+        details=True,
+    )
+    blocks = (
+        Paragraph(lead),
+        Section("Gates", (gate_table(report),)),
+        Section("R@1 of ITC, percent", (recall_table(report),)),
+        Section("Graphs", (graph_table(report),)),
+        costs,
+    )
+    heading = ("Quantisation: ", verdict_badge(report["verdict"] == "pass", loud=True))
+    return Report(f"{what}: {report['verdict']}", heading, blocks)
 
 
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def gate_table(report: dict[str, Any]) -> Table:
+    rows = (
+        (gate["name"], digits(gate["value"]), digits(gate["limit"]), verdict_badge(gate["pass"]))
+        for gate in report["gates"]
+    )
+    return Table(("gate", "value", "limit", ""), tuple(rows))
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    if not rows:
-        return "<p>Not measured.</p>"
-    cells = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in head) + "</tr>"]
-    cells += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return "<table>" + "".join(cells) + "</table>"
+def recall_table(report: dict[str, Any]) -> Table:
+    rows = ((name, f"{one['t2i']:.2f}", f"{one['i2t']:.2f}") for name, one in report["recall_at_1"].items())
+    return Table(("", "text → image", "image → text"), tuple(rows))
+
+
+def graph_table(report: dict[str, Any]) -> Table:
+    rows = (
+        (
+            name,
+            graph["form"],
+            ", ".join(graph.get("blocks_weights_only", [])),
+            str(graph.get("products", 0)),
+            digits(graph.get("speed_on_this_cpu")),
+        )
+        for name, graph in report["graphs"].items()
+    )
+    head = ("graph", "form", "blocks in float", "8-bit products", "times fp32's speed here")
+    return Table(head, tuple(rows), words=3)
+
+
+def cost_table(report: dict[str, Any]) -> Table:
+    measured = ("cosine_mean", "cosine_worst", "score_worst", "agreement")
+    rows = ((cost["graph"], cost["block"], *(digits(cost[key]) for key in measured)) for cost in report["sensitivity"])
+    head = ("graph", "block", "1 − cosine, mean", "worst", "score, worst", "first results kept, %")
+    return Table(head, tuple(rows), words=2)
+
+
+def digits(value: float | None) -> str:
+    return number(value, ".3g", "")

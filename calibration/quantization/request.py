@@ -8,13 +8,12 @@ from pathlib import Path
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.staging import check_target
 from qpert.runtime.errors import InputError
+from qpert.runtime.sessions.gpus import FIRST_WITH
 
 PRECISIONS = ("int8", "fp8")
 TARGETS = ("cpu", "tensorrt")
 RANGES = ("minmax", "percentile", "entropy")
 MIN_SAMPLES = 16
-FP8_FROM = 89
-"""The first compute capability with FP8 products (Ada); NVIDIA's support matrix of TensorRT."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,11 @@ class QuantizeRequest:
             number = arch.removeprefix("sm")
             if not arch.startswith("sm") or not number.isdigit():
                 raise InputError(f"--arch is {arch!r}, expected names such as sm80,sm89")
-            if self.precision == "fp8" and int(number) < FP8_FROM:
+            if self.precision == "fp8" and int(number) < FIRST_WITH["fp8"]:
                 raise InputError(
-                    f"{arch} has no FP8 products, they begin with sm{FP8_FROM}; use --precision int8 for it, or leave "
-                    "it out of --arch"
+                    f"{arch} has no FP8 products, they begin with sm{FIRST_WITH['fp8']}; use --precision int8 for it, "
+                    "or leave it out of --arch",
+                    code="fp8-architecture",
                 )
 
     def check_bundle(self, bundle: Bundle) -> None:

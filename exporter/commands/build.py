@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,11 @@ from qpert.runtime.cli.options import (
     check_graphs,
     command_line,
     json_option,
+    print_result,
 )
 from qpert.runtime.errors import InputError
 from qpert.runtime.progress import Terminal
+from qpert.runtime.report.model import Report, Section, Table
 
 if TYPE_CHECKING:
     from qpert.exporter.engines.build import BuildReport
@@ -56,11 +57,8 @@ def command(
     )
     opened = Bundle.open(bundle)
     check_graphs("--graph", graphs, opened)
-    report = build_engines(opened, request, request.plan(opened.manifest.precision), Terminal())
-    if as_json:
-        click.echo(json.dumps(report.to_dict()))
-    else:
-        show(report)
+    built = build_engines(opened, request, request.plan(opened.manifest.precision), Terminal())
+    print_result(built.to_dict(), lambda: engines_report(built, bundle), as_json=as_json)
 
 
 def parse_size(text: str) -> int:
@@ -71,16 +69,14 @@ def parse_size(text: str) -> int:
     return int(number) << SIZES.get(unit, 0)
 
 
-def show(report: BuildReport) -> None:
+def engines_report(built: BuildReport, bundle: Path) -> Report:
     """The engines of each target, with bytes and seconds."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    for target in report.targets:
-        engines = [engine for engine in report.engines if engine.target == target]
-        table = Table("graph", "bytes", "seconds", title=str(Path(engines[0].file).parent), title_justify="left")
-        for engine in engines:
-            seconds = "there already" if engine.kept else f"{engine.seconds:.1f}"
-            table.add_row(engine.graph, f"{engine.bytes:,}", seconds)
-        console.print(table)
+    sections = []
+    for target in built.targets:
+        engines = [engine for engine in built.engines if engine.target == target]
+        rows = tuple(
+            (one.graph, f"{one.bytes:,}", "there already" if one.kept else f"{one.seconds:.1f}") for one in engines
+        )
+        title = str(Path(engines[0].file).parent)
+        sections.append(Section(title, (Table(("graph", "bytes", "seconds"), rows),)))
+    return Report("qpert build", f"Engines of {bundle}", tuple(sections))

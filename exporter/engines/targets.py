@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qpert.runtime.errors import InputError, UnavailableError
-from qpert.runtime.sessions.gpus import Gpu
+from qpert.runtime.sessions.gpus import FIRST_WITH, Gpu
 from qpert.runtime.sessions.tensorrt.libraries import FLAVORS, Flavor, find_flavor, flavor_version, load_flavor
 
 ARCHITECTURE = re.compile(r"sm\d{2,3}")
-FIRST_WITH = {"bf16": 80, "fp8": 89}
-"""The first architecture that has products of a precision. TensorRT-RTX parses such a graph for an older one (bf16 for
-sm75, FP8 for sm80) and then cannot compile it."""
 
 
 @dataclass(frozen=True)

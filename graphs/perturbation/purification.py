@@ -14,24 +14,15 @@ does, as the cut is defined by it. What is added to SP2:
 3. `_steered`: where τ lies between the two results, the mean of the undecided eigenvalues decides,
    tr((X + X²)(X − X²)) / tr(X − X²) against 3/4; it keeps them away from 0 and 1, where a step would merge them with
    what is dropped or kept.
-4. `settlement.settle`: the last one or two undecided values are computed from traces and removed exactly.
+4. `undecided.settle`: the last one or two undecided values are computed from traces and removed exactly.
 
 Products of d × d matrices: 40 (16 + 17 + 1 steps, 2 to settle, 4 to polish), whatever d and the rank. Nothing is
 transposed or symmetrised on the way: rounding that is not symmetric grows and shrinks as symmetric rounding does.
 
-Measured in ONNX Runtime on a CPU against `torch.linalg.eigh` in float64, over the spectra of tests/spectra.py with
-d = 64, 32 and 16 and τ in {0.85, 0.9, 0.95, 0.99}, where |c − τ| > 1e-5 and the gap at the cut exceeds 1e-5 λ_1
-(benchmarks/perturbation_accuracy.py):
-
-- 25,696 matrices of the battery: no wrong rank, no error ‖P − P_oracle‖_F above 1e-3; 8.5e-7 in the median, 1.8e-4 at
-  the 99th percentile. An exact eigendecomposition of the same float32 C has 3.3e-7 and 1.8e-4.
-  With `--seed 101` and `202` no wrong rank, 4 errors above 1e-3 of 51,409 (18 + 17 steps: 1; an earlier version's
-  12 + 23: 1, and a wrong rank).
-- 2,089 with pairs of eigenvalues 1e-5 to 1e-2 λ_1 apart: two wrong ranks, 180 errors above 1e-3, where the exact
-  decomposition of the float32 C has 95: there float32 sets the limit.
-- 9,000 of rank 2, 3 and 5 with a ratio 3e-5 to 1e-3 from τ: no wrong rank, no error above 1e-3.
-- Not asked, and not always right: c_1 within 1e-5 of τ, where p is one on either side. Of 3,000 matrices of rank two
-  with c_1 1e-6 to 1e-5 from τ, 55 have an error above 1e-3.
+Accuracy (benchmarks/perturbation_accuracy.py against `torch.linalg.eigh` in float64; figures in benchmarks/results):
+where the ratio at the cut is farther than 1e-5 from τ and the gap at the cut exceeds 1e-5 λ_1, errors are of the size
+that an exact decomposition of the same float32 C has; about one matrix in 10,000 exceeds ‖P − P_oracle‖_F = 1e-3.
+Eigenvalues of the cut closer than that are limited by float32 itself, and within 1e-5 of τ the rank may be one off.
 
 Everything is float32, whatever surrounds it; on a GPU the products must not be rounded to TF32.
 """
@@ -48,13 +39,11 @@ from qpert.graphs.perturbation.undecided import settle
 
 ACCELERATED_STEPS = 16
 STEERED_STEPS = 17
-"""With 16 + 15 one of 25,696 matrices of the battery has an error above 1e-3, with 16 + 13 two of 12,861 a wrong rank.
-More accelerated and fewer steered steps (20 + 13) leave close pairs undecided: 8 of 1,046 ranks wrong instead of 1."""
+"""The fewest that reach that accuracy; fewer steered steps leave close pairs undecided."""
 CENTRED_STEPS = 1
 """Steered by the mean alone: brings what is undecided towards the middle, where settling is best conditioned."""
 POLISHING_STEPS = 2
-"""Each squares what is left: the error of the settled values. With one, 11 of 4,500 matrices with a ratio close to τ
-had an error above 1e-3, with two one (counted with 20 + 13 steps)."""
+"""Each squares what is left: the error of the settled values."""
 PRODUCTS = ACCELERATED_STEPS + STEERED_STEPS + CENTRED_STEPS + 2 + 2 * POLISHING_STEPS
 
 STEPS_AT_ONE_SCALE = 4
@@ -62,13 +51,11 @@ STEPS_AT_ONE_SCALE = 4
 
 UNFOLDED = 0.1
 """u is moved towards 1 by this share. The bound is sharp where X has two distinct values: what lies just below it, and
-must be dropped, would be folded onto what is kept. Of 6,000 matrices with a ratio 3e-5 to 1e-3 from τ, 24 had a wrong
-rank without, none with a tenth; it costs no steps."""
+must be dropped, would be folded onto what is kept. It costs no steps."""
 
 STEPS_BY_RECURRENCE = 6
 """After so many the energy and the trace are measured again. 2E − E' doubles an error of E at every step that grows,
-and near τ such steps come in runs of twelve and more: without, of 9,000 matrices with a ratio 1e-5 to 1e-4 from τ, 223
-had an error above 1e-3; measured at every fourth step 71, at every step as many. (Counted with 23 steered steps.)"""
+and near τ such steps come in runs of twelve and more."""
 
 SLACK = 0.01
 """The bounds are widened by this share, so that rounding leaves no eigenvalue outside [0, 1], where steps diverge."""

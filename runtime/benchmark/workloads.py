@@ -21,7 +21,6 @@ from qpert.runtime.bundle.roles import (
     TOKEN_MASK,
 )
 from qpert.runtime.errors import InputError
-from qpert.runtime.inputs.numbers import parse_int
 from qpert.runtime.inputs.token_grid import TokenGrid
 
 END_TO_END = ("encode", "search")
@@ -137,17 +136,3 @@ def box_inputs(rng: np.random.Generator, grid: TokenGrid, images: int, boxes: in
         height, width = rng.integers(1, (max(2, grid.rows // 2), max(2, grid.columns // 2)))
         masks[image, box, top : top + height, left : left + width] = 1
     return {OBJECT_MASKS: grid.flatten(masks), BOX_WEIGHTS: np.ones((images, boxes), np.float32)}
-
-
-def parse_numbers(text: str, what: str) -> tuple[int, ...]:
-    """`1,8` to (1, 8). Raises InputError."""
-    try:
-        return tuple(dict.fromkeys(parse_int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise InputError(f"{what} is {text!r}, expected whole numbers with commas between: 1,8") from error
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """`torch,hf` to its parts, none twice; nothing for an empty text."""
-    parts: Sequence[str] = [part.strip() for part in text.split(",")]
-    return tuple(dict.fromkeys(part for part in parts if part))

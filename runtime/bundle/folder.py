@@ -119,10 +119,6 @@ class Bundle:
         write_atomically(manifest_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         return replace(self, manifest=read_manifest(self.folder))
 
-    def with_report(self, name: str, content: str, *, verification: dict[str, object] | None = None) -> Bundle:
-        """One report; see `add_reports`."""
-        return self.add_reports({name: content}, verification=verification)
-
     def _digest(self, name: str) -> str | None:
         path = self.path(name)
         return sha256_of(path) if path.is_file() else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from qpert.runtime.cli.options import json_option
+from qpert.runtime.cli.options import json_option, print_result
+from qpert.runtime.report.model import Report, Table
 from qpert.runtime.sessions.doctor import Finding, examine
 
 
@@ -15,18 +14,11 @@ from qpert.runtime.sessions.doctor import Finding, examine
 def command(as_json: bool) -> None:
     """Show versions, providers and GPU of this machine, what will be used, and what to install for the rest."""
     findings = examine()
-    if as_json:
-        click.echo(json.dumps({finding.name: finding.to_dict() for finding in findings}))
-    else:
-        show(findings)
+    document = {finding.name: finding.to_dict() for finding in findings}
+    print_result(document, lambda: machine_report(findings), as_json=as_json)
 
 
-def show(findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("what", "", "found", "to do")
-    for finding in findings:
-        table.add_row(finding.name, "yes" if finding.usable else "no", escape(finding.found), escape(finding.advice))
-    Console(highlight=False).print(table)
+def machine_report(findings: list[Finding]) -> Report:
+    rows = ((one.name, "yes" if one.usable else "no", one.found, one.advice) for one in findings)
+    table = Table(("what", "", "found", "to do"), tuple(rows), words=4)
+    return Report("qpert doctor", "This machine", (table,))

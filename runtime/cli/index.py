@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import bundle_argument, json_option, provider_option
+from qpert.runtime.cli.options import PATH, bundle_argument, json_option, provider_option
 from qpert.runtime.errors import InputError
-from qpert.runtime.gallery.entries import ImageEntry, Listing, list_images, with_boxes
+from qpert.runtime.gallery.entries import Listing, list_images, with_boxes
 from qpert.runtime.gallery.indexing import IndexSummary, index_images
 from qpert.runtime.gallery.spec import FEATURE_MODES, FeatureMode
 from qpert.runtime.gallery.writer import open_writer
 from qpert.runtime.inputs.box_files import XmlCoordinates
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.retrieval.encoder import Encoder
-
-PATH = click.Path(path_type=Path)
 
 
 @click.command("index", short_help="images to a gallery on disk", context_settings={"show_default": True})
@@ -68,7 +66,7 @@ def command(
 ) -> None:
     """Encode IMAGES into a gallery: a folder, a .txt list of files, or LAVIS annotation JSON (captions come along).
 
-    Interrupted or killed, the same command goes on where it stopped. Images that are in the gallery already are left
+    Interrupted or killed, the same command resumes where it stopped. Images that are in the gallery already are left
     alone; IMAGES may be left out with --delete and --compact.
     """
     started = time.perf_counter()
@@ -83,16 +81,9 @@ def command(
     left_out: list[str] = []
     if images is not None:
         listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
-        summary = encode(
-            bundle,
-            out,
-            listing.entries,
-            provider=provider,
-            features=features,
-            replace=replace,
-            skip_unreadable=skip_unreadable,
-            progress=progress,
-        )
+        wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
+        with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
+            summary = index_images(out, encoder, listing.entries, **wanted, progress=progress)
         report |= summary_json(summary, listing)
         left_out = listing.left_out_lines()
         if compact:
@@ -125,32 +116,6 @@ def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, *,
         return listing
     entries = with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
     return replaced(listing, entries=tuple(entries))
-
-
-def encode(
-    bundle: Path,
-    out: Path,
-    entries: Sequence[ImageEntry],
-    *,
-    provider: str,
-    features: FeatureMode | None,
-    replace: bool,
-    skip_unreadable: bool,
-    progress: Progress,
-) -> IndexSummary:
-    encoder = Encoder(Bundle.open(bundle), provider)
-    try:
-        return index_images(
-            out,
-            encoder,
-            entries,
-            features=features,
-            replace=replace,
-            skip_unreadable=skip_unreadable,
-            progress=progress,
-        )
-    finally:
-        encoder.close()
 
 
 def summary_json(summary: IndexSummary, listing: Listing) -> dict[str, object]:

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from qpert.runtime.bundle.folder import Bundle, FileState
+from qpert.runtime.bundle.graph_spec import TensorSpec
 from qpert.runtime.bundle.manifest import Manifest, read_manifest
-from qpert.runtime.cli.options import bundle_argument, json_option
+from qpert.runtime.cli.options import bundle_argument, json_option, print_result
 from qpert.runtime.errors import BundleError
+from qpert.runtime.report.model import UNDEFINED, Report, Section, Table, paragraphs
 from qpert.runtime.sessions.tensorrt.engines import ENGINES, EngineRecord, changed_sources, engine_folders, read_engine
 
 
@@ -25,11 +27,9 @@ def command(bundle: Path, as_json: bool) -> int:
     states = opened.check_files()
     engines = [examine_engine(bundle, opened.manifest, folder) for folder in engine_folders(bundle)]
     files_ok = all(state.ok for state in states) and all(engine.ok for engine in engines)
-    if as_json:
-        listed = [engine.to_dict() for engine in engines]
-        click.echo(json.dumps(opened.manifest.to_dict() | {"engines": listed, "files_ok": files_ok}))
-    else:
-        show(opened, states, engines)
+    listed = [engine.to_dict() for engine in engines]
+    document = opened.manifest.to_dict() | {"engines": listed, "files_ok": files_ok}
+    print_result(document, lambda: bundle_report(opened, states, engines), as_json=as_json)
     return 0 if files_ok else 1
 
 
@@ -63,31 +63,43 @@ def examine_engine(bundle: Path, manifest: Manifest, folder: Path) -> ExaminedEn
     return ExaminedEngine(name, engine.record, tuple(engine.check()), problems)
 
 
-def show(bundle: Bundle, states: list[FileState], engines: list[ExaminedEngine]) -> None:
+def bundle_report(bundle: Bundle, states: list[FileState], engines: list[ExaminedEngine]) -> Report:
     """The manifest and the files for a person to read."""
-    from rich.console import Console
-    from rich.table import Table
+    built = Section("Engines", paragraphs(*map(engine_summary, engines)))
+    files = [*states, *(state for examined in engines for state in examined.states)]
+    blocks = (
+        *paragraphs(*summary(bundle.manifest)),
+        Section("Graphs", (graph_table(bundle.manifest),)),
+        *((built,) if engines else ()),
+        Section("Files", (file_table(bundle, files),)),
+    )
+    return Report("qpert inspect", str(bundle.folder), blocks)
 
-    console = Console(highlight=False)
-    for line in summary(bundle.manifest):
-        console.print(line, markup=False)
-    graphs = Table("graph", "inputs", "outputs", "lengths")
-    for graph in bundle.manifest.graphs.values():
-        graphs.add_row(
+
+def graph_table(manifest: Manifest) -> Table:
+    def tensors(specs: tuple[TensorSpec, ...]) -> str:
+        return "\n".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in specs)
+
+    rows = (
+        (
             graph.name,
-            "\n".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in graph.inputs),
-            "\n".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in graph.outputs),
+            tensors(graph.inputs),
+            tensors(graph.outputs),
             "\n".join(f"{axis} {length.min}–{length.max}" for axis, length in graph.ranges.items()),
         )
-    console.print(graphs)
-    for examined in engines:
-        console.print(engine_summary(examined), markup=False)
-    files = Table("file", "bytes", "SHA-256")
-    for state in (*states, *(state for examined in engines for state in examined.states)):
+        for graph in manifest.graphs.values()
+    )
+    return Table(("graph", "inputs", "outputs", "lengths"), tuple(rows), words=4)
+
+
+def file_table(bundle: Bundle, states: list[FileState]) -> Table:
+    rows = []
+    for state in states:
         path = bundle.folder / state.path
         verdict = "ok" if state.ok else "missing" if state.found is None else f"ALTERED: {state.found}"
-        files.add_row(state.path, f"{path.stat().st_size:,}" if path.is_file() else "–", verdict)
-    console.print(files)
+        size = f"{path.stat().st_size:,}" if path.is_file() else UNDEFINED
+        rows.append((state.path, verdict, size))
+    return Table(("file", "SHA-256", "bytes"), tuple(rows), words=2)
 
 
 def engine_summary(examined: ExaminedEngine) -> str:

@@ -1,17 +1,22 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how each prints its result."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.inputs.box_files import XmlCoordinates
+from qpert.runtime.inputs.numbers import parse_float, parse_int
+from qpert.runtime.report.model import Report
 from qpert.runtime.sessions.providers import PROVIDERS
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -28,7 +33,40 @@ TARGET_HELP = (
     "sm80+sm89 (one for both)"
 )
 RERANK_HELP = "best so many that the pair scorer (ITM) sees; 0 leaves it out [default: 64; 0 where the bundle has none]"
+PATH = click.Path(path_type=Path)
+dataset_option = click.option(
+    "--dataset", required=True, help="a folder in LAVIS's layout, or demo: the generated scenes"
+)
+bin_boxes_option = click.option(
+    "--bin-boxes", help="what sorts into size bins, likewise [default: entities if there are any, else --boxes]"
+)
+xml_option = click.option(
+    "--xml-coordinates",
+    type=click.Choice(get_args(XmlCoordinates)),
+    help="how corners in XML are counted [default: one_based_inclusive; one_based_shift_all with --semantics release]",
+)
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="only the first so many images")
+work_option = click.option(
+    "--work", type=PATH, help="keep features and scores here [default: in the cache until it is finished]"
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to ONNX Runtime"
+)
+html_option = click.option("--html", type=PATH, help="also write the report page here")
+skip_bad_option = click.option(
+    "--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="print exactly one JSON document on stdout")
+
+
+def print_result(document: object, report: Callable[[], Report], *, as_json: bool) -> None:
+    """The result on stdout: one JSON document, or the report for a person."""
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    from qpert.runtime.report.terminal import print_report
+
+    print_report(report())
 
 
 def command_line() -> str:
@@ -43,9 +81,41 @@ def check_graphs(option: str, names: Sequence[str], bundle: Bundle) -> None:
         raise InputError(f"{option} is {', '.join(unknown)}, expected one of {', '.join(known)}", code="graph-unknown")
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """`torch, hf` to its parts, none empty; nothing for an empty text."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_numbers(text: str, option: str, example: str) -> tuple[float, ...]:
+    """`2,4.5` to numbers. Raises InputError that shows `example`."""
+    try:
+        return tuple(parse_float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{option} is {text!r}, expected numbers with commas between: {example}", code="not-numbers"
+        ) from None
+
+
+def parse_counts(text: str, option: str) -> tuple[int, ...]:
+    """`1,8` to whole numbers, none twice. Raises InputError."""
+    try:
+        return tuple(dict.fromkeys(parse_int(part) for part in text.split(",")))
+    except ValueError:
+        raise InputError(
+            f"{option} is {text!r}, expected whole numbers with commas between: 1,8", code="not-numbers"
+        ) from None
+
+
+def require(purpose: str, modules: tuple[str, ...], extra: str) -> None:
+    """Raises UnavailableError where modules of an extra are missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UnavailableError(
+            f"{purpose} needs {', '.join(missing)}, not installed here; pip install 'qpert[{extra}]'",
+            code="missing-extra",
+        )
+
+
 def require_export_extra(purpose: str) -> None:
     """Raises UnavailableError where the libraries of the `export` extra are missing."""
-    needed = ("torch", "onnx", "onnxscript", "onnx_graphsurgeon")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UnavailableError(f"{purpose} needs {', '.join(missing)}, not installed here; pip install 'qpert[export]'")
+    require(purpose, ("torch", "onnx", "onnxscript", "onnx_graphsurgeon"), "export")

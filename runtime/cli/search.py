@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -11,10 +10,10 @@ from pathlib import Path
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import RERANK_HELP, json_option, provider_option
+from qpert.runtime.cli.options import PATH, RERANK_HELP, html_option, json_option, print_result, provider_option
 from qpert.runtime.errors import GalleryError, InputError
-from qpert.runtime.files import write_atomically
 from qpert.runtime.gallery.catalogue import open_catalogue
+from qpert.runtime.gallery.page import hits_report, images_page, texts_page
 from qpert.runtime.gallery.reader import StoredGallery
 from qpert.runtime.gallery.search import Hit, TextGallery, TextHit
 from qpert.runtime.inputs.box_files import read_box_file
@@ -22,10 +21,11 @@ from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import image_size
 from qpert.runtime.inputs.lines import text_lines
 from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.report.files import write_copy
+from qpert.runtime.report.html import to_html
+from qpert.runtime.report.model import Picture, Report
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retriever import Retriever
-
-PATH = click.Path(path_type=Path)
 
 
 @click.command("search", short_help="a gallery, by text or by image", context_settings={"show_default": True})
@@ -43,7 +43,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--rerank", type=int, help=RERANK_HELP)
 @click.option("--exact", is_flag=True, help="scan in float32 alone, without the 8-bit codes; the results are the same")
 @click.option("--bundle", type=PATH, help="the bundle that made the gallery [default: where it was then]")
-@click.option("--html", type=PATH, help="also write a page with the pictures here")
+@html_option
 @provider_option
 @json_option
 def command(
@@ -68,22 +68,20 @@ def command(
     """
     check_usage(texts, image, boxes, texts_file)
     with open_retriever(gallery, bundle, provider) as retriever, retriever.open_gallery(gallery) as opened:
+        found: Sequence[Sequence[Hit | TextHit]]
         if image is None:
-            found = retriever.search_batch(texts, opened, k=k, rerank=rerank, exact=exact)
-            document = told(list(texts), found)
-            page = image_page(opened, list(texts), found) if html is not None else ""
+            hits = retriever.search_batch(texts, opened, k=k, rerank=rerank, exact=exact)
+            page = to_html(image_page(opened, texts, hits)) if html is not None else ""
+            queries, found = list(texts), hits
         else:
             given = None if boxes is None else image_boxes(image, boxes, skip_bad_boxes=skip_bad_boxes)
             candidates = retriever.text_gallery(lines(texts_file)) if texts_file else captions(opened)
-            hits = retriever.search_texts(image, candidates, boxes=given, k=k, rerank=rerank)
-            document = told([str(image)], [hits])
-            page = text_page(image, given, hits) if html is not None else ""
-    if html is not None:
-        write_page(html, page)
-    if as_json:
-        click.echo(json.dumps(document))
-    else:
-        show(document)
+            ranked = retriever.search_texts(image, candidates, boxes=given, k=k, rerank=rerank)
+            page = to_html(texts_page(Picture(image, given), ranked)) if html is not None else ""
+            queries, found = [str(image)], [ranked]
+    write_copy("--html", html, page)
+    document = to_json(queries, found)
+    print_result(document, lambda: hits_report(gallery.name, queries, found), as_json=as_json)
 
 
 def check_usage(texts: Sequence[str], image: Path | None, boxes: Path | None, texts_file: Path | None) -> None:
@@ -136,7 +134,7 @@ def image_boxes(image: Path, box_file: Path, *, skip_bad_boxes: bool = False) ->
     return found
 
 
-def told(queries: Sequence[str], found: Sequence[Sequence[Hit] | Sequence[TextHit]]) -> dict[str, object]:
+def to_json(queries: Sequence[str], found: Sequence[Sequence[Hit | TextHit]]) -> dict[str, object]:
     """One query's document, or all of them under `searches`."""
     each: list[dict[str, object]] = [
         {"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)
@@ -144,45 +142,10 @@ def told(queries: Sequence[str], found: Sequence[Sequence[Hit] | Sequence[TextHi
     return each[0] if len(each) == 1 else {"searches": each}
 
 
-def image_page(gallery: StoredGallery, texts: Sequence[str], found: Sequence[Sequence[Hit]]) -> str:
-    from qpert.runtime.gallery.page import Picture, render_images
-
+def image_page(gallery: StoredGallery, texts: Sequence[str], found: Sequence[Sequence[Hit]]) -> Report:
     rows = {name: row for row, name in enumerate(gallery.images)}
 
     def picture(name: str) -> Picture:
         return Picture(gallery.paths[rows[name]], gallery.boxes_of(rows[name]))
 
-    return render_images(gallery.folder.name, len(gallery), texts, found, picture)
-
-
-def text_page(image: Path, boxes: Boxes | None, hits: Sequence[TextHit]) -> str:
-    from qpert.runtime.gallery.page import Picture, render_texts
-
-    return render_texts(Picture(image, boxes), hits)
-
-
-def write_page(path: Path, page: str) -> None:
-    try:
-        write_atomically(path, page)
-    except OSError as error:
-        raise InputError(f"--html {path} cannot be written ({error.strerror or error}); choose another file") from error
-
-
-def show(document: dict[str, object]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    searches = document.get("searches", [document])
-    for search in searches if isinstance(searches, list) else []:
-        console.print(search["query"], markup=False)
-        hits = search["hits"]
-        what = "text" if hits and "text" in hits[0] else "image"
-        table = Table("", what, "score", "ITC", "ITM", "rank by ITC")
-        for place, hit in enumerate(hits, start=1):
-            itm = "" if hit["itm"] is None else f"{hit['itm']:.3f}"
-            table.add_row(
-                str(place), escape(hit[what]), f"{hit['score']:.3f}", f"{hit['itc']:.3f}", itm, str(hit["rank_itc"])
-            )
-        console.print(table)
+    return images_page(gallery.folder.name, len(gallery), texts, found, picture)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,18 @@ import click
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.samples import Samples
-from qpert.runtime.cli.options import (
-    bundle_argument,
-    command_line,
-    json_option,
-    provider_option,
-)
+from qpert.runtime.cli import options as shared
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.numbers import parse_float
 from qpert.runtime.progress import Progress, Terminal
+from qpert.runtime.report.files import environment, write_copy
+from qpert.runtime.report.html import to_html
+from qpert.runtime.report.markdown import to_markdown
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification.live import limits_for, verify_live
-from qpert.runtime.verification.markdown import render_markdown
 from qpert.runtime.verification.reference import live_references
-from qpert.runtime.verification.report import environment, write_report
+from qpert.runtime.verification.report import keep_report, parity_report
 from qpert.runtime.verification.result import Verification
-from qpert.runtime.verification.tables import WAYS, gate_cells, lead, rank_rows, recall_rows, tie_words
 from qpert.runtime.verification.tensors import verify_tensors
 
 LEVELS = ("tensor", "rank", "recall")
@@ -39,7 +34,7 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank"
 @click.command(
     "verify", short_help="does a bundle compute what PyTorch computes?", context_settings={"show_default": True}
 )
-@bundle_argument
+@shared.bundle_argument
 @click.option(
     "--level",
     type=click.Choice(LEVELS),
@@ -70,10 +65,10 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank"
     help="rank, recall: another limit than the precision's: itc, itm (how far a score may lie off), far (percent of "
     "scores that may lie farther off), first, order, decision (percent that change outside ties), r1 (points)",
 )
-@click.option("--html", type=click.Path(path_type=Path), help="also write the report page here")
-@click.option("--markdown", type=click.Path(path_type=Path), help="also write the report as Markdown here")
-@provider_option
-@json_option
+@shared.html_option
+@click.option("--markdown", type=shared.PATH, help="also write the report as Markdown here")
+@shared.provider_option
+@shared.json_option
 def command(
     bundle: Path,
     level: str,
@@ -96,14 +91,12 @@ def command(
         found = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
     else:
         found = verify_order(opened, level, reference or "torch", checkpoint, data, provider, progress)
-    verification = found.with_run(environment(opened, provider), command_line())
-    page = write_report(opened, verification, progress)
-    write_copy("--html", html, page)
-    write_copy("--markdown", markdown, render_markdown(verification))
-    if as_json:
-        click.echo(json.dumps(verification.to_dict()))
-    else:
-        show(verification)
+    verification = found.with_run(environment(opened, provider), shared.command_line())
+    report = parity_report(verification)
+    keep_report(opened, verification, report, progress)
+    write_copy("--html", html, to_html(report))
+    write_copy("--markdown", markdown, to_markdown(report))
+    shared.print_result(verification.to_dict(), lambda: report, as_json=as_json)
     return 0 if verification.passed else 1
 
 
@@ -114,17 +107,6 @@ def check_no_data(data: dict[str, Any]) -> None:
         raise InputError(f"{options} is for --level rank or recall; level tensor needs no data set", code="data-unused")
 
 
-def write_copy(option: str, path: Path | None, content: str) -> None:
-    if path is None:
-        return
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{option} {path} cannot be written ({error.strerror}); the report is in the bundle"
-        ) from error
-
-
 def verify(
     bundle: Bundle, reference: str, checkpoint: str | None, *, provider: str, seed: int, progress: Progress
 ) -> Verification:
@@ -132,15 +114,14 @@ def verify(
     samples = bundle.samples()
     if reference == "recorded" and checkpoint is not None:
         raise InputError("--checkpoint is for a live reference; add --reference torch, hf or lavis")
-    encoder = Encoder(bundle, provider)  # first: a missing provider should be said before the reference has run
-    try:
+    with closing(
+        Encoder(bundle, provider)
+    ) as encoder:  # first: a missing provider is an error before the reference runs
         if reference != "recorded":
             samples = live_samples(bundle, reference, checkpoint, samples, seed)
         return verify_tensors(
             encoder, samples.cases, samples, reference=reference, provider=provider, progress=progress
         )
-    finally:
-        encoder.close()
 
 
 def live_samples(bundle: Bundle, reference: str, checkpoint: str | None, samples: Samples, seed: int) -> Samples:
@@ -167,22 +148,17 @@ def verify_order(
     limits = limits_for(bundle.manifest.precision, allowed(data["allow"]))
     split = opened_data(bundle, level, data, progress)
     samples = bundle.samples()
-    encoder = Encoder(bundle, provider)
-    try:
-        with references.open_scorer(bundle.manifest, reference, checkpoint) as scorer:
-            return verify_live(
-                encoder,
-                scorer,
-                split,
-                samples,
-                level=level,
-                limits=limits,
-                rerank=data["rerank"],
-                provider=provider,
-                progress=progress,
-            )
-    finally:
-        encoder.close()
+    with (
+        closing(Encoder(bundle, provider)) as encoder,
+        references.open_scorer(bundle.manifest, reference, checkpoint) as scorer,
+    ):
+        settings: dict[str, Any] = {
+            "level": level,
+            "limits": limits,
+            "rerank": data["rerank"],
+            "provider": provider,
+        }
+        return verify_live(encoder, scorer, split, samples, **settings, progress=progress)
 
 
 def allowed(options: tuple[str, ...]) -> dict[str, float]:
@@ -198,8 +174,9 @@ def allowed(options: tuple[str, ...]) -> dict[str, float]:
 
 
 def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Progress) -> Any:
-    """The split to score; what was chosen for the user is said."""
-    from qpert.runtime.evaluation.inputs import DEMO, ENTITIES, NO_BOXES, open_data
+    """The split to score; what was chosen for the user is reported."""
+    from qpert.runtime.evaluation.inputs import DEMO, ENTITIES, NO_BOXES
+    from qpert.runtime.evaluation.request import DataRequest
     from qpert.runtime.inputs.datasets import has_entities
 
     dataset = data["dataset"] or DEMO
@@ -208,48 +185,7 @@ def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Prog
         takes = bundle.manifest.query_head.takes_boxes
         boxes = ENTITIES if takes and (dataset == DEMO or has_entities(Path(dataset))) else NO_BOXES
     limit = data["limit"] or IMAGES[level]
-    found = open_data(
-        dataset,
-        data["split"] or "test",
-        boxes=boxes,
-        skip_bad_boxes=data["skip_bad_boxes"],
-        limit=limit,
-        progress=progress,
-    )
-    progress.say(
-        f"{found.title}: {len(found.dataset):,} images (at most {limit:,}; --limit changes that), "
-        f"{len(found.dataset.captions):,} texts; boxes: {found.boxes_from}"
-    )
-    return found
-
-
-def show(verification: Verification) -> None:
-    """The verdict first, then the gates, then the figures."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    colour = "green" if verification.passed else "red"
-    first, *rest = lead(verification)
-    console.print(f"[bold {colour}]{verification.verdict.upper()}[/]", end=" ")
-    console.print(first, markup=False, soft_wrap=True)
-    for line in rest:
-        console.print(line, markup=False, soft_wrap=True)
-    gates = [(*gate_cells(gate), "pass" if gate.passed else "[bold red]FAIL[/]") for gate in verification.gates]
-    console.print(rich_table(("gate", "value", "limit", ""), gates))
-    details = verification.details
-    for way, words in WAYS.items() if "recall" in details else ():
-        interval = f"{details['recall']['interval_percent']} % interval"
-        head = (words, "reference", "here", "difference", interval)
-        console.print(rich_table(head, recall_rows(details["recall"][way])))
-    if "ranks" in details:
-        console.print(rich_table(("", *WAYS.values()), rank_rows(details["ranks"])))
-        console.print(tie_words(details["ranks"]), markup=False, soft_wrap=True)
-
-
-def rich_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    from rich.table import Table
-
-    table = Table(*head)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    if data["limit"] is None:
+        progress.say(f"at most {limit:,} images; --limit changes that")
+    request = DataRequest(dataset, data["split"] or "test", boxes, skip_bad_boxes=data["skip_bad_boxes"], limit=limit)
+    return request.open(bundle, bundle.manifest.perturbation.semantics, progress)

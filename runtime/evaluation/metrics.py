@@ -20,6 +20,8 @@ CUTS = (1, 5, 10)
 BINS = 10
 SMALL_BIN = 0
 """The bin of images whose largest box covers less than a tenth of them: "small", the paper's "~10%"."""
+DIRECTIONS = {"t2i": "text → image", "i2t": "image → text"}
+"""Keys of both directions in JSON, and what reports call them."""
 
 Scores = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.int64]

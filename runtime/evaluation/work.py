@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,7 @@ from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.files import cache_folder, write_atomically
 from qpert.runtime.gallery.spec import bundle_identity
+from qpert.runtime.progress import Progress
 from qpert.runtime.retrieval.encoder import Encoder
 
 BINDING_NAME = "evaluation.json"
@@ -86,6 +89,16 @@ def open_work(folder: Path, binding: Binding) -> Path:
             "give --work another folder, or delete this one"
         )
     return folder
+
+
+@contextmanager
+def resumable(folder: Path, progress: Progress) -> Iterator[None]:
+    """Reports where the finished part is if the user stops the work inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.say(f"what is done is kept in {folder}; the same command resumes it")
+        raise
 
 
 def dict_of(value: object) -> dict[str, Any]:

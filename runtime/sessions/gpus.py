@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from qpert.runtime.errors import UnavailableError
 
+FIRST_WITH = {"bf16": 80, "fp8": 89}
+"""The first compute capability (without its dot) that has products of a precision; NVIDIA's support matrix of TensorRT.
+TensorRT-RTX parses such a graph for an older one (bf16 for sm75, FP8 for sm80) and then cannot compile it."""
 QUERY = ("--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
 
 

@@ -38,8 +38,9 @@ def pixel_distance(manifest: Manifest, picture: np.ndarray, recorded: np.ndarray
     """Max abs difference between the pixels float32 [3,S,S] made here of `picture` uint8 [H,W,3] and the reference's.
 
     Old bundles, and stock processors under Pillow 13, resize a tall picture rows before columns, where the product (and
-    LAVIS's figures) resize columns first. Where the reference may be such (`rows_first`), such a picture has to equal the rows-first result made here, to the same limit. That
-    result is the transposed picture's, transposed back, because the two passes differ in nothing but the axis.
+    LAVIS's figures) resize columns first. Where the reference may be such (`rows_first`), a tall picture may instead
+    equal the rows-first result made here, to the same limit: the transposed picture's result, transposed back, because
+    the two passes differ in nothing but the axis.
     """
     made = preprocess_images([picture], manifest.preprocessing)[0]
     distance = float(np.abs(made - recorded).max())

@@ -1,10 +1,10 @@
 """Level `rank`: do the bundle and a live reference find the same things in the same order?
 
 Scores are never equal to the last bit, so two candidates that score alike may change places and mean nothing. When
-every score lies within δ of the reference's, two candidates can only change places if the reference's scores of them
+every score is within δ of the reference's, two candidates can only change places if the reference's scores of them
 differ by less than 2δ: that is called a tie. δ is the limit of the precision, which is judged too (a gate on the
 largest difference; below float16, where differences are noise, on the share beyond δ), and not what was observed: with
-the observed one no disagreement could ever lie outside.
+the observed one no disagreement could ever be outside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Way:
+class DirectionScores:
     """One direction of one side: for each query all candidates in order, the shortlist, and the scores of both stages.
 
     itc: float32 [queries, candidates]. shortlist: int64 [queries, K], best ITC first. final: of a query's shortlist.
@@ -86,7 +86,7 @@ class RankComparison:
 
     @property
     def itm_far(self) -> float:
-        """Percent of the pairs whose score lies farther off than the limit."""
+        """Percent of the pairs whose score is farther off than the limit."""
         return share_beyond(self.reference_itm - self.deployed_itm, self.limits.itm)
 
     @property
@@ -154,30 +154,34 @@ def compare_ranks(reference: PairScores, deployed: PairScores, limits: RankLimit
     )
 
 
-def text_to_image(scores: PairScores) -> Way:
+def text_to_image(scores: PairScores) -> DirectionScores:
     if not len(scores.schedule):
         return first_stage(scores.itc.T)
-    return Way(scores.itc.T, scores.schedule.by_text, scores.images_for, scores.t2i_scores_of)
+    return DirectionScores(scores.itc.T, scores.schedule.by_text, scores.images_for, scores.t2i_scores_of)
 
 
-def image_to_text(scores: PairScores) -> Way:
+def image_to_text(scores: PairScores) -> DirectionScores:
     if not len(scores.schedule):
         return first_stage(scores.itc)
-    return Way(scores.itc, scores.schedule.by_image, scores.texts_for, scores.i2t_scores_of)
+    return DirectionScores(scores.itc, scores.schedule.by_image, scores.texts_for, scores.i2t_scores_of)
 
 
-def first_stage(itc: Floats) -> Way:
+def first_stage(itc: Floats) -> DirectionScores:
     """One direction where nothing is re-ranked: the best `COMPARED` by ITC [queries, candidates], in that order."""
     orders = [ranking(row) for row in itc]
     shortlist = np.stack(orders)[:, :COMPARED]
-    return Way(itc, shortlist, orders.__getitem__, lambda query: itc[query, shortlist[query]])
+    return DirectionScores(itc, shortlist, orders.__getitem__, lambda query: itc[query, shortlist[query]])
 
 
-def compare_way(reference: Way, deployed: Way, limits: RankLimits) -> tuple[QueryComparison, ...]:
+def compare_way(
+    reference: DirectionScores, deployed: DirectionScores, limits: RankLimits
+) -> tuple[QueryComparison, ...]:
     return tuple(compare_query(reference, deployed, query, limits) for query in range(len(reference.itc)))
 
 
-def compare_query(reference: Way, deployed: Way, query: int, limits: RankLimits) -> QueryComparison:
+def compare_query(
+    reference: DirectionScores, deployed: DirectionScores, query: int, limits: RankLimits
+) -> QueryComparison:
     """The orders of one query; see `QueryComparison`."""
     before, now = reference.order(query), deployed.order(query)
     shortlist = reference.shortlist[query]

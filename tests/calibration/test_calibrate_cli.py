@@ -1,5 +1,6 @@
 """`qpert calibrate`: results, exit codes, and what is refused before any work is done."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -10,15 +11,15 @@ from evaluation_sets import write_set
 
 import qpert.calibration.commands.calibrate as module
 from qpert.calibration.perturbation.grid import Grid
-from qpert.calibration.perturbation.page import render
+from qpert.calibration.perturbation.report import calibration_report, headline, verdict
 from qpert.calibration.perturbation.result import Calibration
 from qpert.calibration.perturbation.search import SearchResult, Trial
-from qpert.calibration.perturbation.summary import headline, verdict
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import run
 from qpert.runtime.evaluation.metrics import metrics_of_ranks
 from qpert.runtime.inputs.perturbation import Perturbation
-from qpert.runtime.verification.report import environment
+from qpert.runtime.report.files import environment
+from qpert.runtime.report.html import to_html
 
 SMALL = ["--alphas", "2,8", "--weights", "constant,S", "--thresholds", "0.8,0.96", "--threads", "1"]
 MARGIN = 1e-9
@@ -84,7 +85,7 @@ def test_the_json_holds_every_setting_and_the_bundle_keeps_the_report(bundle, da
     kept = json.loads((bundle / "reports" / "calibrate.json").read_text())
     assert kept == {key: value for key, value in found.items() if key != "bundle"}
     page = (bundle / "reports" / "calibrate.html").read_text()
-    assert page.count("<td class=") == 16
+    assert page.count('<td class="heat') == 16
     assert f"{values[0]:.2f}" in page
     assert all(state.ok for state in Bundle.open(bundle).check_files())
 
@@ -163,10 +164,10 @@ def test_the_words_say_when_a_gain_is_chance(boxed_data):
     assert headline(clear) == "Best: α 4, weight constant, τ 0.9, sum"
     assert headline(chance) == "Best: α 4, weight constant, τ 0.9, sum. Its gain over no perturbation is within chance"
     assert headline(none) == "No setting beats no perturbation: nothing is recommended"
-    assert "R@1 text to image, ITC + ITM on the best 64: 52.08 with α 4" in verdict(chance)[0]
+    assert "R@1 text → image, ITC + ITM on the best 64: 52.08 with α 4" in verdict(chance)[0]
     assert "50.00 without perturbation (+2.08 points" in verdict(chance)[0]
     for found in (clear, chance, none):
-        assert headline(found) in render(found)
+        assert headline(found) in to_html(calibration_report(found))
 
 
 def test_of_equal_settings_the_weaker_one_is_taken(boxed_data):
@@ -181,7 +182,7 @@ def test_of_equal_settings_the_weaker_one_is_taken(boxed_data):
     [
         (["--alphas", "2,-4"], "got α -4.0, expected numbers above 0"),
         (["--alphas", "nan"], "got α nan"),
-        (["--alphas", "two"], "--alphas is 'two'; expected numbers with commas"),
+        (["--alphas", "two"], "--alphas is 'two', expected numbers with commas"),
         (["--thresholds", "0.9,1.5"], "got threshold 1.5, expected contribution ratios between 0 and 1"),
         (["--weights", "S,T"], "weights has 'T'"),
         (["--apply", "--out", "new"], "got --out and --apply"),
@@ -234,6 +235,6 @@ def test_the_work_folder_of_another_bundle_is_refused(bundle, tiny_bundle, data_
 
 
 def test_without_onnx_the_command_says_what_to_install(bundle, data_options, refused, monkeypatch):
-    find = module.importlib.util.find_spec
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
     assert "pip install 'qpert[export]'" in refused(bundle, *data_options, code=3)

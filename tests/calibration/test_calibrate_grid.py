@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qpert.calibration.perturbation.grid import Grid, parse_numbers
+from qpert.calibration.perturbation.grid import Grid
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import Perturbation
 
@@ -44,9 +44,3 @@ def test_unusable_values_are_refused(values, message):
     with pytest.raises(InputError) as error:
         Grid(**values)
     assert message in str(error.value)
-
-
-def test_numbers_are_read_with_commas_between_them():
-    assert parse_numbers("2,4.5, 1e1", "--alphas") == (2.0, 4.5, 10.0)
-    with pytest.raises(InputError, match="--alphas is '2;4'; expected numbers with commas"):
-        parse_numbers("2;4", "--alphas")

@@ -24,6 +24,7 @@ from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.graphs.perturbation.oracle import query_map
 from qpert.runtime.benchmark import run as run_module
 from qpert.runtime.benchmark.cold import peak_memory_mb
+from qpert.runtime.benchmark.report import rows_table
 from qpert.runtime.benchmark.run import BenchRequest, benchmark
 from qpert.runtime.benchmark.timing import Schedule, Timing, interleaved
 from qpert.runtime.benchmark.workloads import Sizes
@@ -319,16 +320,28 @@ def test_the_command_prints_one_document_and_keeps_it_in_the_bundle(tiny_bundle,
     assert run(["inspect", str(folder), "--json"]) == 0  # the report's hash is in the manifest
 
 
-def test_the_table_has_a_line_for_each_call_and_a_column_for_each_baseline(bench, capsys):
-    from rich.console import Console
+def test_a_verdict_that_verify_writes_while_the_benchmark_runs_stays(tiny_bundle, copy_of, monkeypatch, capsys):
+    import qpert.runtime.cli.bench as command
 
-    from qpert.runtime.cli.bench import rows_table
+    folder = copy_of(tiny_bundle)
 
+    def slow(*arguments):
+        assert run(["verify", str(folder), "--json"]) == 0
+        return benchmark(*arguments)
+
+    monkeypatch.setattr(command, "benchmark", slow)
+    arguments = ["bench", str(folder), "--stage", "text", "--batch", "1", "--repeats", "3", "--threads", "1"]
+    assert run(arguments) == 0
+    manifest = Bundle.open(folder).manifest
+    assert manifest.verification["verdict"] == "pass"
+    assert {"reports/bench.json", "reports/verify.json", "reports/verify.html"} <= manifest.files.keys()
+
+
+def test_the_table_has_a_line_for_each_call_and_a_column_for_each_baseline(bench):
     result = bench(("text", "itm"), baselines=[{"seconds": 3.0}, {"name": "slower", "seconds": 10.0}])
-    Console(width=100).print(rows_table(result))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["text", "2", "1000.00", "1000.00", "2.0"] in [line[:5] for line in lines]
-    assert [line[-2:] for line in lines if line[:1] in (["text"], ["itm"])] == [["3.00", "10.00"]] * 2
+    rows = rows_table(result).rows
+    assert ("text", "2", "", "1000.00", "1000.00", "2.0") in [row[:6] for row in rows]
+    assert [row[-2:] for row in rows if row[0] in ("text", "itm")] == [("3.00", "10.00")] * 2
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,9 @@ def test_verify_prints_one_json_document_writes_its_reports_and_enters_the_verdi
 def test_verify_tells_a_person_the_verdict_and_every_gate(tiny_bundle, copy_of, capsys):
     assert run(["verify", str(copy_of(tiny_bundle))]) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("PASS Level tensor, fp32 on cpu against the recorded reference")
+    assert captured.out.startswith(
+        "Parity with PyTorch, as recorded at export: PASS\nLevel tensor, fp32 on cpu against the "
+    )
     assert "itm: max abs difference" in captured.out
 
 

@@ -125,21 +125,32 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tiny_bundle, monkey
 
 def test_a_report_is_entered_with_its_hash_and_the_verdict(tiny_bundle, copy_of):
     folder = copy_of(tiny_bundle)
-    written = Bundle.open(folder).with_report("x.html", "<p>ä</p>", verification={"verdict": "fail"})
+    written = Bundle.open(folder).add_reports({"x.html": "<p>ä</p>"}, verification={"verdict": "fail"})
     reopened = Bundle.open(folder)
     assert reopened == written
     assert reopened.manifest.verification == {"verdict": "fail"}
     assert reopened.manifest.files["reports/x.html"] == sha256_of(folder / "reports" / "x.html")
     assert all(state.ok for state in reopened.check_files())
-    kept = reopened.with_report("y.json", "{}").manifest
+    kept = reopened.add_reports({"y.json": "{}"}).manifest
     assert kept.verification == {"verdict": "fail"}
     assert {"reports/x.html", "reports/y.json"} <= kept.files.keys()
+
+
+def test_reports_and_a_verdict_that_others_enter_meanwhile_stay(tiny_bundle, copy_of):
+    folder = copy_of(tiny_bundle)
+    opened_first = Bundle.open(folder)
+    Bundle.open(folder).add_reports({"verify.json": "{}"}, verification={"verdict": "fail"})
+    written = opened_first.add_reports({"bench.json": "{}", "bench.html": "<p>"})
+    assert written.manifest.verification == {"verdict": "fail"}
+    names = {"reports/verify.json", "reports/bench.json", "reports/bench.html"}
+    assert names <= written.manifest.files.keys()
+    assert Bundle.open(folder) == written
 
 
 def test_a_report_that_is_missing_or_half_written_does_not_stop_the_bundle_from_opening(tiny_bundle, copy_of):
     """A verify that is killed between its report and the manifest leaves a report with another hash."""
     folder = copy_of(tiny_bundle)
-    Bundle.open(folder).with_report("x.html", "old")
+    Bundle.open(folder).add_reports({"x.html": "old"})
     (folder / "reports" / "x.html").write_text("new")
     assert [state.path for state in Bundle.open(folder).check_files() if not state.ok] == ["reports/x.html"]
     (folder / "reports" / "x.html").unlink()
@@ -150,4 +161,4 @@ def test_a_report_cannot_be_written_outside(tiny_bundle, copy_of, tmp_path):
     folder = copy_of(tiny_bundle)
     (folder / "reports").symlink_to(tmp_path)
     with pytest.raises(BundleError, match="outside the bundle"):
-        Bundle.open(folder).with_report("x.html", "x")
+        Bundle.open(folder).add_reports({"x.html": "x"})

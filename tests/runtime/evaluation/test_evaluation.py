@@ -13,14 +13,14 @@ from qpert.runtime.cli import run
 from qpert.runtime.errors import BoxError, InputError, QpertWarning, UnavailableError
 from qpert.runtime.evaluation.evaluate import evaluate, overridden
 from qpert.runtime.evaluation.inputs import demo_folder, open_data
-from qpert.runtime.evaluation.page import render
 from qpert.runtime.evaluation.published import published_for
+from qpert.runtime.evaluation.report import evaluation_report, notes, published_table
 from qpert.runtime.evaluation.running import ImagesInMemory, score_pairs
-from qpert.runtime.evaluation.tables import notes, published_table
 from qpert.runtime.evaluation.work import Binding, check_room, open_work
 from qpert.runtime.inputs.datasets import RetrievalDataset
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.progress import Silent
+from qpert.runtime.report.html import to_html
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.scores import itc_scores, ranking
 
@@ -53,6 +53,10 @@ def own_json(capsys, *arguments, code=0):
     assert run([str(argument) for argument in arguments]) == code
     out, err = capsys.readouterr()
     return (json.loads(out) if code == 0 else out), err
+
+
+def page_of(evaluation):
+    return to_html(evaluation_report(evaluation))
 
 
 def numbers(report):
@@ -312,7 +316,7 @@ def test_ctrl_c_says_where_the_work_is_kept_and_exits_130(tiny_bundle, root, tmp
     work = tmp_path / "work"
     code = run(["eval", str(tiny_bundle), "--dataset", str(root), "--work", str(work), "--threads", "1"])
     assert code == 130
-    assert f"kept in {work}; the same command goes on" in capsys.readouterr().err.replace("\n", " ")
+    assert f"kept in {work}; the same command resumes it" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_another_rerank_takes_images_texts_and_equal_pairs_from_the_work_folder(encoder, data, tmp_path):
@@ -527,14 +531,14 @@ def test_published_figures_stand_above_this_run_with_their_settings(whole):
     assert table.rows[0] == ("[1] paper", "89.76", "98.96", "88.75", "81.33", "97.60", "100.00", "97.23")
     assert table.rows[-1][:2] == ("this run", f"{whole.metrics.t2i.recall[1]:.2f}")
     assert any(line.startswith("[4] with perturbation, Entities boxes: constant weight") for line in table.legend)
-    page = render(found)
+    page = page_of(found)
     assert "published, and this run" in page
     assert "(README of the authors&#x27; code of the release)" in page
     assert published_table(whole) is None
 
 
 def test_the_page_stands_alone_and_shows_text_as_text(whole):
-    page = render(replace(whole, data=replace(whole.data, title="<script>alert(1)</script>")))
+    page = page_of(replace(whole, data=replace(whole.data, title="<script>alert(1)</script>")))
     assert "<script>" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "text → image: mR@1, mR@5, mR@10 undefined" in page

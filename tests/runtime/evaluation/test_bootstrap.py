@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from qpert.calibration.perturbation.bootstrap import Hits, scores, spread
+from qpert.runtime.evaluation.bootstrap import Hits, scores, uncertainty
 from qpert.runtime.evaluation.metrics import metrics_of_ranks
 
 IMAGES = 60
@@ -66,7 +66,9 @@ def test_the_standard_error_of_r1_is_that_of_a_proportion():
     hits = Hits.of_images([found, found], np.full(400, 0.05))
     p = float(np.mean(found == 0))
     # 2,000 draws know a standard error to 1/√4000 = 1.6 %; 8 % is five times that
-    assert spread(hits, "r1", 0, none=1).standard_error == pytest.approx(100 * math.sqrt(p * (1 - p) / 400), rel=0.08)
+    assert uncertainty(hits, "r1", 0, none=1).standard_error == pytest.approx(
+        100 * math.sqrt(p * (1 - p) / 400), rel=0.08
+    )
 
 
 def test_the_interval_of_a_gain_is_paired():
@@ -74,13 +76,13 @@ def test_the_interval_of_a_gain_is_paired():
     none = ranks(1, 400, share=0.6)
     better = none.copy()
     better[np.flatnonzero(none)[:20]] = 0
-    found = spread(Hits.of_images([better, none], np.full(400, 0.05)), "r1", 0, none=1)
+    found = uncertainty(Hits.of_images([better, none], np.full(400, 0.05)), "r1", 0, none=1)
     error = 100 * math.sqrt(0.05 * 0.95 / 400)  # of a proportion of 20 in 400: 1.1 points; unpaired it would be 3.4
     low, high = found.gain_interval
     assert low == pytest.approx(5 - 1.96 * error, abs=0.4)  # steps of 0.25 points
     assert high == pytest.approx(5 + 1.96 * error, abs=0.4)
     assert found.within_noise == (True, False)
-    assert found.chance < 0.01
+    assert found.p_value < 0.01
 
 
 def test_the_best_of_many_useless_settings_is_called_chance():
@@ -89,12 +91,12 @@ def test_the_best_of_many_useless_settings_is_called_chance():
     hits = Hits.of_images(every, np.full(300, 0.05))
     once = scores(hits, np.ones((1, 300)), "r1")[0]
     best = int(once[:40].argmax())
-    found = spread(hits, "r1", best, none=40)
+    found = uncertainty(hits, "r1", best, none=40)
     assert once[best] - once[40] > 3
-    assert found.chance > 0.05
+    assert found.p_value > 0.05
     assert sum(found.within_noise) > 20
 
 
 def test_the_same_seed_gives_the_same_numbers(hits):
-    assert spread(hits, "mr1", 0, none=3) == spread(hits, "mr1", 0, none=3)
-    assert spread(hits, "mr1", 0, none=3) != spread(hits, "mr1", 0, none=3, seed=1)
+    assert uncertainty(hits, "mr1", 0, none=3) == uncertainty(hits, "mr1", 0, none=3)
+    assert uncertainty(hits, "mr1", 0, none=3) != uncertainty(hits, "mr1", 0, none=3, seed=1)

@@ -1,4 +1,4 @@
-"""Plots of the parity report as inline SVG: no script, no file, readable in light and dark."""
+"""Charts as inline SVG: no script, no file, readable in light and dark. `html.STYLE` colours them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-STYLE = """
-svg.chart { position: static; width: 100%; height: auto; overflow: visible }
-.chart text { font: 11px system-ui, sans-serif; fill: currentColor }
-.chart path { fill: none }
-.chart .axis { stroke: var(--line); stroke-width: 1 }
-.chart .limit { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3 }
-.chart .point { fill: var(--good); fill-opacity: .55 } .chart .point.over { fill: var(--bad); fill-opacity: 1 }
-.chart .interval { stroke: currentColor; stroke-width: 2 }
-"""
+from qpert.runtime.report.model import Chart, Tone
+
 SMALLEST = 1e-9
 """Differences below are drawn at this edge: zero has no place on a logarithmic axis."""
+LEAST_WIDTH = 0.75
+"""Of a chart's own width, in pixels: on a phone it scrolls sideways rather than become too small to read."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Row:
     limit: float | None
 
 
-def error_plot(rows: Sequence[Row], what: str) -> str:
+def error_plot(rows: Sequence[Row], what: str) -> Chart:
     """Values as dots on a logarithmic axis, a row each, with the limit as a dashed line."""
     left, right, step = 230, 880, 22
     largest = max([1e-6, *(value for row in rows for value in row.values if math.isfinite(value))])
@@ -66,13 +61,11 @@ def error_plot(rows: Sequence[Row], what: str) -> str:
     return drawing(960, bottom + 20, what, parts)
 
 
-def scatter(reference: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], width: float) -> str:
+def scatter(reference: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], width: float) -> Chart:
     """The same pairs' scores on both axes; a point is red where they differ by more than `width`."""
     size, left, base = 420, 60, 440
-    if not len(reference):
-        return ""
     both = np.concatenate([reference, deployed])
-    low, high = float(np.nanmin(both)), float(np.nanmax(both))
+    low, high = (float(np.nanmin(both)), float(np.nanmax(both))) if len(both) else (0.0, 1.0)
     margin = 0.04 * (high - low) or 1.0
     low, high = low - margin, high + margin
 
@@ -106,7 +99,7 @@ class Interval:
     high: float
 
 
-def interval_plot(rows: Sequence[Interval], what: str) -> str:
+def interval_plot(rows: Sequence[Interval], what: str) -> Chart:
     """Differences around zero with their intervals."""
     left, right, step = 110, 520, 30
     reach = max([0.1, *(abs(number) for row in rows for number in (row.value, row.low, row.high))]) * 1.1
@@ -132,8 +125,38 @@ def signed(value: float) -> str:
     return f"{value:+.2g}" if value else "0"
 
 
-def drawing(width: float, height: float, what: str, parts: Sequence[str]) -> str:
-    label = html.escape(what, quote=True)
-    return (
-        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+def bar_chart(
+    groups: Sequence[tuple[str, str, tuple[float | None, ...]]], series: Sequence[tuple[str, Tone]], what: str
+) -> Chart:
+    """Percentages in groups of bars. groups: name, a note below it, a value for each of `series`; None is undefined."""
+    step, height, base = 92, 150, 175
+    wide = (step - 20) // len(series)
+    parts = []
+    for percents in (0, 50, 100):
+        y = base - percents * height / 100
+        parts.append(f'<path class="axis" d="M30 {y:g}H{40 + step * len(groups)}"/>')
+        parts.append(f'<text x="0" y="{y + 4:g}">{percents}</text>')
+    for number, (name, note, values) in enumerate(groups):
+        left = 36 + number * step
+        for offset, ((label, tone), value) in enumerate(zip(series, values, strict=True)):
+            if value is not None:
+                tall = value * height / 100
+                parts.append(
+                    f'<rect class="{tone}" x="{left + wide * offset}" y="{base - tall:.1f}" width="{wide - 4}" '
+                    f'height="{tall:.1f}" rx="3"><title>{html.escape(label)}: {value:.2f} %</title></rect>'
+                )
+        for y, text in ((192, name), (207, note)):
+            parts.append(f'<text x="{left + 34}" y="{y}" text-anchor="middle">{html.escape(text)}</text>')
+    for number, (label, tone) in enumerate(series):
+        parts.append(f'<rect class="{tone}" x="{36 + 150 * number}" y="222" width="11" height="11" rx="3"/>')
+        parts.append(f'<text x="{52 + 150 * number}" y="232">{html.escape(label)}</text>')
+    return drawing(45 + step * len(groups), 238, what, parts)
+
+
+def drawing(width: float, height: float, what: str, parts: Sequence[str]) -> Chart:
+    """The SVG element; `what` is read to who cannot see it."""
+    label, least = html.escape(what), LEAST_WIDTH * width
+    return Chart(
+        f'<svg class="chart" style="min-width: {least:.0f}px" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="{label}">{"".join(parts)}</svg>'
     )

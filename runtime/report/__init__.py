@@ -1,0 +1,1 @@
+"""One way to write a report: `model` is what it says, `html`, `markdown` and `terminal` are how, `files` is where."""

@@ -1,0 +1,201 @@
+"""A report as data, written the same way for a page, for Markdown and for a terminal.
+
+Text is plain everywhere: the back-ends escape it. Bars, charts, heat maps, pictures and cards are drawn on a page only;
+Markdown and the terminal leave them out, and with them a section or a table's column that holds nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from qpert.runtime.inputs.boxes import Boxes
+
+UNDEFINED = "–"
+Tone = Literal["good", "bad", "unsure", "quiet", "first", "second"]
+"""A meaning that back-ends colour; `first` and `second` are two series that a chart compares."""
+
+
+@dataclass(frozen=True)
+class Bold:
+    """Text that stands out."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Badge:
+    """A word on a coloured ground, such as a verdict."""
+
+    text: str
+    tone: Tone
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share of the whole, 0 to 1, and a mark at another share."""
+
+    share: float
+    tone: Tone = "good"
+    mark: float | None = None
+
+
+Span: TypeAlias = str | Bold | Badge | Bar
+Text: TypeAlias = Span | tuple[Span, ...]
+"""Spans follow each other without a space."""
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A line or more of text."""
+
+    text: Text
+    tone: Tone | None = None
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list."""
+
+    lines: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text as it was typed."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; all columns but the first `words` hold numbers.
+
+    legend: lines below it. strong_last: the last row is the one to compare with the others.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Text, ...], ...]
+    words: int = 1
+    legend: tuple[str, ...] = ()
+    strong_last: bool = False
+
+    def without_bars(self) -> Table:
+        """The same without the columns that hold bars."""
+        kept = [place for place in range(len(self.head)) if not any(isinstance(row[place], Bar) for row in self.rows)]
+        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
+        words = sum(place < self.words for place in kept)
+        return replace(self, head=tuple(self.head[place] for place in kept), rows=rows, words=words)
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One value of a heat map. weight: −1 (deepest red) to 1 (deepest green). note: shown when it is pointed at."""
+
+    text: str
+    weight: float
+    note: str
+    best: bool = False
+    unsure: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Values by two settings: `columns` across, the name of each row down."""
+
+    title: str
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Heat, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An SVG drawing, made by `charts`: markup, the only one of a report."""
+
+    svg: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file with its boxes; one that cannot be read any more is reported in its place."""
+
+    path: Path
+    boxes: Boxes | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """Blocks in a frame, whose colour is `tone`."""
+
+    blocks: tuple[Block, ...]
+    tone: Tone | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Blocks beside each other where the page is wide enough: each at least `width` rem."""
+
+    blocks: tuple[Block, ...]
+    width: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title and what belongs to it. details: for who looks closer; Markdown folds it, a terminal leaves it out."""
+
+    title: Text
+    blocks: tuple[Block, ...]
+    details: bool = False
+
+
+Block: TypeAlias = Paragraph | Bullets | Code | Table | HeatMap | Chart | Picture | Card | Grid | Section
+
+
+@dataclass(frozen=True)
+class Report:
+    """title: of the window. heading: the first line."""
+
+    title: str
+    heading: Text
+    blocks: tuple[Block, ...]
+
+
+def readable(blocks: Iterable[Block], *, details: bool) -> Iterator[Paragraph | Bullets | Code | Table | Section]:
+    """What Markdown and a terminal can show of blocks: grids in order; see the module for what is left out."""
+    for one in blocks:
+        if isinstance(one, Grid):
+            yield from readable(one.blocks, details=details)
+        elif isinstance(one, Table):
+            yield one.without_bars()
+        elif isinstance(one, Section):
+            inside = tuple(readable(one.blocks, details=details))
+            if inside and (details or not one.details):
+                yield replace(one, blocks=inside)
+        elif isinstance(one, Paragraph | Bullets | Code):
+            yield one
+
+
+def spans(text: Text) -> tuple[Span, ...]:
+    return text if isinstance(text, tuple) else (text,)
+
+
+def paragraphs(*lines: Text, tone: Tone | None = None) -> tuple[Paragraph, ...]:
+    return tuple(Paragraph(line, tone) for line in lines)
+
+
+def pairs(values: Mapping[str, str]) -> Table:
+    """Names and values, without a head."""
+    return Table(("", ""), tuple(values.items()), words=2)
+
+
+def number(value: float | None, form: str, undefined: str = UNDEFINED) -> str:
+    """A number in a format such as `.2f`."""
+    return undefined if value is None else format(value, form)
+
+
+def verdict_badge(passed: bool, *, loud: bool = False) -> Badge:
+    """`pass` or `FAIL`; `loud` is for a heading."""
+    return Badge("PASS" if loud and passed else "pass" if passed else "FAIL", "good" if passed else "bad")
