@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,10 +17,10 @@ from qpert.runtime.gallery.search import (
     Searchable,
     TextGallery,
     TextHit,
-    check_count,
     search_images,
     search_texts,
 )
+from qpert.runtime.inputs.arguments import as_count, as_texts
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import ImageInput
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -69,11 +69,11 @@ class Retriever:
         """
         return cls(Encoder(Bundle.open(bundle), provider, perturbation, threads=threads))
 
-    def encode_images(self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None) -> ImageFeatures:
+    def encode_images(self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | None = None) -> ImageFeatures:
         """Encode B images.
 
         Args:
-            images: paths, PIL images or uint8 arrays [H, W, 3].
+            images: paths, PIL images or uint8 arrays [H, W, 3]; any iterable of them, or one array [B, H, W, 3].
             boxes: for each image its `Boxes` in pixels, or None; images may have different numbers of boxes.
 
         Returns:
@@ -85,7 +85,7 @@ class Retriever:
         """
         return self.encoder.encode_images(images, boxes)
 
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode_texts(self, texts: Iterable[str]) -> npt.NDArray[np.float32]:
         """Encode T texts → float32 [T, E] of unit length. Raises TextError for an empty text."""
         return self.encoder.encode_texts(texts)
 
@@ -95,7 +95,7 @@ class Retriever:
         """Contrastive scores [B, T] of [B, Q, E] and [T, E]; see `qpert.runtime.retrieval.scores.itc_scores`."""
         return itc_scores(query_embeds, text_embeds)
 
-    def itm_scores(self, features: ImageFeatures, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def itm_scores(self, features: ImageFeatures, texts: Iterable[str]) -> npt.NDArray[np.float32]:
         """Match logits [B, T] of every image with every text."""
         return self.encoder.itm_scores(features, texts)
 
@@ -107,8 +107,9 @@ class Retriever:
         Re-ranked images come first, by ITM + ITC; the others follow by ITC alone. `k` larger than the gallery returns
         the whole gallery. `rerank` None is 64, or 0 where the bundle has no pair scorer; 0 leaves ITM out.
 
-        A large gallery on disk is scanned in 8 bits and then exactly,
-        with the same result as the exact scan alone, which `exact` asks for.
+        A large gallery on disk is scanned in 8 bits and then exactly, with the same result as the exact scan alone,
+        which `exact` asks for. `gallery` is an open one: `Gallery`, or what `open_gallery` returns (a path is not
+        opened here, as that would be done anew for each search).
 
         Raises:
             InputError: `k` below 1, `rerank` below 0, or above 0 without a pair scorer; scores that are NaN.
@@ -118,7 +119,7 @@ class Retriever:
         return self.search_batch([text], gallery, k=k, rerank=rerank, exact=exact)[0]
 
     def search_batch(
-        self, texts: Sequence[str], gallery: Searchable, *, k: int = 10, rerank: int | None = None, exact: bool = False
+        self, texts: Iterable[str], gallery: Searchable, *, k: int = 10, rerank: int | None = None, exact: bool = False
     ) -> list[list[Hit]]:
         """`search` for several texts: one scan of the gallery, and images that their shortlists share are matched with
         all of these texts at once."""
@@ -127,7 +128,7 @@ class Retriever:
     def search_texts(
         self,
         image: ImageInput,
-        texts: Sequence[str] | TextGallery,
+        texts: Iterable[str] | TextGallery,
         *,
         boxes: Boxes | None = None,
         k: int = 10,
@@ -141,14 +142,15 @@ class Retriever:
             InputError: `k` below 1, `rerank` below 0, or above 0 without a pair scorer; scores that are NaN.
             ImageError, BoxError, TextError: what cannot be encoded.
         """
-        check_count(k)
-        self.encoder.shortlist(rerank)  # refused before an image is encoded
+        as_count(k, "k", least=1)  # refused before an image is encoded
+        self.encoder.shortlist(rerank)
         gallery = texts if isinstance(texts, TextGallery) else self.text_gallery(texts)
         return search_texts(self.encoder, self.encode_images([image], [boxes]), gallery, k=k, rerank=rerank)
 
-    def text_gallery(self, texts: Sequence[str]) -> TextGallery:
+    def text_gallery(self, texts: Iterable[str]) -> TextGallery:
         """Encode texts once, to search them with many images."""
-        return TextGallery(tuple(texts), self.encode_texts(texts))
+        listed = as_texts(texts)
+        return TextGallery(tuple(listed), self.encode_texts(listed))
 
     def open_gallery(self, folder: str | Path) -> StoredGallery:
         """Open a gallery that `qpert index` made with this bundle. A context manager; raises GalleryError."""

@@ -1,13 +1,15 @@
 """A process that indexes, deletes and compacts, and says what it has been told is done: what crash tests kill.
 
-    python gallery_worker.py BUNDLE PICTURES GALLERY
+    python gallery_worker.py BUNDLE PICTURES GALLERY [PAUSE]
 
-Goes on from whatever state the gallery is in. Each line on stdout is an acknowledgement.
+Goes on from whatever state the gallery is in. Each line on stdout is an acknowledgement. After PAUSE of them it
+waits, to be killed there.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,11 +42,20 @@ def entries_of(pictures: Path) -> list[ImageEntry]:
 
 
 class Acknowledging:
-    """Progress that prints the number of images that are durable, in order."""
+    """Progress that prints the number of images that are durable, in order; after `pause` times it waits for ever."""
+
+    def __init__(self, pause: int = 0) -> None:
+        self.pause, self.times = pause, 0
 
     @contextmanager
     def stage(self, what: str, total: int | None = None, *, unit: str = "") -> Iterator:
-        yield lambda count: print("indexed", count, flush=True)
+        yield self.acknowledge
+
+    def acknowledge(self, count: int) -> None:
+        print("indexed", count, flush=True)
+        self.times += 1
+        if self.times == self.pause:
+            threading.Event().wait()
 
     def say(self, line: str) -> None:
         return
@@ -68,9 +79,10 @@ def deletion_began(gallery: Path) -> bool:
 
 
 if __name__ == "__main__":
-    bundle, pictures, gallery = map(Path, sys.argv[1:])
+    bundle, pictures, gallery = map(Path, sys.argv[1:4])
+    pause = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     encoder = Encoder(Bundle.open(bundle), "cpu", threads=1)
     listed = entries_of(pictures)
     print("ready", flush=True)
-    work(encoder, listed, gallery, Acknowledging())
+    work(encoder, listed, gallery, Acknowledging(pause))
     print("finished", flush=True)

@@ -30,6 +30,7 @@ from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from qpert.runtime.bundle.staging import staged_folder
 from qpert.runtime.files import sha256_of, write_atomically
+from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.report.files import json_text
 from qpert.runtime.report.html import to_html
@@ -171,9 +172,7 @@ def quantized_manifest(manifest: Manifest, request: QuantizeRequest, plan: Plan,
 def tool_of(request: QuantizeRequest) -> dict[str, str]:
     if request.precision == "fp8":
         return {"nvidia-modelopt": modelopt_version()}
-    import onnxruntime
-
-    return {"onnxruntime": onnxruntime.__version__, "onnx": importlib.metadata.version("onnx")}
+    return {"onnxruntime": load_onnxruntime().__version__, "onnx": importlib.metadata.version("onnx")}
 
 
 def description(manifest: Manifest, request: QuantizeRequest, plan: Plan, data: CalibrationData) -> dict[str, Any]:

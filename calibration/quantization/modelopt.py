@@ -15,6 +15,7 @@ import onnx
 from qpert.calibration.quantization.candidates import Candidate
 from qpert.calibration.quantization.data import Feed
 from qpert.runtime.errors import InputError, QpertError, UnavailableError
+from qpert.runtime.libraries import turn_off_telemetry
 
 PROJECT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("modelopt_worker.py")
@@ -76,6 +77,7 @@ def quantize_with_modelopt(
         "method": METHODS[method],
         "nodes": [candidate.node for candidate in candidates],
     }
+    turn_off_telemetry()  # of the ONNX Runtime there, which inherits this environment
     done = subprocess.run(
         [python, "-I", "-W", "ignore", WORKER],
         input=json.dumps(job),

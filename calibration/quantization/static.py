@@ -17,6 +17,7 @@ import onnx
 
 from qpert.calibration.quantization.candidates import Candidate
 from qpert.calibration.quantization.data import Feed
+from qpert.runtime.libraries import turn_off_telemetry
 
 PERCENTILE = 99.99
 HISTOGRAM_CALLS = 4
@@ -68,6 +69,7 @@ def tensor_ranges(
 
 
 def make_calibrator(path: Path, wanted: set[str], *, method: str, symmetric: bool, folder: Path) -> Any:
+    turn_off_telemetry()
     from onnxruntime.quantization import calibrate
 
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -111,6 +113,7 @@ def quantize_all(
 
     `model` becomes the result: a copy of a full-size tower would be another 4 GB.
     """
+    turn_off_telemetry()
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from qpert.runtime.errors import CheckpointError, UnavailableError
 from qpert.runtime.files import sha256_of, sync_folder, write_atomically
+from qpert.runtime.libraries import turn_off_telemetry
 
 CHUNK = 1 << 20
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "preprocessor_config.json", "tokenizer.json",
@@ -200,6 +201,7 @@ def download_snapshot(repository: str) -> Path:
         UnavailableError: huggingface-hub is not installed, or there is no network and no copy in its cache.
         CheckpointError: there is no such repository, or it may not be read.
     """
+    turn_off_telemetry()
     try:
         import huggingface_hub
         from huggingface_hub import errors

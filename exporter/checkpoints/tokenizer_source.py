@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.libraries import turn_off_telemetry
 from qpert.runtime.progress import Progress
 
 
@@ -41,6 +42,7 @@ def find_tokenizer(asked: str | None, beside: Path | None, usual: str | None, pr
 
 def download_tokenizer(name: str) -> Path:
     """The folder of a hub repository's vocabulary files."""
+    turn_off_telemetry()
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
-from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest, bundle_path, read_manifest
+from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
+from qpert.runtime.bundle.paths import bundle_path
 from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.errors import BundleError
 from qpert.runtime.files import cache_folder, sha256_of, write_atomically
@@ -43,6 +44,8 @@ class Bundle:
         Raises:
             BundleError: not a bundle, a newer schema, a missing or altered file, a path outside the bundle.
         """
+        if not isinstance(folder, str | Path):
+            raise BundleError(f"the bundle is a {type(folder).__name__}; expected the path of a folder", code="path")
         root = Path(folder)
         if not root.is_dir():
             raise BundleError(f"{root} is not a folder; expected a bundle made by `qpert export`")

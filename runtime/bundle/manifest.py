@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.bundle.paths import bundle_path
 from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PAIR_SCORER, QUERY_HEAD, ROLES, TEXT_TOWER
 from qpert.runtime.bundle.score_rules import ScoreRules
 from qpert.runtime.bundle.upgrade import upgrade_schema_1
@@ -240,24 +241,3 @@ def read_manifest(folder: Path) -> Manifest:
     if unhashed := [name for name in used if name not in manifest.files]:
         raise BundleError(f"{path} gives no hash for {', '.join(unhashed)}; do not trust this bundle, export it again")
     return manifest
-
-
-def bundle_path(folder: Path, name: str) -> Path:
-    """The path of a bundle's file, which must lie inside the bundle, links followed.
-
-    Raises:
-        BundleError: `name` is absolute, climbs out with `..`, or a link leads out.
-    """
-    relative = PurePosixPath(name)
-    unsafe = not name or relative.is_absolute() or ".." in relative.parts or "\\" in name or ":" in name
-    path = folder / relative
-    try:
-        path.exists()  # raises where no such path can be
-        inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a name too long, links in a circle, a null byte
-        inside = False
-    if unsafe or not inside:
-        raise BundleError(
-            f"the manifest names {name!r}, which is outside the bundle {folder}; do not trust this bundle"
-        )
-    return path

@@ -57,6 +57,10 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write that failed does not say where
+            error.filename = str(target)
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

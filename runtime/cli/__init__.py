@@ -1,20 +1,23 @@
 """The command line: `qpert …`, and `qpert-export …` for `qpert export …`.
 
-Errors are handled here, at the edge: a `QpertError` becomes one line on stderr and its exit code, anything else is a
-bug and keeps its traceback.
+Errors are handled here, at the edge: a `QpertError` becomes one line on stderr and its exit code, and so does what the
+machine is to blame for (`edge`). Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from typing import Any
 
 import click
 
-from qpert.runtime.errors import QpertError, QpertWarning
+from qpert.runtime.cli.edge import BROKEN_PIPE, MACHINE, ReaderGoneError, exit_code_of, machine_error, open_streams
+from qpert.runtime.errors import QpertError, QpertWarning, UnavailableError
 
 ORDER = (
     *("export", "verify", "eval", "calibrate", "quantize", "build", "index", "search", "bench", "inspect", "doctor"),
@@ -44,6 +47,12 @@ class LazyGroup(click.Group):
             return found
         return None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # of no standard stream, and click would make it exit code 1: a failed gate
+            raise RuntimeError("a pipe to another process broke") from error
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qpert")
@@ -58,16 +67,33 @@ def run(arguments: Sequence[str]) -> int:
         warnings.simplefilter("always", QpertWarning)
         try:
             result = cli.main(args=list(arguments), prog_name="qpert", standalone_mode=False, obj=list(arguments))
+            sys.stdout.flush()
         except QpertError as error:
             click.echo(f"error: {error}", err=True)
-            return error.exit_code
+            return exit_code_of(error)
+        except ReaderGoneError:
+            return BROKEN_PIPE
         except click.ClickException as error:
-            error.show()
-            return 2
+            return refused_by_click(error)
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             return 130
+        except Exception as error:
+            explained = machine_error(error)
+            if explained is None:
+                raise
+            click.echo(f"error: {explained}", err=True)
+            return explained.exit_code
     return result if isinstance(result, int) else 0
+
+
+def refused_by_click(error: click.ClickException) -> int:
+    """Show what click says of an argument. A path that may not be read is the machine's, not bad input."""
+    if " is not readable" in error.message:
+        click.echo(f"error: {error.message.rstrip('.')}; {MACHINE[errno.EACCES]}", err=True)
+        return UnavailableError.exit_code
+    error.show()
+    return QpertError.exit_code
 
 
 def show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
@@ -76,9 +102,19 @@ def show_warning(message: Warning | str, category: type[Warning], *_: object, **
         click.echo(f"warning: {message}", err=True)
 
 
+def run_process(arguments: Sequence[str]) -> int:
+    """`run` with this process's own standard streams made safe first."""
+    try:
+        open_streams()
+    except QpertError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    return run(arguments)
+
+
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_process(sys.argv[1:]))
 
 
 def export_main() -> None:
-    sys.exit(run(["export", *sys.argv[1:]]))
+    sys.exit(run_process(["export", *sys.argv[1:]]))

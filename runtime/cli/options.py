@@ -14,6 +14,7 @@ import click
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.files import portable_name
 from qpert.runtime.inputs.box_files import XmlCoordinates
 from qpert.runtime.inputs.numbers import parse_float, parse_int
 from qpert.runtime.report.model import Report
@@ -71,7 +72,7 @@ def print_result(document: object, report: Callable[[], Report], *, as_json: boo
 
 def command_line() -> str:
     """What the user typed, as a bundle or an engine records it."""
-    return shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])])
+    return portable_name(shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])]))
 
 
 def check_graphs(option: str, names: Sequence[str], bundle: Bundle) -> None:

@@ -12,6 +12,7 @@ import click
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import PATH, RERANK_HELP, html_option, json_option, print_result, provider_option
 from qpert.runtime.errors import GalleryError, InputError
+from qpert.runtime.files import local_path, portable_name
 from qpert.runtime.gallery.catalogue import open_catalogue
 from qpert.runtime.gallery.page import hits_report, images_page, texts_page
 from qpert.runtime.gallery.reader import StoredGallery
@@ -67,6 +68,7 @@ def command(
     the best --rerank again by ITM; the final score is ITM + ITC, and rank_itc says where ITC alone had put it.
     """
     check_usage(texts, image, boxes, texts_file)
+    texts = tuple(map(portable_name, texts))  # under LC_ALL=C, `café` comes as bytes that are no text
     with open_retriever(gallery, bundle, provider) as retriever, retriever.open_gallery(gallery) as opened:
         found: Sequence[Sequence[Hit | TextHit]]
         if image is None:
@@ -97,7 +99,7 @@ def open_retriever(gallery: Path, bundle: Path | None, provider: str) -> Retriev
     """The gallery's own bundle (or the same one elsewhere) with the gallery's perturbation settings."""
     with closing(open_catalogue(gallery)) as catalogue:
         spec = catalogue.spec
-    folder = bundle or Path(spec.bundle)
+    folder = bundle or local_path(spec.bundle)
     if bundle is None and not folder.is_dir():
         raise GalleryError(
             f"the bundle that made the gallery {gallery} is no longer at {folder}; pass --bundle with where it is now"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.sqlite import Connection
 
 COMMIT_SECONDS = 0.5
 """Work that a kill may cost. A commit waits for the disk (milliseconds), so it does not follow every record."""
@@ -54,7 +55,7 @@ class DiskJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last_commit = time.monotonic()
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=0)
+        self._connection = sqlite3.connect(path, isolation_level=None, timeout=0, factory=Connection)
         try:
             self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._connection.execute("PRAGMA synchronous = FULL")
@@ -97,7 +98,8 @@ class DiskJournal:
 
     def close(self) -> None:
         with suppress(sqlite3.Error):  # a full disk was said when it was met
-            self._connection.execute("COMMIT")
+            if self._connection.in_transaction:
+                self._connection.execute("COMMIT")
         self._connection.close()
 
     def _explained(self, error: sqlite3.Error) -> InputError | UnavailableError:

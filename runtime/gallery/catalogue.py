@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from qpert.runtime.errors import GalleryError
+from qpert.runtime.errors import GalleryError, UnavailableError
 from qpert.runtime.gallery.columns import Column
 from qpert.runtime.gallery.spec import GallerySpec
 from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.sqlite import Connection
 
 CATALOGUE_NAME = "gallery.sqlite"
 SCHEMA_VERSION = 1
@@ -53,6 +54,20 @@ class ImageRecord:
     shard: int | None
     slot: int | None
     live: int = 1
+
+
+def path_to_column(path: str) -> str | bytes:
+    """A path as SQLite keeps it: text where it is text, and the bytes that the system has where they are none."""
+    stored = os.fsencode(path)
+    try:
+        return stored.decode("utf-8")
+    except UnicodeDecodeError:
+        return stored
+
+
+def path_from_column(stored: str | bytes) -> str:
+    """The inverse of `path_to_column`, in whatever locale this process runs."""
+    return os.fsdecode(stored.encode("utf-8") if isinstance(stored, str) else stored)
 
 
 IMAGE_COLUMNS = ", ".join(ImageRecord.__dataclass_fields__)
@@ -121,7 +136,8 @@ class Catalogue:
         try:
             yield self.connection
         finally:
-            self.connection.execute("ROLLBACK")
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
 
     @property
     def generation(self) -> int:
@@ -138,11 +154,11 @@ class Catalogue:
     def images(self, *, live: bool = True) -> list[ImageRecord]:
         where = "WHERE live" if live else ""
         rows = self.connection.execute(f"SELECT {IMAGE_COLUMNS} FROM image {where} ORDER BY row")
-        return [ImageRecord(*row) for row in rows]
+        return [image_record(row) for row in rows]
 
     def image(self, name: str) -> ImageRecord | None:
         row = self.connection.execute(f"SELECT {IMAGE_COLUMNS} FROM image WHERE name = ? AND live", (name,)).fetchone()
-        return None if row is None else ImageRecord(*row)
+        return None if row is None else image_record(row)
 
     def captions(self, row: int) -> tuple[str, ...]:
         found = self.connection.execute("SELECT text FROM text WHERE image = ? ORDER BY row", (row,))
@@ -189,7 +205,12 @@ def has_catalogue(folder: Path) -> bool:
     try:
         with closing(_connect(path, writable=os.access(folder, os.W_OK))) as connection:
             return bool(connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0])
-    except sqlite3.OperationalError:  # a full disk, a lock: not the file's fault
+    except sqlite3.OperationalError as error:  # a full disk, a lock: not the file's fault
+        if "unable to open" in str(error):
+            raise UnavailableError(
+                f"the gallery {folder} cannot be opened: {path} may not be read; ask its owner, or copy the gallery",
+                code="gallery-unreadable",
+            ) from error
         raise
     except sqlite3.DatabaseError as error:
         raise _damaged(folder, error) from error
@@ -245,6 +266,7 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         timeout=WAIT_SECONDS,
         isolation_level=None,
         check_same_thread=False,
+        factory=Connection,
     )
     try:
         connection.execute("PRAGMA synchronous = EXTRA")
@@ -257,8 +279,15 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
 def insert_images(connection: sqlite3.Connection, records: Iterable[ImageRecord]) -> None:
     marks = ", ".join("?" for _ in ImageRecord.__dataclass_fields__)
     connection.executemany(
-        f"INSERT INTO image ({IMAGE_COLUMNS}) VALUES ({marks})", [tuple(vars(record).values()) for record in records]
+        f"INSERT INTO image ({IMAGE_COLUMNS}) VALUES ({marks})",
+        [tuple((vars(record) | {"path": path_to_column(record.path)}).values()) for record in records],
     )
+
+
+def image_record(row: Sequence[Any]) -> ImageRecord:
+    """What `insert_images` stored, by IMAGE_COLUMNS."""
+    values = dict(zip(ImageRecord.__dataclass_fields__, row, strict=True))
+    return ImageRecord(**(values | {"path": path_from_column(values["path"])}))
 
 
 def insert_texts(connection: sqlite3.Connection, texts: Iterable[tuple[int, int, str]]) -> None:

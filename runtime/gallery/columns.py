@@ -60,7 +60,8 @@ class Column:
         if found < rows * self.row_bytes:
             raise GalleryError(
                 f"{path} has {found} bytes, {rows * self.row_bytes} were committed; the gallery is damaged: restore "
-                "the file, or index the images into a new gallery"
+                "the file, or index the images into a new gallery",
+                code="gallery-column-short",
             )
 
     def digest(self, path: Path, first: int, rows: int) -> str:

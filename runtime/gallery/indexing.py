@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
-from qpert.runtime.files import sha256_of
+from qpert.runtime.files import local_path, portable_name, sha256_of
 from qpert.runtime.gallery.catalogue import Catalogue, boxes_to_json
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.spec import FeatureMode
@@ -80,7 +81,7 @@ def index_images(
     """
     if records_a_shard < 1:
         raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1")
-    listed = list(entries)
+    listed = [portable(entry) for entry in entries]
     _check_names(listed)
     folder = Path(folder)
     with open_writer(folder, encoder, features) as writer:
@@ -102,6 +103,11 @@ def index_images(
             skipped=tuple(run.skipped),
             texts=len(writer.catalogue.texts()),
         )
+
+
+def portable(entry: ImageEntry) -> ImageEntry:
+    """The entry with a name that can be stored, and a path that this process can open, whatever the locale is."""
+    return replace_fields(entry, name=portable_name(entry.name), path=local_path(entry.path))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from qpert.runtime.errors import GalleryError
+from qpert.runtime.sqlite import Connection
 
 LOCK_NAME = "writer.lock"
 OWNER_NAME = "writer.pid"
@@ -17,7 +18,8 @@ OWNER_NAME = "writer.pid"
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
     """Hold the gallery's only write lock. Raises GalleryError at once if another process (or thread) has it."""
-    with closing(sqlite3.connect(folder / LOCK_NAME, timeout=0, isolation_level=None)) as connection:
+    lock = sqlite3.connect(folder / LOCK_NAME, timeout=0, isolation_level=None, factory=Connection)
+    with closing(lock) as connection:
         try:
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import HashMemory
-from qpert.runtime.errors import GalleryError, ImageError
+from qpert.runtime.errors import GalleryError, ImageError, InputError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.gallery.catalogue import (
     Catalogue,
@@ -28,6 +28,7 @@ from qpert.runtime.gallery.catalogue import (
 )
 from qpert.runtime.gallery.scan import Codes, Nearest, nearest
 from qpert.runtime.gallery.shards import ShardReader
+from qpert.runtime.inputs.arguments import as_path, as_rows, kind_of
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.retrieval.encoder import Encoder, Floats, ImageFeatures
 
@@ -38,7 +39,16 @@ class StoredGallery:
     """A gallery on disk, as it was when it was opened. A context manager; several may be open while one is indexing.
 
     Rows are numbered 0…n−1 in the order in which images were added (deleted ones do not count).
+
+    A pickled or copied gallery opens the same files again and shows the same images. Where another process compacts
+    the gallery, what was not read before is gone: a GalleryError of code `gallery-compacted` says to open it again.
     """
+
+    _STATE = (
+        *("encoder", "spec", "_generation", "_records", "_count", "_texts", "_columns", "_blocks", "_shards"),
+        "_physical",
+    )
+    """What a copy takes along; the rest is read again."""
 
     def __init__(self, catalogue: Catalogue, encoder: Encoder) -> None:
         """Use `open`. Everything but vectors and features is read here; the catalogue is not kept open."""
@@ -62,9 +72,15 @@ class StoredGallery:
         Raises:
             GalleryError: no gallery, a newer schema, altered, or made with another bundle or perturbation settings.
         """
+        if not isinstance(encoder, Encoder):
+            raise InputError(
+                f"encoder is a {kind_of(encoder)}; expected retriever.encoder, or use retriever.open_gallery(folder)",
+                code="encoder-kind",
+            )
+        folder = as_path(folder, "the gallery")
         gallery = None
         while gallery is None:
-            gallery = cls._open_once(Path(folder), encoder)
+            gallery = cls._open_once(folder, encoder)
         return gallery
 
     @classmethod
@@ -75,9 +91,10 @@ class StoredGallery:
                 gallery = cls(catalogue, encoder)
             gallery.require(encoder)
             try:
-                gallery._check_columns()
-            except GalleryError:
-                if catalogue.generation == gallery._generation:
+                with gallery._compaction_noticed():
+                    gallery._check_columns()
+            except GalleryError as error:
+                if error.code != "gallery-compacted":
                     raise
                 return None
         return gallery
@@ -134,7 +151,7 @@ class StoredGallery:
 
         Raises GalleryError for a damaged shard (named, with the remedy), ImageError for a file that has gone.
         """
-        records = [self._records[int(row)] for row in rows]
+        records = [self._records[row] for row in as_rows(rows, len(self))]
         embeds = np.asarray(self._map("query_embeds")[np.array([record.row for record in records], np.int64)])
         if self.spec.features == "none":
             raise GalleryError(
@@ -149,11 +166,36 @@ class StoredGallery:
 
     def boxes_of(self, row: int) -> Boxes | None:
         """The boxes that an image was indexed with."""
-        return boxes_from_json(self._records[row].boxes)
+        (number,) = as_rows([row], len(self))
+        return boxes_from_json(self._records[number].boxes)
 
     def require(self, encoder: Encoder) -> None:
         """Raises GalleryError unless `encoder` is of the bundle and settings that made this gallery."""
         self.spec.require(encoder, self.folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name in self._STATE}
+        return {**state, "folder": self.folder.absolute()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _maps={})
+        with self._compaction_noticed():
+            self._check_columns()
+
+    @contextmanager
+    def _compaction_noticed(self) -> Iterator[None]:
+        """Says of files that are missing because the gallery was compacted that it was compacted, not damaged."""
+        try:
+            yield
+        except GalleryError as error:
+            with closing(open_catalogue(self.folder)) as catalogue:
+                if catalogue.generation == self._generation:
+                    raise
+            raise GalleryError(
+                f"the gallery {self.folder} was compacted by another process since it was opened here, and the files "
+                "of before are gone; open it again (nothing is damaged)",
+                code="gallery-compacted",
+            ) from error
 
     def close(self) -> None:
         """Give files back. What was read stays valid."""
@@ -175,7 +217,8 @@ class StoredGallery:
         """A column's committed rows, mapped from its file."""
         if name not in self._maps:
             rows = max((block.first + block.rows for block in self._blocks[name]), default=0)
-            self._maps[name] = self._columns[name].map(self._path(name), rows)
+            with self._compaction_noticed():
+                self._maps[name] = self._columns[name].map(self._path(name), rows)
         return self._maps[name]
 
     def _check_columns(self) -> None:
@@ -199,7 +242,8 @@ class StoredGallery:
         image_embeds = np.empty((len(records), self.spec.tokens, self.spec.channels), self.spec.feature_dtype)
         boxes: dict[int, tuple[Floats, Floats]] = {}
         for shard, members in places.items():
-            arrays = self._shards.records(shard, [records[place].slot or 0 for place in members])
+            with self._compaction_noticed():
+                arrays = self._shards.records(shard, [records[place].slot or 0 for place in members])
             image_embeds[members] = arrays["image_embeds"]
             if "box_weights" in arrays:
                 boxes |= {

@@ -11,6 +11,7 @@ The bound: with v = v̂ + e and t = t̂ + d (codes and what rounding lost), v·t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
+from qpert.runtime.forks import keep_in_children
+from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.retrieval.scores import itc_scores, ranking
 
 Floats = npt.NDArray[np.float32]
@@ -175,7 +178,7 @@ def _encode_texts(texts: Floats) -> tuple[npt.NDArray[np.int8], Floats, Floats]:
 
 def _best_products(codes: npt.NDArray[np.uint8], texts: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
     """int32 [T, n]: the largest product of an image's codes with each text's."""
-    session = _session()
+    session = _session(os.getpid())  # a session works in the process that made it, not in its forked children
     best = np.empty((texts.shape[1], len(codes)), np.int32)
     step = max(64, DOTS_AT_ONCE // (codes.shape[1] * texts.shape[1]))
     for start in range(0, len(codes), step):
@@ -185,10 +188,10 @@ def _best_products(codes: npt.NDArray[np.uint8], texts: npt.NDArray[np.int8]) ->
 
 
 @lru_cache(maxsize=1)
-def _session() -> Any:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(SCAN_MODEL, providers=["CPUExecutionProvider"])
+def _session(process: int) -> Any:
+    """The session of SCAN_MODEL that belongs to a process."""
+    onnxruntime = load_onnxruntime()
+    return keep_in_children(onnxruntime.InferenceSession(SCAN_MODEL, providers=["CPUExecutionProvider"]))
 
 
 SCAN_MODEL = (

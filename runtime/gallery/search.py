@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.scan import Nearest, nearest, top
+from qpert.runtime.inputs.arguments import as_count, as_list, as_numbers, as_rows, as_texts, kind_of
 from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
 from qpert.runtime.retrieval.scores import final_scores, itc_scores, ranking
 
@@ -76,9 +78,16 @@ class Gallery:
     features: ImageFeatures
 
     def __post_init__(self) -> None:
+        if not isinstance(self.features, ImageFeatures):
+            raise InputError(
+                f"features are a {kind_of(self.features)}; expected what encode_images returns", code="features-kind"
+            )
+        names = as_list(self.images, "the names of images", InputError, code="names-kind")
+        object.__setattr__(self, "images", tuple(map(str, names)))
         if len(self.images) != len(self.features):
             raise InputError(
-                f"got {len(self.images)} names for {len(self.features)} images' features; give each image one name"
+                f"got {len(self.images)} names for {len(self.features)} images' features; give each image one name",
+                code="names-count",
             )
 
     def __len__(self) -> int:
@@ -89,7 +98,7 @@ class Gallery:
         return nearest(self.features.query_embeds, text_embeds, count, exact=exact)
 
     def features_of(self, rows: Rows) -> ImageFeatures:
-        return self.features.rows(np.asarray(rows, np.int64))
+        return self.features.rows(as_rows(rows, len(self)))
 
     def require(self, encoder: Encoder) -> None:
         """Features in memory do not say who made them; their shapes are checked where they are used."""
@@ -104,19 +113,25 @@ class TextGallery:
     images: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", tuple(as_texts(self.texts)))
+        object.__setattr__(self, "embeds", as_numbers(self.embeds, "embeds"))
         if len(self.texts) != len(self.embeds) or (self.images is not None and len(self.images) != len(self.texts)):
-            raise InputError(f"got {len(self.texts)} texts for {len(self.embeds)} embeddings; expected one for each")
+            raise InputError(
+                f"got {len(self.texts)} texts for {len(self.embeds)} embeddings; expected one for each",
+                code="texts-count",
+            )
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 def search_images(
-    encoder: Encoder, texts: Sequence[str], gallery: Searchable, *, k: int, rerank: int | None, exact: bool
+    encoder: Encoder, texts: Iterable[str], gallery: Searchable, *, k: int, rerank: int | None, exact: bool
 ) -> list[list[Hit]]:
     """The best images for each text; see `Retriever.search`."""
-    check_count(k)
-    shortlist = encoder.shortlist(rerank)
+    k, shortlist = as_count(k, "k", least=1), encoder.shortlist(rerank)
+    check_gallery(gallery)
+    texts = as_texts(texts)
     gallery.require(encoder)
     text_embeds = encoder.encode_texts(texts)
     if not len(gallery):
@@ -137,8 +152,7 @@ def search_texts(
     encoder: Encoder, features: ImageFeatures, gallery: TextGallery, *, k: int, rerank: int | None
 ) -> list[TextHit]:
     """The best texts for one image's features; see `Retriever.search_texts`."""
-    check_count(k)
-    shortlist = encoder.shortlist(rerank)
+    k, shortlist = as_count(k, "k", least=1), encoder.shortlist(rerank)
     if not len(gallery):
         return []
     scores = itc_scores(features.query_embeds, gallery.embeds)[0]
@@ -214,10 +228,20 @@ def _by_image(
             yield (numbers, places), own[0]
 
 
-def check_count(k: int) -> None:
-    """Raises InputError unless at least one result is asked for."""
-    if k < 1:
-        raise InputError(f"got k={k}, expected at least 1", code="search-k")
+def check_gallery(gallery: object) -> None:
+    """Raises InputError for what is no gallery. A path is not opened in silence: that reads the whole catalogue, which
+    a program that searches more than once does not want to do each time."""
+    if isinstance(gallery, str | Path):
+        raise InputError(
+            f"the gallery is the path {str(gallery)!r}; expected an open gallery: "
+            "`with retriever.open_gallery(path) as gallery`",
+            code="gallery-kind",
+        )
+    if not all(hasattr(gallery, name) for name in ("images", "nearest", "features_of", "require")):
+        raise InputError(
+            f"the gallery is a {kind_of(gallery)}; expected a Gallery(names, features), or what open_gallery returns",
+            code="gallery-kind",
+        )
 
 
 def check_scores(scores: Floats, stage: str) -> None:

@@ -60,6 +60,9 @@ class ShardReader:
         self._open.clear()
         self._memory.save()
 
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, list[Shard]]]:
+        return ShardReader, (self.folder.absolute(), list(self.shards.values()))
+
     def records(self, shard: int, slots: Sequence[int]) -> Arrays:
         """Some records of one shard, in that order."""
         file = self._file(shard)
@@ -87,12 +90,13 @@ def check_shard(folder: Path, shard: Shard, memory: HashMemory) -> None:
     """Raises GalleryError where a shard is missing or not what was written."""
     path = folder / shard.file
     if not path.is_file():
-        raise GalleryError(
-            f"{path} is missing; {remedy(folder)} (if the gallery was compacted just now, open it again)"
-        )
+        raise GalleryError(f"{path} is missing; {remedy(folder)}", code="gallery-shard-missing")
     if memory.knows(path, shard.sha256):
         return
     found = sha256_of(path)
     if found != shard.sha256:
-        raise GalleryError(f"{path} was altered: its SHA-256 is {found}, {shard.sha256} was written; {remedy(folder)}")
+        raise GalleryError(
+            f"{path} was altered: its SHA-256 is {found}, {shard.sha256} was written; {remedy(folder)}",
+            code="gallery-shard-altered",
+        )
     memory.remember(path, shard.sha256)

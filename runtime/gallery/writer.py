@@ -224,18 +224,33 @@ def open_writer(
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk in words; what was committed before is safe."""
+    """Says that a disk is full, or that the gallery may not be written; what was committed before is safe."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
+        if is_forbidden(error):
+            raise UnavailableError(
+                f"the gallery {folder} cannot be written ({error}); what was committed before is safe: ask its owner, "
+                "or choose another --out",
+                code="gallery-read-only",
+            ) from error
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and "disk is full" not in str(error):
             raise
         place = next(path for path in (folder, *folder.resolve().parents) if path.exists())
         raise UnavailableError(
             f"no space left for the gallery {folder} ({shutil.disk_usage(place).free / 1e6:.0f} MB free); nothing that "
-            "was reported as done is lost: free some space and run the same command again, or use --features recomputed"
+            "was reported as done is lost: free some space and run the same command again, or use "
+            "--features recomputed",
+            code="gallery-disk-full",
         ) from error
+
+
+def is_forbidden(error: OSError | sqlite3.OperationalError) -> bool:
+    """Whether this process may not write there, or nobody may."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return any(words in str(error) for words in ("readonly database", "unable to open database"))
 
 
 def _check_folder(folder: Path) -> None:

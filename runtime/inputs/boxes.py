@@ -196,13 +196,18 @@ def _checked_size(size: Any) -> tuple[int, int]:
 def _checked_strings(values: Any, name: str, count: int) -> tuple[str, ...] | None:
     if values is None:
         return None
-    if isinstance(values, str) or len(values) != count or not all(isinstance(v, str) for v in values):
+    if isinstance(values, Iterator):
+        values = list(values)
+    sized = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str)
+    if not sized or len(values) != count or not all(isinstance(v, str) for v in values):
         raise BoxError(f"{name} are {values!r}; expected {count} strings, one for each box", code=f"box-{name}")
     return tuple(values)
 
 
 def _float_array(values: Any, name: str) -> npt.NDArray[np.float64]:
     """A float64 copy of something numeric."""
+    if isinstance(values, Iterator):
+        values = [list(row) if isinstance(row, Iterator) else row for row in values]
     try:
         array = np.asarray(values)
     except ValueError as error:  # rows of different lengths

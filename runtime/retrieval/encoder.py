@@ -6,14 +6,15 @@ checks it), that is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.folder import REPORTS, Bundle
+from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.bundle.roles import (
     BOX_WEIGHTS,
     IMAGE_TOKENS,
@@ -29,7 +30,8 @@ from qpert.runtime.bundle.roles import (
     TOKEN_IDS,
     TOKEN_MASK,
 )
-from qpert.runtime.errors import BoxError, ImageError, InputError, LimitError
+from qpert.runtime.errors import BoxError, BundleError, InputError, LimitError
+from qpert.runtime.inputs.arguments import as_boxes, as_count, as_images, as_texts, kind_of
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import ImageInput, load_image, preprocess_images
 from qpert.runtime.inputs.perturbation import Perturbation, box_inputs
@@ -93,20 +95,34 @@ class ImageFeatures:
 
 
 class Encoder:
-    """The graphs of a bundle behind three methods. `close` releases them."""
+    """The graphs of a bundle behind three methods. `close` releases them.
+
+    A pickled or copied encoder opens its bundle again, with the same provider, settings and threads; so does one that a
+    forked process inherits, when it is first used there (on a GPU that is an error, which says what to do).
+    """
 
     def __init__(
         self, bundle: Bundle, provider: str, perturbation: Perturbation | None = None, *, threads: int = 0
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
+        threads = as_count(threads, "threads", least=0)
+        self.provider, self.threads, self.is_closed = provider, threads, False
+        self._folder = bundle.folder.absolute()
         self.perturbation = compatible(perturbation, bundle)
         self.tokenizer = Tokenizer.open(bundle.path(self.manifest.tokenizer.file), self.manifest.tokenizer)
         self.sessions = open_sessions(bundle, provider, threads=threads)
 
     def close(self) -> None:
+        """Release the sessions; the encoder cannot be used afterwards."""
+        self.is_closed = True
         for session in self.sessions.values():
             session.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Encoder], tuple[object, ...]]:
+        if self.is_closed:
+            raise InputError("the encoder is closed and cannot be copied; open the bundle again", code="encoder-closed")
+        return reopened, (self._folder, self.manifest, self.provider, self.perturbation, self.threads)
 
     def graph(self, role: str) -> BoundGraph:
         """The graph of a role, run by slots. Raises BundleError where the bundle has none."""
@@ -121,9 +137,9 @@ class Encoder:
         """The longest that `axis` of a graph may be in one call: the limit of the bundle, or of a narrower engine."""
         return self.graph(role).spec.ranges[axis].max
 
-    def encode_images(self, images: Sequence[ImageInput], boxes: Sequence[Boxes | None] | None = None) -> ImageFeatures:
+    def encode_images(self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | None = None) -> ImageFeatures:
         """B images, with or without boxes, to features; see `Retriever.encode_images`."""
-        check_sequence(images)
+        images = as_images(images)
         given = self._check_boxes(len(images), boxes)
         step = self.limit(IMAGE_TOWER, "B")
         parts = [
@@ -132,25 +148,24 @@ class Encoder:
         ]
         return concatenated(parts)
 
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+    def tokenize(self, texts: Iterable[str] | TokenizedTexts) -> TokenizedTexts:
         """T texts, cleaned, as token ids; for callers that need the same texts many times."""
-        return self.tokenizer.encode(texts)
+        return texts if isinstance(texts, TokenizedTexts) else self.tokenizer.encode(as_texts(texts))
 
-    def encode_texts(self, texts: Sequence[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
+    def encode_texts(self, texts: Iterable[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
         """T texts → float32 [T, E]; batches hold texts of similar length, so that little is spent on padding."""
-        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
-        tower = self.graph(TEXT_TOWER)
+        tokens, tower = self.tokenize(texts), self.graph(TEXT_TOWER)
         result: npt.NDArray[np.float32] | None = None
         for rows in by_length(tokens, self.limit(TEXT_TOWER, "T")):
             output = tower.run(token_slots(tokens.trimmed(rows)))[TEXT_VECTORS]
             if result is None:
-                result = np.empty((len(texts), output.shape[1]), dtype=np.float32)
+                result = np.empty((len(tokens), output.shape[1]), dtype=np.float32)
             result[rows] = output
         if result is None:
-            raise InputError("got no texts to encode, expected at least one", code="texts-none")
+            raise InputError("got no texts to encode, expected at least one", code="no-texts")
         return result
 
-    def itm_scores(self, features: ImageFeatures, texts: Sequence[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
+    def itm_scores(self, features: ImageFeatures, texts: Iterable[str] | TokenizedTexts) -> npt.NDArray[np.float32]:
         """Every image with every text: float32 [B, T].
 
         An image's keys and values are computed once for all the texts of a call (one image a call where there are many
@@ -160,12 +175,16 @@ class Encoder:
             InputError: the bundle has no pair scorer, or the features lack the masks that it needs.
         """
         self.require_pair_scorer("matching pairs")
-        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
-        if not len(texts):
-            raise InputError("got no texts to match, expected at least one", code="texts-none")
-        scores = np.empty((len(features), len(texts)), dtype=np.float32)
+        if not isinstance(features, ImageFeatures):
+            raise InputError(
+                f"features are a {kind_of(features)}; expected what encode_images returns", code="features-kind"
+            )
+        tokens = self.tokenize(texts)
+        if not len(tokens):
+            raise InputError("got no texts to match, expected at least one", code="no-texts")
+        scores = np.empty((len(features), len(tokens)), dtype=np.float32)
         texts_a_call = self.limit(PAIR_SCORER, "T")
-        images_a_call = max(1, min(self.limit(PAIR_SCORER, "I"), texts_a_call // len(texts)))
+        images_a_call = max(1, min(self.limit(PAIR_SCORER, "I"), texts_a_call // len(tokens)))
         for start in range(0, len(features), images_a_call):
             part = features.rows(slice(start, start + images_a_call))
             for rows in by_length(tokens, texts_a_call):
@@ -176,12 +195,11 @@ class Encoder:
         """How many candidates the pair scorer sees: `rerank`, or where it is None 64, and 0 without a pair scorer.
 
         Raises:
-            InputError: `rerank` is negative, or above 0 where the bundle has no pair scorer.
+            InputError: `rerank` is negative or no whole number, or above 0 where the bundle has no pair scorer.
         """
         if rerank is None:
             return SHORTLIST if self.reranks else 0
-        if rerank < 0:
-            raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more", code="rerank")
+        rerank = as_count(rerank, "rerank", least=0)
         if rerank > 0:
             self.require_pair_scorer(f"re-ranking the best {rerank}")
         return rerank
@@ -241,21 +259,10 @@ class Encoder:
         kept = objects if scorer is not None and scorer.takes_boxes else {}
         return ImageFeatures(vectors, image_tokens, kept.get(OBJECT_MASKS), kept.get(BOX_WEIGHTS))
 
-    def _check_boxes(self, count: int, boxes: Sequence[Boxes | None] | None) -> Sequence[Boxes | None]:
-        if boxes is None:
-            return [None] * count
-        if isinstance(boxes, Boxes):
-            raise InputError(
-                "boxes is one Boxes; expected a sequence with one entry for each image: put it in a list",
-                code="boxes-one",
-            )
-        if len(boxes) != count:
-            raise InputError(
-                f"got boxes for {len(boxes)} images and {count} images; give one entry an image (or None)",
-                code="boxes-count",
-            )
+    def _check_boxes(self, count: int, boxes: Iterable[Boxes | None] | None) -> Sequence[Boxes | None]:
+        given = as_boxes(boxes, count)
         graph = self.graph(QUERY_HEAD).spec
-        most = max((len(b) for b in boxes if b is not None), default=0)
+        most = max((len(b) for b in given if b is not None), default=0)
         if most and not graph.takes_boxes:
             raise InputError(
                 f"this bundle ({self.manifest.family}) takes no boxes: it was exported with --perturb none; export it "
@@ -268,7 +275,27 @@ class Encoder:
                 "export again with a larger --max-boxes",
                 code="boxes-limit",
             )
-        return boxes
+        return given
+
+
+def reopened(folder: Path, manifest: Manifest, provider: str, perturbation: Perturbation, threads: int) -> Encoder:
+    """What a pickled or copied encoder becomes.
+
+    Raises:
+        BundleError: at `folder` is no longer the bundle of that manifest.
+    """
+    bundle = Bundle.open(folder)
+    if exported_files(bundle.manifest) != exported_files(manifest):
+        raise BundleError(
+            f"{folder} was replaced by another bundle since the encoder was opened; open it again",
+            code="bundle-replaced",
+        )
+    return Encoder(bundle, provider, perturbation, threads=threads)
+
+
+def exported_files(manifest: Manifest) -> dict[str, str]:
+    """The hashes of what a bundle was exported with; reports come and go."""
+    return {name: digest for name, digest in manifest.files.items() if not name.startswith(REPORTS)}
 
 
 def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbation:
@@ -280,6 +307,11 @@ def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbatio
     exported = bundle.manifest.perturbation
     if perturbation is None:
         return exported
+    if not isinstance(perturbation, Perturbation):
+        raise InputError(
+            f"perturbation is a {kind_of(perturbation)}; expected a Perturbation, such as Perturbation(alpha=4.0)",
+            code="perturbation-kind",
+        )
     for name in ("threshold", "stages", "preserve_norm"):
         got, fixed = getattr(perturbation, name), getattr(exported, name)
         if got != fixed:
@@ -324,14 +356,6 @@ def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
         joined([padded(part.object_masks) for part in parts]),
         joined([padded(part.box_weights) for part in parts]),
     )
-
-
-def check_sequence(images: Sequence[ImageInput]) -> None:
-    """Raises InputError unless `images` is a sequence of at least one."""
-    if isinstance(images, str | Path | np.ndarray) or not isinstance(images, Sequence):
-        raise ImageError(f"images is one {type(images).__name__}; expected a sequence of images: put it in a list")
-    if not len(images):
-        raise InputError("got no images to encode, expected at least one")
 
 
 def image_name(image: ImageInput, number: int) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
+from qpert.runtime.inputs.arguments import as_numbers
 
 SCORE_FORMULAS = {
     "itc": "max over the Q queries of query_embeds · text_embeds",
@@ -32,10 +33,13 @@ def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[n
     Raises:
         InputError: the shapes are not these.
     """
+    query_embeds = as_numbers(query_embeds, "query_embeds")
+    text_embeds = as_numbers(text_embeds, "text_embeds")
     if query_embeds.ndim != 3 or text_embeds.ndim != 2 or query_embeds.shape[-1] != text_embeds.shape[-1]:
         raise InputError(
             f"got query_embeds {list(query_embeds.shape)} and text_embeds {list(text_embeds.shape)}, "
-            "expected [B, Q, E] and [T, E]"
+            "expected [B, Q, E] and [T, E]",
+            code="score-shapes",
         )
     _, queries, width = query_embeds.shape
     texts = len(text_embeds)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from qpert.runtime.errors import UnavailableError
+from qpert.runtime.forks import gpu_forked_error, tell_after_fork
 from qpert.runtime.sessions.gpus import Gpu
 
 Shape = tuple[int, ...]
@@ -26,7 +28,8 @@ OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """An array in GPU memory, as another session takes it; `numpy` makes a copy of it on the host.
+    """An array in GPU memory, as another session takes it; `numpy` makes a copy of it on the host, and pickling one
+    gives that copy.
 
     address: of the first element in GPU memory. copy: how the copy is made. owner: whatever keeps the memory alive.
     """
@@ -36,6 +39,7 @@ class DeviceArray:
     address: int
     copy: Callable[[], np.ndarray]
     owner: object
+    process: int = field(default_factory=os.getpid)
 
     @property
     def ndim(self) -> int:
@@ -46,7 +50,13 @@ class DeviceArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def numpy(self) -> np.ndarray:
+        """A copy on the host. Raises UnavailableError in a forked child."""
+        if self.process != os.getpid():
+            raise gpu_forked_error()
         return self.copy()
+
+    def __reduce__(self) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[np.ndarray]]:
+        return np.asarray, (self.numpy(),)
 
     def rows(self, start: int, stop: int) -> DeviceArray:
         """`array[start:stop]`, in the same memory; 0 ≤ start ≤ stop ≤ length."""
@@ -87,6 +97,8 @@ class Device:
         self.cuda = load_cuda() if cuda is None else cuda
         self.lock = threading.RLock()
         self.users = 0
+        self.inherited = False
+        tell_after_fork(self)
         self._check_present()
         self.stream: Any = self.call("cudaStreamCreateWithFlags", self.cuda.cudaStreamNonBlocking)
 
@@ -98,8 +110,10 @@ class Device:
         """Call one function of CUDA's runtime; returns what it gives beside its status.
 
         Raises:
-            UnavailableError: it failed, in CUDA's words.
+            UnavailableError: it failed, in CUDA's words, or this is a forked child of the process that opened CUDA.
         """
+        if self.inherited:
+            raise gpu_forked_error()
         status, *values = getattr(self.cuda, name)(*arguments)
         if status != self.cuda.cudaError_t.cudaSuccess:
             _, text = self.cuda.cudaGetErrorString(status)
@@ -166,6 +180,12 @@ class Device:
             if self.users <= 0:
                 self.close()
 
+    def after_fork(self) -> None:
+        """In a forked child: CUDA is not called any more, and a lock that a thread of the parent held is open."""
+        self.lock = threading.RLock()
+        self.inherited = True
+        self.stream = None
+
     def close(self) -> None:
         """Destroy the stream; memory is freed by whoever has it."""
         if self.stream is not None:
@@ -173,23 +193,34 @@ class Device:
             self.call("cudaStreamDestroy", stream)
 
 
-class DeviceMemory:
+class CudaMemory:
+    """A block of memory that CUDA gave and takes back: when it is closed, forgotten, or the process ends."""
+
+    def __init__(self, nbytes: int, address: int, free: Callable[[int], object]) -> None:
+        self.nbytes = nbytes
+        self.address = address
+        # Its status is not looked at: at the end of a process the driver may be gone already, and the memory with it.
+        self.close = weakref.finalize(self, free, address)
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: the memory is the parent's, who frees it."""
+        self.close.detach()
+
+
+class DeviceMemory(CudaMemory):
     """A block of GPU memory."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.address = int(device.call("cudaMalloc", max(1, nbytes)))
-        # Its status is not looked at: at the end of a process the driver may be gone already, and the memory with it.
-        self.close = weakref.finalize(self, device.cuda.cudaFree, self.address)
+        super().__init__(nbytes, int(device.call("cudaMalloc", max(1, nbytes))), device.cuda.cudaFree)
 
 
-class PinnedMemory:
+class PinnedMemory(CudaMemory):
     """A block of page-locked host memory, which copies to and from the GPU without a detour."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.address = int(device.call("cudaHostAlloc", max(1, nbytes), device.cuda.cudaHostAllocDefault))
-        self.close = weakref.finalize(self, device.cuda.cudaFreeHost, self.address)
+        address = int(device.call("cudaHostAlloc", max(1, nbytes), device.cuda.cudaHostAllocDefault))
+        super().__init__(nbytes, address, device.cuda.cudaFreeHost)
 
     def view(self, shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
         """The first bytes as an array; valid as long as this object."""

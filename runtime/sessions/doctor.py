@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from qpert.runtime.errors import UnavailableError
+from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.sessions.gpus import find_gpus, first_gpu
 from qpert.runtime.sessions.providers import PROVIDERS, Provider, available_providers
 from qpert.runtime.sessions.tensorrt.engines import this_machine
@@ -119,9 +120,7 @@ def start_provider(provider: Provider) -> None:
     if provider.flavor:
         this_machine(FLAVORS[provider.flavor])
         return
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(IDENTITY, providers=[provider.onnxruntime])
+    session = load_onnxruntime().InferenceSession(IDENTITY, providers=[provider.onnxruntime])
     if provider.onnxruntime not in session.get_providers():
         raise UnavailableError(f"ONNX Runtime would use {', '.join(session.get_providers())}; needs {provider.advice}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
-from qpert.runtime.errors import BundleError, UnavailableError
+from qpert.runtime.errors import BundleError, InputError, UnavailableError
+from qpert.runtime.forks import gpu_forked_error, keep_in_children
+from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.sessions.device import DeviceArray
 from qpert.runtime.sessions.protocol import Array, Arrays, check_inputs, closed_error
-from qpert.runtime.sessions.providers import Provider
+from qpert.runtime.sessions.providers import Provider, find_provider
 
 CUDA_OPTIONS = {
     # Products of float32 stay float32: the perturbation needs more than the 10 bits that TF32 leaves of its inputs.
@@ -29,20 +33,61 @@ NO_MEMORY = ("Failed to allocate memory", "out of memory", "BFCArena", "CUDA fai
 """What an error of ONNX Runtime contains where memory ran out."""
 
 
-class OnnxRuntimeSession:
-    """A graph in ONNX Runtime."""
+@dataclass(frozen=True)
+class GraphSource:
+    """What a session was opened from, so that another process can open the same. `stamp`: size and time of the file."""
 
-    def __init__(self, spec: GraphSpec, session: Any) -> None:
-        """`session` is an `onnxruntime.InferenceSession`."""
+    path: Path
+    provider: str
+    threads: int
+    stamp: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path, provider: str, threads: int) -> GraphSource:
+        return cls(path.absolute(), provider, threads, file_stamp(path))
+
+    def start(self) -> Any:
+        """A new `onnxruntime.InferenceSession` of the same file.
+
+        Raises:
+            BundleError: the file is not the one that the first session was opened from.
+        """
+        if not self.path.is_file() or file_stamp(self.path) != self.stamp:
+            raise BundleError(
+                f"{self.path} was replaced since the bundle was opened, so this process cannot open the same graph; "
+                "open the bundle again",
+                code="bundle-replaced",
+            )
+        return start_onnxruntime(self.path, find_provider(self.provider), self.threads)
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+class OnnxRuntimeSession:
+    """A graph in ONNX Runtime.
+
+    In a forked child, and where it was pickled or copied, it opens its file again when it is first used: ONNX Runtime's
+    own session works in the process that made it, and only there.
+    """
+
+    def __init__(self, spec: GraphSpec, session: Any, source: GraphSource | None = None) -> None:
+        """`session` is an `onnxruntime.InferenceSession`, opened from `source`."""
         self.spec = spec
+        self.source = source
         self._session = session
+        self._process = os.getpid()
 
     @classmethod
     def open(cls, path: Path, spec: GraphSpec, provider: Provider, *, threads: int = 0) -> OnnxRuntimeSession:
         """See `qpert.runtime.sessions.open.open_session`."""
+        source = GraphSource.of(path, provider.name, threads) if path.is_file() else None
         session = start_onnxruntime(path, provider, threads)
         check_declared(session, spec, path)
-        return CudaSession(spec, session) if provider.name == "cuda" else OnnxRuntimeSession(spec, session)
+        kind = CudaSession if provider.name == "cuda" else OnnxRuntimeSession
+        return kind(spec, session, source)
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         session = self._ready(inputs)
@@ -55,10 +100,34 @@ class OnnxRuntimeSession:
         if self._session is None:
             raise closed_error(self.spec)
         check_inputs(self.spec, inputs)
+        if self._process != os.getpid():
+            self._open_here()
         return self._session
 
+    def _open_here(self) -> None:
+        """Replace what a forked child has inherited by a session of its own."""
+        if self.source is None:
+            raise InputError(
+                f"the session of graph {self.spec.name!r} was opened before this process was forked; open it here",
+                code="forked-session",
+            )
+        self._session = self.source.start()
+        self._process = os.getpid()
+
     def close(self) -> None:
+        """Release the session. (In a forked child the inherited one stays in memory; see `qpert.runtime.forks`.)"""
         self._session = None
+
+    def __reduce__(self) -> tuple[Callable[..., OnnxRuntimeSession], tuple[object, ...]]:
+        if self._session is None:
+            raise closed_error(self.spec)
+        if self.source is None:
+            raise InputError(
+                f"the session of graph {self.spec.name!r} was opened from no file and cannot be copied to another "
+                "process; open it there",
+                code="session-without-file",
+            )
+        return reopened, (type(self), self.spec, self.source)
 
     def __enter__(self) -> OnnxRuntimeSession:
         return self
@@ -69,6 +138,11 @@ class OnnxRuntimeSession:
         self.close()
 
 
+def reopened(kind: type[OnnxRuntimeSession], spec: GraphSpec, source: GraphSource) -> OnnxRuntimeSession:
+    """What a pickled or copied session becomes: one that is opened from the same file."""
+    return kind(spec, source.start(), source)
+
+
 class CudaSession(OnnxRuntimeSession):
     """A graph in ONNX Runtime's CUDA provider: inputs and outputs are bound, so that they can stay in GPU memory.
 
@@ -76,6 +150,9 @@ class CudaSession(OnnxRuntimeSession):
     """
 
     memory = "cuda"
+
+    def _open_here(self) -> None:
+        raise gpu_forked_error()
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         values = self._run_bound(inputs, "cpu")
@@ -136,9 +213,11 @@ def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
     was asked for.
     """
     try:
-        import onnxruntime
+        onnxruntime = load_onnxruntime()
     except ImportError as error:
-        raise UnavailableError("ONNX Runtime is not installed; pip install 'qpert[cpu]' or 'qpert[gpu]'") from error
+        raise UnavailableError(
+            "ONNX Runtime is not installed; pip install 'qpert[cpu]' or 'qpert[gpu]'", code="no-onnxruntime"
+        ) from error
     known = onnxruntime.get_available_providers()
     if provider.onnxruntime not in known:
         raise UnavailableError(
@@ -158,15 +237,14 @@ def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
             f"provider {provider.name!r} was asked for and could not start, ONNX Runtime would use "
             f"{', '.join(session.get_providers())} in its place; it needs {provider.advice}"
         )
-    return session
+    return keep_in_children(session)
 
 
 def load_session(path: Path, options: Any, provider: tuple[str, dict[str, str]]) -> Any:
     """An `onnxruntime.InferenceSession`. ONNX Runtime 1.31 moves FP8 numbers in front of operators that take none, then
     refuses its own graph; such a graph is loaded without its rewriting of Q/DQ, and computes the same.
     """
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:

@@ -90,4 +90,4 @@ def check_range(spec: GraphSpec, axis: str, length: int) -> None:
 
 
 def closed_error(spec: GraphSpec) -> InputError:
-    return InputError(f"the session of graph {spec.name!r} is closed; open the bundle again")
+    return InputError(f"the session of graph {spec.name!r} is closed; open the bundle again", code="session-closed")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qpert.runtime.errors import InputError
+from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.sessions.tensorrt.libraries import FLAVORS
 
 
@@ -40,17 +41,15 @@ PROVIDERS: dict[str, Provider] = {
 
 
 def find_provider(name: str) -> Provider:
-    if name not in PROVIDERS:
-        raise InputError(f"got provider {name!r}, expected one of {', '.join(PROVIDERS)}")
+    if not isinstance(name, str) or name not in PROVIDERS:
+        raise InputError(f"got provider {name!r}, expected one of {', '.join(PROVIDERS)}", code="provider")
     return PROVIDERS[name]
 
 
 def available_providers() -> list[str]:
     """Names of the providers whose libraries are installed (a GPU may still be missing: opening a bundle tells)."""
     try:
-        import onnxruntime
-
-        found = onnxruntime.get_available_providers()
+        found = load_onnxruntime().get_available_providers()
     except ImportError:
         found = []
     return [provider.name for provider in PROVIDERS.values() if has_library(provider, found)]

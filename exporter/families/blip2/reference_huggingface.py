@@ -16,6 +16,7 @@ from qpert.exporter.families.blip2.names import UNUSED, foreign_extras, is_unuse
 from qpert.exporter.families.blip2.upstream import Pairs, StockReference
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError, UnavailableError
+from qpert.runtime.libraries import turn_off_telemetry
 
 
 class LavisTensors(Protocol):
@@ -125,6 +126,7 @@ def _stock_model(config: Blip2Config) -> Any:
             "take --reference lavis or torch",
             code="reference-vision",
         )
+    turn_off_telemetry()
     try:
         from transformers import Blip2Config as StockConfig
         from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig
@@ -202,6 +204,7 @@ def _no_transformers(error: ImportError) -> UnavailableError:
 
 def _load(folder_or_id: str, prefix: str = "") -> Any:
     """The stock model, float32, with every one of its tensors from the checkpoint and none left over."""
+    turn_off_telemetry()
     try:
         from transformers import Blip2Config, Blip2ForImageTextRetrieval
     except ImportError as error:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from qpert.runtime.bundle.folder import Bundle, FileState, HashMemory
-from qpert.runtime.bundle.manifest import Manifest, bundle_path
+from qpert.runtime.bundle.manifest import Manifest
+from qpert.runtime.bundle.paths import bundle_path
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.sessions.device import Device

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.errors import BundleError, UnavailableError
+from qpert.runtime.forks import abandon, gpu_forked_error, tell_after_fork
 from qpert.runtime.sessions.device import Device, DeviceArray, DeviceMemory, PinnedMemory, Shape, on_host
 from qpert.runtime.sessions.protocol import Array, Arrays, check_inputs, closed_error
 from qpert.runtime.sessions.tensorrt.contexts import Contexts, make_contexts
@@ -32,15 +33,15 @@ from qpert.runtime.sessions.tensorrt.engines import (
     rebuild_command,
     require_flavor,
 )
-from qpert.runtime.sessions.tensorrt.libraries import Flavor, flavor_version, load_flavor
+from qpert.runtime.sessions.tensorrt.libraries import FLAVORS, Flavor, flavor_version, load_flavor
 from qpert.runtime.sessions.tensorrt.log import make_log
 
 BOX_INPUTS = ("object_masks", "box_weights")
 OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "OUT_OF_MEMORY")
 
 
-def open_engine_sessions(bundle: Bundle, flavor: Flavor) -> dict[str, EngineSession]:
-    """Every graph of a bundle as the engine of one flavour that was built for this machine; all are open, or none.
+def open_engine_sessions(bundle: Bundle, flavor: Flavor, graphs: Sequence[str] = ()) -> dict[str, EngineSession]:
+    """Every graph of a bundle, or those named, as an engine of one flavour that runs here: all are open, or none.
 
     Raises:
         UnavailableError: the library, CUDA, a GPU, an engine for it or memory is missing; the message says what to do.
@@ -54,8 +55,8 @@ def open_engine_sessions(bundle: Bundle, flavor: Flavor) -> dict[str, EngineSess
         engine = engine_for(bundle, Machine(flavor, flavor_version(library), device.gpu()))
         with ExitStack() as opened:
             sessions = {}
-            for name, graph in bundle.manifest.graphs.items():
-                sessions[name] = EngineSession(library, device, engine, graph)
+            for name in graphs or bundle.manifest.graphs:
+                sessions[name] = EngineSession(library, device, engine, bundle.manifest.graphs[name])
                 opened.callback(sessions[name].close)
             opened.pop_all()
         return sessions
@@ -91,6 +92,9 @@ class EngineSession:
         """Raises UnavailableError where the library or the GPU cannot take the engine, BundleError where it is not the
         engine of this graph."""
         self.device = device
+        self.bundle = engine.bundle.absolute()
+        self.flavor = engine.record.flavor
+        self.inherited = False
         self.profile = engine.record.graphs[graph.name].profile
         self.spec = within_profile(graph, self.profile)
         self._log = make_log(library)
@@ -98,6 +102,7 @@ class EngineSession:
         self._closing = ExitStack()  # what was opened last is closed first
         device.join()
         self._closing.callback(device.leave)
+        tell_after_fork(self)
         try:
             self._runtime, self._engine = load_engine(library, device, engine, graph.name, self._log)
             self._closing.callback(self._forget_engine)
@@ -149,6 +154,8 @@ class EngineSession:
 
     def _execute(self, inputs: Arrays) -> dict[str, Shape]:
         """Queue the inputs and the engine; returns the outputs' shapes. Buffers hold them once the stream is done."""
+        if self.inherited:
+            raise gpu_forked_error()
         if self._contexts is None:
             raise closed_error(self.spec)
         check_inputs(self.spec, inputs)
@@ -173,6 +180,18 @@ class EngineSession:
             self._contexts = None
             self._closing.close()
 
+    def after_fork(self) -> None:
+        """In a forked child: nothing of the library or of CUDA is called or destroyed any more."""
+        abandon(dict(vars(self)))
+        self._contexts, self._closing, self.inherited = None, ExitStack(), True
+
+    def __reduce__(self) -> tuple[Callable[..., EngineSession], tuple[object, ...]]:
+        if self.inherited:
+            raise gpu_forked_error()
+        if self._contexts is None:
+            raise closed_error(self.spec)
+        return reopened, (self.bundle, self.flavor, self.spec.name)
+
     def _forget_engine(self) -> None:
         self._engine = self._runtime = None
 
@@ -183,6 +202,11 @@ class EngineSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def reopened(bundle: Path, flavor: str, graph: str) -> EngineSession:
+    """What a pickled or copied session becomes: one of the same bundle's engine, on a device of its own."""
+    return open_engine_sessions(Bundle.open(bundle), FLAVORS[flavor], (graph,))[graph]
 
 
 def load_engine(library: Any, device: Device, engine: Engine, graph: str, log: Any) -> tuple[Any, Any]:

@@ -88,7 +88,7 @@ def server() -> Iterator[Script]:
 
 def fetch(server: Script, target: Path, *, attempts: int = 3) -> list[tuple[str, int, int | None]]:
     heard: list[tuple[str, int, int | None]] = []
-    download(server.url, target, progress=lambda *step: heard.append(step), attempts=attempts, pause=0.001, timeout=5)
+    download(server.url, target, progress=lambda *step: heard.append(step), attempts=attempts, pause=0.001, timeout=120)
     return heard
 
 

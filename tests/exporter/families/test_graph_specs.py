@@ -61,9 +61,8 @@ def test_only_image_features_follow_the_precision(precision, features):
     graphs = graph_specs(TINY, precision=precision, stages="both", limits=Limits(length=12))
     for graph in graphs.values():
         for tensor in (*graph.inputs, *graph.outputs):
-            integers = tensor.name in ("input_ids", "attention_mask")
-            expected = features if tensor.name == "image_embeds" else "int64" if integers else "float32"
-            assert tensor.dtype == expected, tensor.name
+            named = {"image_embeds": features, "input_ids": "int64", "attention_mask": "int64"}
+            assert tensor.dtype == named.get(tensor.name, "float32"), (graph.name, tensor.name)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qpert.runtime.bundle.manifest import SCHEMA_VERSION, Manifest, bundle_path, read_manifest
+from qpert.runtime.bundle.manifest import SCHEMA_VERSION, Manifest, read_manifest
+from qpert.runtime.bundle.paths import bundle_path
 from qpert.runtime.errors import BundleError
 
 GRAPH_NAMES = ("vision", "image_query", "text", "itm")

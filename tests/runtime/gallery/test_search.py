@@ -117,7 +117,7 @@ def test_nan_in_the_gallery_is_refused(retriever, gallery):
 
 
 def test_what_makes_no_sense_is_refused(retriever, gallery, random_pictures):
-    with pytest.raises(InputError, match="got k=0 and rerank=1"):
+    with pytest.raises(InputError, match="got k=0, expected a whole number of at least 1"):
         retriever.search_texts(random_pictures(1)[0], TEXTS, k=0, rerank=1)
     with pytest.raises(InputError, match="no texts"):
         retriever.search_batch([], gallery)

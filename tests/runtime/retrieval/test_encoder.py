@@ -187,7 +187,7 @@ def test_one_boxes_object_is_not_a_sequence_of_them(encoder, random_pictures):
 
 @pytest.mark.parametrize("one", ["a.jpg", Path("a.jpg"), np.zeros((4, 4, 3), np.uint8), Image.new("RGB", (4, 4))])
 def test_one_image_is_not_a_sequence_of_images(encoder, one):
-    with pytest.raises(ImageError, match=r"images is one (str|PosixPath|ndarray|Image); .*put it in a list"):
+    with pytest.raises(ImageError, match=r"images is one (str|PosixPath|NumPy array .*|Image); .*put it in a list"):
         encoder.encode_images(one)
 
 

@@ -101,10 +101,9 @@ def test_an_empty_gallery_has_no_hits(retriever, gallery):
 
 @pytest.mark.parametrize(("k", "rerank"), [(0, 1), (-1, 1), (1, -1)])
 def test_numbers_that_make_no_sense_are_refused(retriever, gallery, k, rerank):
-    with pytest.raises(
-        InputError, match=f"got k={k}, expected at least 1" if k < 1 else f"got rerank={rerank}, expected 0"
-    ):
+    with pytest.raises(InputError) as caught:
         retriever.search("a cat", gallery, k=k, rerank=rerank)
+    assert caught.value.code == "count"
 
 
 def test_an_empty_query_is_refused(retriever, gallery):

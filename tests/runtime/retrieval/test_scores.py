@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from qpert.runtime.errors import InputError
+from qpert.runtime.retrieval import scores
 from qpert.runtime.retrieval.scores import final_scores, itc_scores, ranking
 
 
@@ -39,6 +41,28 @@ def test_itc_equals_the_loops_of_its_definition(arrays):
 
 def test_no_images_give_no_rows():
     assert itc_scores(np.zeros((0, 4, 3), np.float32), np.zeros((2, 3), np.float32)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("images_at_once", [1, 2, 3, 5])
+def test_a_gallery_larger_than_a_block_is_scored_block_by_block(monkeypatch, images_at_once):
+    """Five images of two queries against three texts, in blocks that divide five and that do not."""
+    rng = np.random.default_rng(8)
+    queries, texts = rng.integers(-9, 9, (5, 2, 4)), rng.integers(-9, 9, (3, 4))
+    expected = [[max(int(query @ text) for query in image) for text in texts] for image in queries]
+    monkeypatch.setattr(scores, "BLOCK", images_at_once * 2 * 3)
+    assert itc_scores(queries.astype(np.float32), texts.astype(np.float32)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("queries", "texts"),
+    [((2, 4), (3, 4)), ((1, 2, 2, 4), (3, 4)), ((1, 2, 4), (4,)), ((1, 2, 4), (1, 3, 4)), ((1, 2, 4), (3, 5))],
+    ids=["one image", "two batch axes", "one text", "batched texts", "other widths"],
+)
+def test_shapes_that_are_no_images_and_texts_are_refused(queries, texts):
+    with pytest.raises(InputError) as caught:
+        itc_scores(np.zeros(queries, np.float32), np.zeros(texts, np.float32))
+    assert caught.value.code == "score-shapes"
+    assert f"got query_embeds {list(queries)} and text_embeds {list(texts)}" in str(caught.value)
 
 
 def test_the_final_score_is_the_sum():

@@ -8,6 +8,7 @@ from qpert.runtime.cli import run
 from qpert.runtime.errors import UnavailableError
 from qpert.runtime.sessions import doctor
 from qpert.runtime.sessions.doctor import (
+    EXTRAS,
     PROVIDERS,
     examine,
     find_builder,
@@ -40,9 +41,25 @@ def test_every_provider_extra_and_the_gpu_are_looked_for():
     assert {"qpert", "python", "gpu", "build classic", "build rtx"} <= names
 
 
-def test_what_is_missing_comes_with_what_to_do():
-    for finding in examine():
-        assert finding.usable or finding.advice, finding
+def test_what_is_missing_comes_with_what_to_do(monkeypatch):
+    """On a machine that has nothing but Python, so that every finding has something to advise."""
+
+    def missing(name):
+        raise ModuleNotFoundError(name, name=name)
+
+    monkeypatch.setattr(doctor, "installed", lambda package: None)
+    monkeypatch.setattr(doctor, "available_providers", list)
+    monkeypatch.setattr(doctor, "first_gpu", lambda: None)
+    monkeypatch.setattr(flavors.importlib, "import_module", missing)
+    found = {finding.name: (finding.usable, finding.advice) for finding in examine()}
+    found.pop("gpu")  # what the driver of this machine says
+    expected = {f"extra {extra}": (False, f"pip install 'qpert[{extra}]'") for extra in EXTRAS}
+    expected |= {f"provider {each.name}": (False, f"needs {each.advice}") for each in PROVIDERS.values()}
+    expected |= {
+        f"build {flavor.name}": (False, f"{flavor.title} is not installed; {flavor.install}")
+        for flavor in FLAVORS.values()
+    }
+    assert found == expected | dict.fromkeys(("qpert", "python", "one ONNX Runtime"), (True, ""))
 
 
 class Library:

@@ -1,12 +1,14 @@
 """Engine records: what an engine was built from and for, and every reason not to run it, in words."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.cli import run
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.sessions.gpus import Gpu
@@ -272,8 +274,6 @@ def test_a_path_with_a_space_is_quoted_in_commands(bundle):
 
 
 def inspected(folder, capsys):
-    from qpert.runtime.cli import run
-
     code = run(["inspect", str(folder), "--json"])
     return code, json.loads(capsys.readouterr().out)
 
@@ -290,16 +290,41 @@ def test_inspect_lists_engines_with_their_fingerprints(bundle, add_engine, capsy
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda folder: (folder / "text.engine").write_text("tex"), None),
-        (lambda folder: (folder / "text.engine").unlink(), None),
+        (lambda folder: (folder / "text.engine").write_text("tex"), ""),
+        (lambda folder: (folder / "text.engine").unlink(), ""),
         (lambda folder: (folder / "engine.json").write_text("{"), "is not the record of an engine"),
     ],
+    ids=["an altered engine", "a missing engine", "a broken record"],
 )
 def test_inspect_exits_1_where_an_engine_is_damaged(bundle, add_engine, capsys, damage, problem):
     damage(add_engine(bundle.folder))
     code, document = inspected(bundle.folder, capsys)
     assert (code, document["files_ok"], document["engines"][0]["files_ok"]) == (1, False, False)
-    assert problem is None or problem in document["engines"][0]["problems"][0]
+    problems = document["engines"][0]["problems"]
+    assert len(problems) == bool(problem)  # what the hash of a file tells is no problem of the record
+    assert problem in "".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("damage", "verdict"),
+    [
+        (lambda path: path.write_text("tex"), f"ALTERED: {hashlib.sha256(b'tex').hexdigest()}"),
+        (lambda path: path.unlink(), "missing"),
+    ],
+    ids=["altered", "missing"],
+)
+def test_inspect_names_the_engine_file_that_is_damaged_and_no_other(
+    bundle, add_engine, capsys, monkeypatch, damage, verdict
+):
+    monkeypatch.setenv("COLUMNS", "300")
+    folder = add_engine(bundle.folder)
+    damage(folder / "text.engine")
+    assert run(["inspect", str(bundle.folder)]) == 1
+    rows = [line for line in capsys.readouterr().out.splitlines() if f"engines/{folder.name}/" in line]
+    damaged = [line for line in rows if "text.engine" in line]
+    assert len(damaged) == 1
+    assert verdict in damaged[0]
+    assert all(" ok " in line for line in rows if line not in damaged)
 
 
 def test_inspect_finds_engines_of_other_graphs(bundle, add_engine, edit_manifest, capsys):
@@ -313,8 +338,6 @@ def test_inspect_finds_engines_of_other_graphs(bundle, add_engine, edit_manifest
 
 
 def test_inspect_shows_a_person_the_engines_and_their_files(bundle, add_engine, capsys, monkeypatch):
-    from qpert.runtime.cli import run
-
     monkeypatch.setenv("COLUMNS", "250")
     folder = add_engine(bundle.folder)
     (folder / "text.engine").write_text("tex")
