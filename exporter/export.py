@@ -24,6 +24,7 @@ from qpert.exporter.references.boxes import box_samples
 from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.recording import CAPTIONS, InputMaker, record
 from qpert.exporter.tracing.onnx_files import check_graph, write_graphs
+from qpert.exporter.tracing.readable import require_onnxruntime
 from qpert.exporter.tracing.trace import PRECISIONS, network_without_weights, trace
 from qpert.exporter.tracing.weights import WeightedGraph, fold_weights
 from qpert.graphs.passes import run_passes
@@ -102,6 +103,7 @@ def export_bundle(request: ExportRequest, progress: Progress | None = None) -> B
     """
     progress = progress or Silent()
     request.check()
+    require_onnxruntime()  # now, not after the tracing
     family = find_family(request.family)
     with open_with_progress(family, request, progress) as checkpoint:
         for note in checkpoint.notes:

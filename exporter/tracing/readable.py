@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -35,21 +36,34 @@ def check_versions(model: onnx.ModelProto, name: str) -> None:
         )
 
 
-def open_graph(path: Path, name: str) -> None:
-    """Open a written graph in the installed ONNX Runtime, on the CPU and without optimising it; nothing is run.
+def require_onnxruntime() -> Any:
+    """The module.
 
     Raises:
-        GraphError: it cannot be read.
-        UnavailableError: ONNX Runtime is not installed.
+        UnavailableError: it is not installed.
     """
     try:
-        import onnxruntime as ort
+        import onnxruntime
     except ImportError as error:
         raise UnavailableError(
             f"exporting opens every graph in ONNX Runtime, which is not installed ({error}); pip install 'qpert[cpu]'",
             code="onnxruntime-missing",
         ) from error
+    return onnxruntime
+
+
+def open_graph(path: Path, name: str) -> None:
+    """Open a written graph in the installed ONNX Runtime, on the CPU; nothing is run.
+
+    Nothing is optimised or packed, so that weights stay mapped to their file.
+
+    Raises:
+        GraphError: it cannot be read.
+        UnavailableError: ONNX Runtime is not installed.
+    """
+    ort = require_onnxruntime()
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_prepacking", "1")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what is wrong comes as an exception
     try:

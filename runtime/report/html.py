@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import math
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from qpert.runtime.errors import ImageError
 from qpert.runtime.inputs.boxes import Boxes
@@ -106,7 +106,7 @@ def block(one: m.Block, level: int) -> str:
         case m.Section(title, blocks):
             return f"<h{level}>{inline(title)}</h{level}>\n{_blocks(blocks, min(level + 1, 3))}"
         case _:
-            assert_never(one)
+            raise m.never(one)
 
 
 def _blocks(blocks: tuple[m.Block, ...], level: int) -> str:
@@ -134,7 +134,7 @@ def _span(one: m.Span) -> str:
             line = "" if mark is None else f'<u style="left: calc({100 * mark:.2f}% - 1px)"></u>'
             return f'<span class="bar"><i class="{tone}" style="width: {100 * share:.2f}%"></i>{line}</span>'
         case _:
-            assert_never(one)
+            raise m.never(one)
 
 
 def table(one: m.Table) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import assert_never
 
 from qpert.runtime.report import model as m
 
@@ -37,7 +36,7 @@ def block(one: m.Paragraph | m.Bullets | m.Code | m.Table | m.Section, level: in
         case m.Section(title, blocks):
             return f"{'#' * level} {inline(title)}\n\n{joined(blocks, level + 1)}"
         case _:
-            assert_never(one)
+            raise m.never(one)
 
 
 def inline(text: m.Text) -> str:
@@ -55,7 +54,7 @@ def _span(one: m.Span) -> str:
         case m.Bar():
             return ""
         case _:
-            assert_never(one)
+            raise m.never(one)
 
 
 def escaped(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NoReturn, TypeAlias
 
 from qpert.runtime.inputs.boxes import Boxes
 
@@ -199,3 +199,8 @@ def number(value: float | None, form: str, undefined: str = UNDEFINED) -> str:
 def verdict_badge(passed: bool, *, loud: bool = False) -> Badge:
     """`pass` or `FAIL`; `loud` is for a heading."""
     return Badge("PASS" if loud and passed else "pass" if passed else "FAIL", "good" if passed else "bad")
+
+
+def never(value: NoReturn) -> AssertionError:
+    """To raise where a `match` is complete, which mypy checks. (`typing.assert_never` is there from Python 3.11 on.)"""
+    return AssertionError(f"{value!r} is no part of a report that this writer knows; please report this")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from qpert.runtime.report import model as m
 
@@ -41,7 +41,7 @@ def parts(blocks: tuple[m.Block, ...]) -> Iterator[RenderableType]:
                 yield inline(title, "bold")
                 yield from parts(inside)
             case _:
-                assert_never(one)
+                raise m.never(one)
 
 
 def inline(text: m.Text, style: str = "") -> RichText:
@@ -61,7 +61,7 @@ def _span(one: m.Span) -> tuple[str, str]:
         case m.Bar():
             return "", ""
         case _:
-            assert_never(one)
+            raise m.never(one)
 
 
 def table(one: m.Table) -> RenderableType:

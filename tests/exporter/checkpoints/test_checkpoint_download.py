@@ -247,7 +247,8 @@ def test_a_named_checkpoint_is_downloaded_once_with_its_vision_file(server: Scri
         assert checkpoint.notes == (), "heads and eps are known, not assumed"
         assert checkpoint.record.license == "BSD-3-Clause (LAVIS)"
         base = server.url.removesuffix("model.pth")
-        assert checkpoint.record.source == f"{base}tiny.pth and {base}vision.pth"
+        assert checkpoint.record.source == f"{base}tiny.pth"
+        assert checkpoint.record.parts == {"vision": f"{base}vision.pth"}
     assert len(server.requests) == 2
     assert left_in(published) == ["tiny.pth", "tiny.pth.sha256", "vision.pth", "vision.pth.sha256"]
 

@@ -1,5 +1,6 @@
 """ONNX files: what is written, and that a graph which is not as declared is found."""
 
+import sys
 from dataclasses import replace
 
 import onnx
@@ -8,10 +9,10 @@ import torch
 from onnx import TensorProto, helper
 
 from qpert.exporter.tracing.onnx_files import check_graph, describe, distinct, recipe_bytes, write_graphs
-from qpert.exporter.tracing.readable import GraphError, open_graph
+from qpert.exporter.tracing.readable import GraphError, open_graph, require_onnxruntime
 from qpert.exporter.tracing.weights import Recipe, weighted_graph
 from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
-from qpert.runtime.errors import QpertError
+from qpert.runtime.errors import QpertError, UnavailableError
 from qpert.runtime.progress import Silent
 
 SPEC = GraphSpec(
@@ -156,3 +157,10 @@ def test_what_several_graphs_share_counts_once():
 def test_a_value_is_described_by_name_dtype_and_shape():
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["T", 3])
     assert describe(value) == ("x", "float16", ["T", 3])
+
+
+def test_without_onnx_runtime_an_export_is_refused_before_it_begins(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UnavailableError) as caught:
+        require_onnxruntime()
+    assert (caught.value.code, caught.value.exit_code) == ("onnxruntime-missing", 3)

@@ -1,5 +1,6 @@
 """Captions: cleaning worked by hand from LAVIS's rules, token ids against the stock Hugging Face tokenizer."""
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -196,3 +197,26 @@ def test_a_tokenizer_of_an_unknown_kind_is_an_error(field, value):
 def test_an_impossible_limit_is_an_error(path, max_length):
     with pytest.raises(InputError, match="max_length is"):
         Tokenizer.open(path, spec(max_length))
+
+
+def test_a_tokenizer_with_an_id_beyond_the_embeddings_is_refused_when_it_is_opened(path):
+    document = json.loads(path.read_text())
+    document["added_tokens"].append(document["added_tokens"][0] | {"id": 1024, "content": "<image>"})
+    beyond = path.parent / "beyond.json"
+    beyond.write_text(json.dumps(document))
+    with pytest.raises(InputError) as caught:
+        Tokenizer.open(beyond, spec(35))
+    assert caught.value.code == "tokenizer-vocabulary"
+    assert Tokenizer.open(beyond, TokenizerSpec("tokenizer.json", 35, 1025)).vocab_size == 1025
+
+
+def test_ids_count_and_not_the_number_of_tokens(path):
+    document = json.loads(path.read_text())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["zebra"] = 5000  # fewer tokens than rows, and one of them beyond the last row
+    del vocabulary["##z"], vocabulary["##q"]
+    sparse = path.parent / "sparse.json"
+    sparse.write_text(json.dumps(document))
+    with pytest.raises(InputError) as caught:
+        Tokenizer.open(sparse, spec(35))
+    assert caught.value.code == "tokenizer-vocabulary"
