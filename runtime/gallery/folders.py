@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from qpert.runtime.files import portable_name
 from qpert.runtime.inputs.names import LITTER, is_litter
 
 NOT_PICTURES = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "WMF"})
@@ -36,7 +37,7 @@ def image_files(folder: Path) -> tuple[list[tuple[str, Path]], list[LeftOut]]:
     found: list[tuple[str, Path]] = []
     left_out: list[LeftOut] = []
     for path in _files(folder, left_out):
-        name = path.relative_to(folder).as_posix()
+        name = portable_name(path.relative_to(folder).as_posix())
         if path.suffix.lower() in decodable_suffixes() or _is_picture(path):
             found.append((name, path))
         else:
@@ -73,7 +74,7 @@ def _files(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
     folders, links = [folder], list[Path]()
     while folders or links:
         current = folders.pop() if folders else links.pop(0)
-        name = current.relative_to(folder).as_posix()
+        name = portable_name(current.relative_to(folder).as_posix())
         real = current.resolve()
         if real in seen:
             left_out.append((name, SEEN))

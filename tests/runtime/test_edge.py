@@ -396,3 +396,24 @@ def test_a_stream_is_written_to_no_more_once_it_has_failed():
         progress = edge.Output(full.fileno(), results=False)
         assert progress.write(b"lost") == 4
         assert progress.is_broken
+
+
+@pytest.mark.parametrize("variables", [TEXT_LOCALE, C_LOCALE], ids=["UTF-8", "C"])
+def test_box_files_match_names_that_are_not_ascii_in_any_locale(tiny_bundle, random_pictures, tmp_path, variables):
+    (picture,) = random_pictures(1)
+    height, width, _ = picture.shape
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(picture).save(folder / "café.png")
+    boxes = tmp_path / "boxes.jsonl"
+    row = {"image": "café.png", "x1": 1, "y1": 1, "x2": width - 1, "y2": height - 1}
+    boxes.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    out = tmp_path / "gallery"
+    code, _, stderr = shell(
+        '"$@"', "index", tiny_bundle, folder, "--boxes", boxes, "--out", out, "--json", variables=variables
+    )
+    assert code == 0, stderr
+    with sqlite3.connect(out / "gallery.sqlite") as catalogue:
+        ((name, stored),) = catalogue.execute("select name, boxes from image").fetchall()
+    assert name == "café.png"
+    assert json.loads(stored)["xyxy"] == [[1, 1, width - 1, height - 1]]
