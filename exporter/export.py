@@ -68,12 +68,18 @@ class ExportRequest:
     def check(self) -> None:
         """Raises InputError for what can be refused before any work is done."""
         if self.precision not in PRECISIONS:
-            raise InputError(f"got precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+            raise InputError(
+                f"got precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}", code="precision-unknown"
+            )
         if self.samples < 2:
-            raise InputError(f"got {self.samples} samples, expected at least 2: a row needs a neighbour that differs")
+            raise InputError(
+                f"got {self.samples} samples, expected at least 2: a row needs a neighbour that differs",
+                code="samples-too-few",
+            )
         if self.image_size is not None and self.image_size < 1:
             raise InputError(
-                f"got image size {self.image_size}, expected pixels; leave it out for the checkpoint's own"
+                f"got image size {self.image_size}, expected pixels; leave it out for the checkpoint's own",
+                code="export-image-size",
             )
         self.limits.check()
         stages = find_family(self.family).card.stages

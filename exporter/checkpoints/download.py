@@ -93,7 +93,8 @@ def persist(url: str, part: Path, progress: Progress, attempts: int, pause: floa
 def unavailable(url: str, target: Path, reason: str) -> UnavailableError:
     return UnavailableError(
         f"cannot download {url}: {reason}. What has arrived is kept, so that running the command again continues; "
-        f"or fetch the file on another machine and put it at {target}"
+        f"or fetch the file on another machine and put it at {target}",
+        code="download-failed",
     )
 
 
@@ -208,20 +209,23 @@ def download_snapshot(repository: str) -> Path:
     except ImportError as error:
         raise UnavailableError(
             f"{repository} is neither a file nor a folder here, and as a Hugging Face id it needs huggingface-hub "
-            f"({error}): pip install 'qpert[hf]'"
+            f"({error}): pip install 'qpert[hf]'",
+            code="hf-extra-missing",
         ) from error
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(HUB_FILES)))
     except (errors.RepositoryNotFoundError, errors.HFValidationError, errors.RevisionNotFoundError) as error:
         raise CheckpointError(
             f"{repository} is neither a file nor a folder here, nor a repository on huggingface.co that may be read "
-            f"({type(error).__name__}); check its spelling, or log in with `hf auth login` if it is private"
+            f"({type(error).__name__}); check its spelling, or log in with `hf auth login` if it is private",
+            code="hub-repository-not-found",
         ) from error
     except Exception as error:
         raise UnavailableError(
             f"{repository} is neither a file nor a folder here, and cannot be downloaded from huggingface.co "
             f"({first_line(error)}). With a network on another machine: `hf download {repository} --local-dir DIR`, "
-            "copy the folder here and pass it as --checkpoint DIR"
+            "copy the folder here and pass it as --checkpoint DIR",
+            code="hub-download-failed",
         ) from error
 
 

@@ -34,7 +34,8 @@ def find_tokenizer(asked: str | None, beside: Path | None, usual: str | None, pr
         return Path(name)
     if asked and (name.startswith((".", "/", "~")) or name.endswith((".txt", ".json")) or name.count("/") > 1):
         raise InputError(
-            f"--tokenizer {name} does not exist; expected a vocab.txt, a tokenizer.json, a folder or a hub id"
+            f"--tokenizer {name} does not exist; expected a vocab.txt, a tokenizer.json, a folder or a hub id",
+            code="tokenizer-not-found",
         )
     progress.say(f"tokenizer: {name} from the Hugging Face hub")
     return download_tokenizer(name)
@@ -49,12 +50,14 @@ def download_tokenizer(name: str) -> Path:
     except ImportError as error:
         raise UnavailableError(
             f"the vocabulary {name!r} is on the Hugging Face hub and huggingface-hub is not installed; "
-            "pip install 'qpert[hf]', or pass --tokenizer with a vocab.txt or tokenizer.json"
+            "pip install 'qpert[hf]', or pass --tokenizer with a vocab.txt or tokenizer.json",
+            code="hf-extra-missing",
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=["vocab.txt", "tokenizer.json", "tokenizer_config.json"]))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise UnavailableError(
             f"cannot download the vocabulary {name!r} from the Hugging Face hub ({type(error).__name__}); download "
-            f"vocab.txt of {name} on a machine with a network and pass it with --tokenizer vocab.txt"
+            f"vocab.txt of {name} on a machine with a network and pass it with --tokenizer vocab.txt",
+            code="hub-download-failed",
         ) from error

@@ -65,7 +65,7 @@ def parse_size(text: str) -> int:
     """Bytes of `512M`, `2G` or a plain number of bytes."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in SIZES else (text, "")
     if not number.isdigit() or int(number) < 1:
-        raise InputError(f"got a size of {text!r}, expected such as 512M or 2G")
+        raise InputError(f"got a size of {text!r}, expected such as 512M or 2G", code="memory-size")
     return int(number) << SIZES.get(unit, 0)
 
 

@@ -245,6 +245,7 @@ def write_engine(path: Path, plan: Any) -> tuple[int, str]:
     except OSError as error:
         raise UnavailableError(
             f"{path.name} has {content.nbytes:,} bytes and could not be written ({error.strerror or error}); make room "
-            f"on the disk of {path.parent.parent} and run the same command again: finished engines are kept"
+            f"on the disk of {path.parent.parent} and run the same command again: finished engines are kept",
+            code="engine-not-written",
         ) from error
     return content.nbytes, hashlib.sha256(content).hexdigest()

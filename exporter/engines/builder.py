@@ -79,7 +79,9 @@ def build_engine(library: Any, job: BuildJob, advance: Advance) -> BuiltEngine:
             raise
     del alive
     if plan is None:
-        raise EngineError(f"{library.__name__} built no engine for graph {job.graph!r}: {log.told()}")
+        raise EngineError(
+            f"{library.__name__} built no engine for graph {job.graph!r}: {log.told()}", code="engine-not-built"
+        )
     return BuiltEngine(plan, None if cache is None else bytes(cache.serialize()))
 
 
@@ -93,7 +95,8 @@ def parsed_network(library: Any, builder: Any, log: Any, job: BuildJob) -> tuple
         errors = [parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise EngineError(
             f"{library.__name__} {library.__version__} cannot read {job.onnx}: "
-            f"{'; '.join(errors) or log.told()}; if the file is as it was exported, please report this"
+            f"{'; '.join(errors) or log.told()}; if the file is as it was exported, please report this",
+            code="engine-onnx-unreadable",
         )
     return network, parser
 
@@ -119,12 +122,18 @@ def configured(library: Any, builder: Any, log: Any, job: BuildJob) -> Any:
     for index, architecture in enumerate(job.architectures):
         capability = getattr(library.ComputeCapability, architecture.upper(), None)
         if capability is None or not config.set_compute_capability(capability, index):
-            raise EngineError(f"{library.__name__} {library.__version__} does not take {architecture}: {log.told()}")
+            raise EngineError(
+                f"{library.__name__} {library.__version__} does not take {architecture}: {log.told()}",
+                code="engine-architecture-refused",
+            )
     profile = builder.create_optimization_profile()
     for name, (smallest, commonest, largest) in job.profile.items():
         profile.set_shape(name, smallest, commonest, largest)
     if config.add_optimization_profile(profile) < 0:
-        raise EngineError(f"{library.__name__} does not take the profile of graph {job.graph!r}: {log.told()}")
+        raise EngineError(
+            f"{library.__name__} does not take the profile of graph {job.graph!r}: {log.told()}",
+            code="engine-profile-refused",
+        )
     return config
 
 

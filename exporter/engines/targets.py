@@ -56,10 +56,11 @@ def parse_targets(text: str) -> str | tuple[Target, ...]:
     if wrong := [name for name in named if not ARCHITECTURE.fullmatch(name)]:
         raise InputError(
             f"got target {wrong[0]!r}, expected auto, current, or architectures such as sm80,sm89 (one engine each) or "
-            "sm80+sm89 (one engine for both)"
+            "sm80+sm89 (one engine for both)",
+            code="engine-target-unknown",
         )
     if len(set(targets)) < len(targets) or any(len(set(t.architectures)) < len(t.architectures) for t in targets):
-        raise InputError(f"target {text!r} names something twice")
+        raise InputError(f"target {text!r} names something twice", code="engine-target-twice")
     return targets
 
 
@@ -82,7 +83,8 @@ def plan_build(*, flavor: str, target: str, precision: str, gpu: Gpu | None) -> 
     if wanted == "current" and gpu is None:
         raise UnavailableError(
             "--target current was asked for, and this machine shows no NVIDIA GPU; name the architectures that the "
-            "engines are for, such as --target sm80,sm89"
+            "engines are for, such as --target sm80,sm89",
+            code="gpu-missing",
         )
     candidates = list(FLAVORS.values()) if flavor == "auto" else [find_flavor(flavor)]
     refusals = []
@@ -95,7 +97,7 @@ def plan_build(*, flavor: str, target: str, precision: str, gpu: Gpu | None) -> 
             continue
         why = "as asked for" if flavor != "auto" else why_taken(candidate, targets, gpu, refusals)
         return BuildPlan(candidate, library, targets, gpu, why)
-    raise UnavailableError("; ".join(refusals))
+    raise UnavailableError("; ".join(refusals), code="engine-target-unavailable")
 
 
 def targets_of(flavor: Flavor, wanted: str | tuple[Target, ...], precision: str, gpu: Gpu | None) -> tuple[Target, ...]:
@@ -111,7 +113,8 @@ def every_target(flavor: Flavor, precision: str) -> tuple[Target, ...]:
     """One target for each of the flavour's families, of what has the precision."""
     if not flavor.families:
         raise UnavailableError(
-            f"{flavor.title} builds only on the GPU that will run the engine, and this machine shows none"
+            f"{flavor.title} builds only on the GPU that will run the engine, and this machine shows none",
+            code="gpu-missing",
         )
     families = [tuple(name for name in family if runs_precision(name, precision)) for family in flavor.families]
     return tuple(Target(family) for family in families if family)
@@ -123,16 +126,21 @@ def check_target(flavor: Flavor, target: Target, precision: str, gpu: Gpu | None
     if not flavor.architectures and target.architectures != (here,):
         raise UnavailableError(
             f"{flavor.title} builds only on the GPU that will run the engine: {target.name} was asked for, "
-            f"this machine's GPU is {here}"
+            f"this machine's GPU is {here}",
+            code="engine-target-other-gpu",
         )
     for architecture in target.architectures:
         if flavor.architectures and architecture not in flavor.architectures:
             raise UnavailableError(
                 f"{flavor.title} builds for {', '.join(flavor.architectures)}, not for {architecture}; where such a "
-                "GPU is, build with classic TensorRT"
+                "GPU is, build with classic TensorRT",
+                code="engine-target-unsupported",
             )
         if not runs_precision(architecture, precision):
-            raise UnavailableError(f"{architecture} has no {precision} products; export for it with --precision fp16")
+            raise UnavailableError(
+                f"{architecture} has no {precision} products; export for it with --precision fp16",
+                code="precision-unsupported",
+            )
 
 
 def runs_precision(architecture: str, precision: str) -> bool:

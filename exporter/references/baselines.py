@@ -85,7 +85,8 @@ def device_of(provider: str) -> str:
     if not torch.cuda.is_available():
         raise UnavailableError(
             f"provider {provider!r} is compared with PyTorch on the GPU, and this PyTorch {torch.__version__} reaches "
-            "none; install a CUDA build of torch, or leave --baseline out"
+            "none; install a CUDA build of torch, or leave --baseline out",
+            code="torch-without-cuda",
         )
     return "cuda"
 

@@ -47,11 +47,13 @@ def at_image_size(config: Blip2Config, image_size: int) -> Blip2Config:
     """`config` at `image_size`; raises `InputError` where that is no positive multiple of the patch size."""
     patch = config.vision.patch_size
     if image_size < patch:
-        raise InputError(f"image size {image_size} is not a positive multiple of the patch size {patch}")
+        raise InputError(
+            f"image size {image_size} is not a positive multiple of the patch size {patch}", code="export-image-size"
+        )
     try:
         return config.with_image_size(image_size)
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(str(error), code="positions-not-square") from error
 
 
 def size_note(config: Blip2Config, image_size: int) -> tuple[str, ...]:

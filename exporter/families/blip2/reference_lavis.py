@@ -35,7 +35,10 @@ def lavis_python(python: Path | None = None) -> Path:
     default = Path(os.environ.get("QPERT_LAVIS_ENV") or PROJECT / ".cache" / "lavis") / "bin" / "python"
     found = python or Path(os.environ.get("QPERT_LAVIS_PYTHON") or default)
     if not found.is_file():
-        raise UnavailableError(f"the LAVIS reference needs an environment of its own; {found} does not exist. {HINT}")
+        raise UnavailableError(
+            f"the LAVIS reference needs an environment of its own; {found} does not exist. {HINT}",
+            code="lavis-environment-missing",
+        )
     return found
 
 
@@ -113,7 +116,7 @@ class LavisReference:
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs of `graph`, as `stock.StockReference.run` describes them."""
         if self._log.closed:
-            raise UnavailableError(self._obituary())
+            raise UnavailableError(self._obituary(), code="lavis-worker-died")
         given, made = Path(self._folder.name) / "inputs.safetensors", Path(self._folder.name) / "outputs.safetensors"
         save_file({name: np.ascontiguousarray(value) for name, value in inputs.items()}, given)
         self._ask({"graph": graph, "inputs": str(given), "outputs": str(made)})
@@ -129,7 +132,7 @@ class LavisReference:
         except (BrokenPipeError, ValueError):  # it ended, or was closed here
             line = ""
         if not line:
-            raise UnavailableError(self._obituary())
+            raise UnavailableError(self._obituary(), code="lavis-worker-died")
         answer: dict[str, Any] = json.loads(line)
         if not answer["ok"]:
             raise _error(answer)
@@ -169,14 +172,16 @@ class LavisReference:
 def _absolute(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist, expected a LAVIS checkpoint (.pth)")
+        raise CheckpointError(f"{path} does not exist, expected a LAVIS checkpoint (.pth)", code="checkpoint-not-found")
     return str(path.resolve())
 
 
 def _error(answer: dict[str, Any]) -> Exception:
     """What the worker reports, as an error of ours; a bug keeps the worker's traceback."""
     if answer["kind"] == "checkpoint":
-        return CheckpointError(answer["error"])
+        return CheckpointError(answer["error"], code="checkpoint-rejected-by-lavis")
     if answer["kind"] == "unavailable":
-        return UnavailableError(f"the LAVIS environment is not complete: {answer['error']}. {HINT}")
+        return UnavailableError(
+            f"the LAVIS environment is not complete: {answer['error']}. {HINT}", code="lavis-environment-incomplete"
+        )
     return RuntimeError(f"in the LAVIS process: {answer['error']}\n{answer['traceback']}")
