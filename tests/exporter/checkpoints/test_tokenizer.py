@@ -237,7 +237,8 @@ def test_what_is_not_used_is_said(tmp_path):
     write_vocabulary(tmp_path, without=["[MASK]"], extra=["[DEC]"])
     build_tokenizer(tmp_path, vocab_size=9, say=said.append)
     assert said == [
-        "tokenizer_config.json pads on the left: texts are padded on the right, with the same result as each text alone",
+        "tokenizer_config.json pads on the left: texts are padded on the right, with "
+        "the same result as each text alone",
         "tokenizer_config.json has model_max_length 20: pass --max-length 20 to truncate texts there",
         "tokenizer_config.json has unknown fields, which are not used: odd",
         "vocab.txt differs from tokenizer.json (first at line 5, 'a'): tokenizer.json is used, as in transformers",
