@@ -45,7 +45,7 @@ TOOLS = ("qpert", "torch", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxrunti
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What the user asked for. `options`: the family's own. `samples`: distinct pictures recorded from PyTorch."""
+    """What the user asked for. `options`: the family's own. `samples`: distinct images recorded from PyTorch."""
 
     family: str
     checkpoint: str
@@ -62,26 +62,32 @@ class ExportRequest:
 
     @property
     def target(self) -> Path:
-        """Where the bundle goes: `--out`, else `qpert-<family>-<checkpoint>-<precision>` in the working folder."""
+        """The bundle's folder: `--out`, else `qpert-<family>-<checkpoint>-<precision>` in the working folder."""
         stem = Path(self.checkpoint).name.removesuffix(".pth").removesuffix(".safetensors")
         return self.out or Path(f"qpert-{self.family}-{stem}-{self.precision}")
 
     def check(self) -> None:
-        """Raises InputError for what can be refused before any work is done."""
+        """Raises InputError for what can be checked before any work is done."""
         if self.precision not in PRECISIONS:
-            raise InputError(f"got precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+            raise InputError(
+                f"got precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}", code="precision-unknown"
+            )
         if self.samples < 2:
-            raise InputError(f"got {self.samples} samples, expected at least 2: a row needs a neighbour that differs")
+            raise InputError(
+                f"got {self.samples} samples, expected at least 2: samples of one image cannot show rows mixed up",
+                code="samples-too-few",
+            )
         if self.image_size is not None and self.image_size < 1:
             raise InputError(
-                f"got image size {self.image_size}, expected pixels; leave it out for the checkpoint's own"
+                f"got image size {self.image_size}, expected at least 1 pixel; leave it out for the checkpoint's own",
+                code="export-image-size",
             )
         self.limits.check()
         stages = find_family(self.family).card.stages
         if self.perturbation.stages not in stages:
             raise InputError(
                 f"--perturb is {self.perturbation.stages}, expected {' or '.join(stages)}: {self.family} "
-                f"{'takes no boxes' if stages == ('none',) else 'has no other stage that boxes can act on'}",
+                f"{'takes no boxes' if stages == ('none',) else 'has no other stage for boxes'}",
                 code="perturb-unsupported",
             )
         check_target(self.target, force=self.force)
@@ -97,8 +103,8 @@ def export_bundle(request: ExportRequest, progress: Progress | None = None) -> B
     """Export one checkpoint to one bundle.
 
     Raises:
-        InputError: the request cannot be met as it stands, an existing target included.
-        CheckpointError: the checkpoint cannot be read or is not this architecture.
+        InputError: the request is invalid, or the target exists.
+        CheckpointError: the checkpoint cannot be read or is another architecture.
         UnavailableError: a download without a network, or a missing library.
     """
     progress = progress or Silent()
@@ -114,8 +120,8 @@ def export_bundle(request: ExportRequest, progress: Progress | None = None) -> B
 
 
 @dataclass(frozen=True)
-class Noting:
-    """Passes progress on, and keeps what is said, for the manifest."""
+class RecordedProgress:
+    """Forwards progress and keeps its messages, for the manifest."""
 
     progress: Progress
     lines: list[str] = field(default_factory=list)
@@ -135,7 +141,7 @@ def open_with_progress(family: Family, request: ExportRequest, progress: Progres
 
 @dataclass(frozen=True)
 class _Export:
-    """One checkpoint on its way to a bundle."""
+    """The export of one checkpoint."""
 
     family: Family
     request: ExportRequest
@@ -143,7 +149,7 @@ class _Export:
     progress: Progress
 
     def write(self, folder: Path) -> None:
-        """All of the bundle, the manifest last."""
+        """Write the whole bundle, the manifest last."""
         request, checkpoint = self.request, self.checkpoint
         graphs = self.family.graphs(
             checkpoint.config,
@@ -153,7 +159,7 @@ class _Export:
         )
         host = self.family.host(checkpoint, request.limits)
         grid = TokenGrid(*host.patches, host.patch_size, host.prefix_tokens, checkpoint.preprocessing)
-        noted = Noting(self.progress)
+        noted = RecordedProgress(self.progress)
         tokenizer = self.family.tokenizer(checkpoint, request.tokenizer, noted)
         (folder / host.tokenizer.file).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         traced = trace_graphs(self.family, request, checkpoint, graphs, self.progress)
@@ -194,7 +200,7 @@ class _Export:
         request = self.request
         tokens = Tokenizer.open(folder / host.tokenizer.file, host.tokenizer)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", QpertWarning)  # these captions are not the user's: no matter if cut
+            warnings.simplefilter("ignore", QpertWarning)  # these captions are not the user's and may be truncated
             token_ids = tuple((caption, tokens.encode([caption]).input_ids[0]) for caption in CAPTIONS)
         with self.progress.stage("recording reference outputs from PyTorch"):
             reference = TorchReference.open(self.family, self.checkpoint, graphs, request.graph_perturbation)
@@ -234,7 +240,7 @@ def hash_files(folder: Path, progress: Progress) -> dict[str, str]:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of everything that shaped the bundle, as far as it is installed."""
+    """Versions of the installed packages that shape the bundle."""
     found = {}
     for tool in TOOLS:
         try:

@@ -1,1 +1,1 @@
-"""BLIP-2 retrieval as plain torch modules made to be exported, the query perturbation, and the graph passes."""
+"""Retrieval models as plain torch modules for export, the query perturbation, and the graph passes."""

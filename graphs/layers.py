@@ -1,4 +1,4 @@
-"""Building blocks shared by the vision tower and the Q-Former, written so that they trace to few, plain operators.
+"""Building blocks shared by the vision tower and the Q-Former, written to trace to few, plain operators.
 
 Matrix products run in the dtype of their weights; LayerNorm and softmax always run in float32, because half-precision
 variance and exponent sums overflow on real activations (TensorRT issues 2564 and 4493).
@@ -64,7 +64,7 @@ class AttentionModule(nn.Module):
 
 
 def use_kernel(network: nn.Module, kernel: AttentionKernel) -> None:
-    """Let every attention of a network compute with `kernel`, for measuring one against another."""
+    """Make every attention of a network use `kernel`, to compare kernels."""
     for module in network.modules():
         if isinstance(module, AttentionModule):
             module.kernel = kernel

@@ -12,7 +12,7 @@ Pass = Callable[[gs.Graph], gs.Graph]
 
 
 def strip_traces(graph: gs.Graph) -> gs.Graph:
-    """Drop what the tracer wrote for debugging: stack traces would leak paths of the exporting machine."""
+    """Drop the tracer's debugging metadata: stack traces would leak paths of the exporting machine."""
     for node in graph.nodes:
         if node.attrs and "metadata_props" in node.attrs:
             del node.attrs["metadata_props"]
@@ -21,7 +21,7 @@ def strip_traces(graph: gs.Graph) -> gs.Graph:
 
 
 def drop_unused_domains(graph: gs.Graph) -> gs.Graph:
-    """Import no operator set of which no operator is left: runtimes may refuse a domain that they do not know."""
+    """Drop imports of unused operator sets: runtimes may reject an unknown domain."""
     used = {node.domain or "" for node in graph.nodes}
     graph.import_domains = [imported for imported in graph.import_domains or [] if imported.domain in used | {""}]
     return graph

@@ -1,6 +1,6 @@
-"""The graphs of a two-tower family as modules to be exported: each calls one method of the family's model.
+"""The graphs of a two-tower family as modules to export; each calls one method of the family's model.
 
-Inputs that a family does not have are left out of its stage, so that the traced graph has none that nothing reads.
+A stage has only the family's own inputs, so that the traced graph has no unused ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TextTower(Protocol):
 
 
 class VisionStage(nn.Module):
-    """pixel_values [B,3,S,S] → image_embeds [B,N,C]. bfloat16 features come out as float32, which NumPy knows."""
+    """pixel_values [B,3,S,S] → image_embeds [B,N,C]. bfloat16 features become float32, which NumPy supports."""
 
     def __init__(self, model: ImageTower) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": nn.functional.gelu,
     "gelu_pytorch_tanh": tanh_gelu,
 }
-"""By the name that `hidden_act` has in config.json."""
+"""By the value of `hidden_act` in config.json."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class EncoderConfig:
 class VisionConfig(EncoderConfig):
     """A vision transformer on square images.
 
-    `image_size` need not be a multiple of `patch_size`: the pixels behind the last whole patch, at the right and at the
-    bottom, are not seen (SigLIP so400m/14 at 384 px has 27×27 patches).
+    `image_size` need not be a multiple of `patch_size`: pixels beyond the last whole patch, at the right and at the
+    bottom, are ignored (SigLIP so400m/14 at 384 px has 27×27 patches).
     """
 
     image_size: int
@@ -155,8 +155,8 @@ class TextEmbeddings(nn.Module):
 
 
 def patch_tokens(pixel_values: Tensor, projection: nn.Conv2d) -> Tensor:
-    """A convolution whose stride is its kernel, as the matrix product that it is (ONNX's Conv takes no bfloat16 before
-    opset 22).
+    """A convolution whose stride equals its kernel, computed as a matrix product (ONNX's Conv does not support bfloat16
+    before opset 22).
 
     Args:
         pixel_values: [B, 3, S, S] in the dtype of the projection's weight; S need not be a multiple of p.
@@ -179,18 +179,18 @@ def interpolate_positions(positions: Tensor, grid: int, *, prefix_tokens: int) -
     Args:
         positions: [P + g², C], the stored tensor: P prefix tokens (CLS), then a square of patches, row by row.
         grid: patches along one side of the new image, ⌊image size / patch size⌋.
-        prefix_tokens: P; their rows are kept as they are.
+        prefix_tokens: P; their rows are kept unchanged.
 
     Returns:
         float32 [P + grid², C]: bicubic, corners not aligned. With the stored grid, the stored values.
 
     Raises:
-        ValueError: the patches' positions are no square.
+        ValueError: the number of patch positions is not a square.
     """
     patches = positions.float()[prefix_tokens:]
     stored = isqrt(len(patches))
     if stored**2 != len(patches):
-        raise ValueError(f"{len(patches)} positions of patches, expected a square number")
+        raise ValueError(f"{len(patches)} patch positions, expected a square number")
     if stored == grid:
         return positions.float()
     image = patches.reshape(1, stored, stored, -1).permute(0, 3, 1, 2)  # [1, C, g, g]

@@ -1,4 +1,4 @@
-"""An open checkpoint, whatever family it is of."""
+"""An open checkpoint of any family."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 
 
 class ParameterSource(Protocol):
-    """A network's parameters by its own names, each made when it is asked for."""
+    """A network's parameters under its own names, each computed on request."""
 
     @property
     def store(self) -> TensorStore: ...
@@ -30,9 +30,9 @@ class ParameterSource(Protocol):
 class Checkpoint:
     """An open checkpoint. A context manager.
 
-    `config` is the family's own, at the image size to be exported. `tensors` go by the names of the family's network.
-    `tokenizer`: the vocabulary beside the weights, where there is one. `notes` say what was assumed, not read.
-    `preprocessing`: what the checkpoint, or its family, does with pictures.
+    `config`: the family's own, at the image size to export. `tensors`: under the names of the family's network.
+    `tokenizer`: the vocabulary in the checkpoint's folder, if there is one. `notes`: what was assumed rather than read.
+    `preprocessing`: how the checkpoint, or else its family, prepares images.
     """
 
     config: Any
@@ -58,14 +58,14 @@ class Checkpoint:
 def load_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """All parameters as float32, for `network.load_state_dict(…, strict=True, assign=True)`.
 
-    Where the file holds float32 the result stays mapped to it, so that memory is taken only as it is used.
+    float32 tensors stay mapped to the file, so memory is used only for what is read.
     """
     return {name: checkpoint.tensors.get(name).float() for name in checkpoint.tensors.names()}
 
 
 Progress = Callable[[str, int, int | None], None]
-"""Hears of downloads and hashing: what, bytes done, bytes in all."""
+"""Called during downloads and hashing: progress(what, bytes done, total bytes or None)."""
 
 
 def no_progress(what: str, done: int, total: int | None) -> None:
-    """The default listener."""
+    """The default callback: does nothing."""

@@ -1,7 +1,7 @@
-"""Weights over the network: a file with resume, and a Hugging Face repository through huggingface-hub.
+"""Downloads of weights: a single file with resume, and a Hugging Face repository through huggingface-hub.
 
-A file arrives as `NAME.part`, which survives a break and is continued by the next attempt or the next run; it gets its
-name only when its length is right. `NAME.part.json` remembers of which version of the file it is a part.
+A file is downloaded as `NAME.part`, which the next attempt or the next run resumes; it is renamed only when its length
+is right. `NAME.part.json` records which version of the file it belongs to.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "prepro
              "tokenizer_config.json", "vocab.txt", "README.md")  # fmt: skip
 
 Progress = Callable[[str, int, int | None], None]
-"""progress(what, bytes done, bytes in all or None)."""
+"""progress(what, bytes done, total bytes or None)."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which file a `.part` is a part of, as the server described it."""
+    """The file that a `.part` belongs to, as the server described it."""
 
     url: str
     total: int | None
     etag: str | None
 
 
-class BrokenOffError(Exception):
-    """An attempt failed in a way that another attempt may mend."""
+class InterruptedDownloadError(Exception):
+    """An attempt failed in a way that a retry may fix."""
 
 
-class OtherVersionError(BrokenOffError):
-    """The server would continue another version of the file than the one that was begun."""
+class FileChangedError(InterruptedDownloadError):
+    """The server has another version of the file than the `.part`."""
 
 
 def download(
     url: str, target: Path, *, progress: Progress, attempts: int = 5, pause: float = 1.0, timeout: float = 30.0
 ) -> Path:
-    """Fetch `url` to `target`, continuing what an earlier attempt left, and record its SHA-256 in `TARGET.sha256`.
+    """Download `url` to `target`, resuming an earlier attempt, and record its SHA-256 in `TARGET.sha256`.
 
     Args:
-        progress: progress(what, bytes done, bytes in all or None).
-        attempts: tries in a row that bring nothing new before giving up.
-        pause: seconds before the second try, doubled for each further one.
-        timeout: seconds without a byte after which a connection counts as broken.
+        progress: progress(what, bytes done, total bytes or None).
+        attempts: consecutive attempts without new data before giving up.
+        pause: seconds before the second attempt, doubled for each further one.
+        timeout: seconds without data after which a connection counts as broken.
 
     Raises:
-        UnavailableError: no network, or the server does not give the whole file; says how to put it there by hand.
+        UnavailableError: no network, or the server does not send the whole file.
     """
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        persist(url, part, progress, attempts, pause, timeout)
+        fetch_with_retries(url, part, progress, attempts, pause, timeout)
         finish(part, target, progress)
-    except BrokenOffError as error:
-        raise unavailable(url, target, f"{error}, after {attempts} attempts that brought nothing new") from error
+    except InterruptedDownloadError as error:
+        raise unavailable(url, target, f"{error}, after {attempts} attempts without new data") from error
     except urllib.error.HTTPError as error:
         raise unavailable(url, target, f"the server answered {error.code} {error.reason}") from error
     except OSError as error:
@@ -74,16 +74,16 @@ def download(
     return target
 
 
-def persist(url: str, part: Path, progress: Progress, attempts: int, pause: float, timeout: float) -> None:
-    """Fetch until `part` is whole, or until `attempts` tries in a row brought nothing new (`BrokenOffError`)."""
+def fetch_with_retries(url: str, part: Path, progress: Progress, attempts: int, pause: float, timeout: float) -> None:
+    """Fetch until `part` is complete; give up after `attempts` consecutive attempts without new data."""
     failures = 0
     while True:
         before = size_of(part)
         try:
             return fetch_part(url, part, progress, timeout)
-        except BrokenOffError as error:
+        except InterruptedDownloadError as error:
             failures = 1 if size_of(part) > before else failures + 1
-            if isinstance(error, OtherVersionError):
+            if isinstance(error, FileChangedError):
                 part.unlink(missing_ok=True)
             if failures >= attempts:
                 raise
@@ -92,8 +92,9 @@ def persist(url: str, part: Path, progress: Progress, attempts: int, pause: floa
 
 def unavailable(url: str, target: Path, reason: str) -> UnavailableError:
     return UnavailableError(
-        f"cannot download {url}: {reason}. What has arrived is kept, so that running the command again continues; "
-        f"or fetch the file on another machine and put it at {target}"
+        f"cannot download {url}: {reason}. What has arrived is kept: run the command again to "
+        f"resume, or download the file on another machine and copy it to {target}",
+        code="download-failed",
     )
 
 
@@ -102,11 +103,11 @@ def size_of(path: Path) -> int:
 
 
 def fetch_part(url: str, part: Path, progress: Progress, timeout: float) -> None:
-    """One connection: bring `part` to its full length, from where it stands if the server can.
+    """One connection: complete `part`, from its current length if the server supports ranges.
 
     Raises:
-        BrokenOffError: the connection, or the server for the moment, failed.
-        HTTPError: the server refused for good.
+        InterruptedDownloadError: the connection failed, or the server did for now.
+        HTTPError: the server refused permanently.
     """
     known, start = read_version(part), size_of(part)
     if known is None or known.url != url:
@@ -115,23 +116,23 @@ def fetch_part(url: str, part: Path, progress: Progress, timeout: float) -> None
         return
     try:
         with urllib.request.urlopen(request_from(url, start, known), timeout=timeout) as reply:
-            start, version = where_it_begins(url, reply, start, known)
+            start, version = start_of_reply(url, reply, start, known)
             remember_version(part, version)
             append(reply, part, start, version.total, progress)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing from there on: what has arrived is of another version
-            raise OtherVersionError("the server has another version of the file") from error
+        if error.code == 416:  # nothing from there on: the part is of another version
+            raise FileChangedError("the server has another version of the file") from error
         if error.code < 500 and error.code not in (408, 429):
             raise
-        raise BrokenOffError(f"the server answered {error.code} {error.reason}") from error
+        raise InterruptedDownloadError(f"the server answered {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-        raise BrokenOffError(f"no connection ({getattr(error, 'reason', None) or error!r})") from error
+        raise InterruptedDownloadError(f"no connection ({getattr(error, 'reason', None) or error!r})") from error
     if version.total is not None and size_of(part) != version.total:
-        raise BrokenOffError(f"the connection broke off at {size_of(part):,} of {version.total:,} bytes")
+        raise InterruptedDownloadError(f"the connection was lost at {size_of(part):,} of {version.total:,} bytes")
 
 
 def request_from(url: str, start: int, known: Version | None) -> urllib.request.Request:
-    """A request for the bytes from `start`; `If-Range` makes the server send all of it if the file has changed."""
+    """A request for the bytes from `start`; `If-Range` makes the server send the whole file if it has changed."""
     request = urllib.request.Request(url, headers={"User-Agent": "qpert", "Accept-Encoding": "identity"})
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -140,21 +141,21 @@ def request_from(url: str, start: int, known: Version | None) -> urllib.request.
     return request
 
 
-def where_it_begins(url: str, reply: Any, start: int, known: Version | None) -> tuple[int, Version]:
-    """The offset of a reply's first byte in the file, and the version it is of."""
+def start_of_reply(url: str, reply: Any, start: int, known: Version | None) -> tuple[int, Version]:
+    """The offset in the file of a reply's first byte, and the file's version."""
     etag, length = reply.headers.get("ETag"), reply.headers.get("Content-Length")
-    if reply.status != 206:  # the whole file: the server knows no ranges, or the file has changed
+    if reply.status != 206:  # the whole file: the server does not support ranges, or the file has changed
         return 0, Version(url, int(length) if length else None, etag)
     unit_range, _, total = (reply.headers.get("Content-Range") or "").partition("/")
     version = Version(url, int(total) if total.isdigit() else None, etag)
     changed = known is None or known.total != version.total or known.etag != etag
     if changed or not unit_range.startswith(f"bytes {start}-"):
-        raise OtherVersionError("the server has another version of the file")
+        raise FileChangedError("the server has another version of the file")
     return start, version
 
 
 def append(reply: Any, part: Path, start: int, total: int | None, progress: Progress) -> None:
-    """Write a reply's body into `part` from `start` on."""
+    """Write a reply's body to `part`, starting at `start`."""
     with part.open("r+b" if start else "wb") as stream:
         stream.seek(start)
         stream.truncate()
@@ -179,7 +180,7 @@ def remember_version(part: Path, version: Version) -> None:
 
 
 def finish(part: Path, target: Path, progress: Progress) -> None:
-    """Give a complete part its name, with its hash beside it, as `sha256sum` writes it."""
+    """Write the hash in the format of `sha256sum`, then rename a complete part."""
     done, total = 0, size_of(part)
 
     def on_bytes(count: int) -> None:
@@ -195,11 +196,11 @@ def finish(part: Path, target: Path, progress: Progress) -> None:
 
 
 def download_snapshot(repository: str) -> Path:
-    """The folder of a Hugging Face repository in huggingface-hub's cache: weights, configuration, vocabulary.
+    """The folder of a Hugging Face repository in huggingface-hub's cache, downloaded if necessary.
 
     Raises:
-        UnavailableError: huggingface-hub is not installed, or there is no network and no copy in its cache.
-        CheckpointError: there is no such repository, or it may not be read.
+        UnavailableError: huggingface-hub is not installed, or there is no network and no cached copy.
+        CheckpointError: the repository does not exist or is not accessible.
     """
     turn_off_telemetry()
     try:
@@ -207,21 +208,24 @@ def download_snapshot(repository: str) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise UnavailableError(
-            f"{repository} is neither a file nor a folder here, and as a Hugging Face id it needs huggingface-hub "
-            f"({error}): pip install 'qpert[hf]'"
+            f"{repository} is not a local file or folder, and downloading it as a Hugging Face id needs "
+            f"huggingface-hub ({error}): pip install 'qpert[hf]'",
+            code="hf-extra-missing",
         ) from error
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(HUB_FILES)))
     except (errors.RepositoryNotFoundError, errors.HFValidationError, errors.RevisionNotFoundError) as error:
         raise CheckpointError(
-            f"{repository} is neither a file nor a folder here, nor a repository on huggingface.co that may be read "
-            f"({type(error).__name__}); check its spelling, or log in with `hf auth login` if it is private"
+            f"{repository} is neither a local file or folder nor an accessible repository on huggingface.co "
+            f"({type(error).__name__}); check the spelling, or log in with `hf auth login` if it is private",
+            code="hub-repository-not-found",
         ) from error
     except Exception as error:
         raise UnavailableError(
-            f"{repository} is neither a file nor a folder here, and cannot be downloaded from huggingface.co "
-            f"({first_line(error)}). With a network on another machine: `hf download {repository} --local-dir DIR`, "
-            "copy the folder here and pass it as --checkpoint DIR"
+            f"{repository} is not a local file or folder, and cannot be downloaded from huggingface.co "
+            f"({first_line(error)}). On a machine with a network run `hf download {repository} --local-dir DIR`, "
+            "copy the folder here and pass it as --checkpoint DIR",
+            code="hub-download-failed",
         ) from error
 
 

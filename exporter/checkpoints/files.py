@@ -1,4 +1,4 @@
-"""Files of tensors behind one face: what is in them is known at once, the numbers are read one tensor at a time.
+"""Files of tensors behind one interface: names and shapes are known on opening, values are read one tensor at a time.
 
 Nothing here runs code from a file: `torch.load` is always `weights_only=True`, and safetensors holds no code.
 """
@@ -29,7 +29,7 @@ DOWNLOAD_AGAIN = "download or copy it again"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of a tensor before it is read. `dtype` is torch's name, without `torch.`."""
+    """A tensor's shape and dtype, known before it is read. `dtype` is torch's name, without `torch.`."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -37,9 +37,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorStore:
-    """Tensors of one or more files. `read` gives one of them as it is stored; `close` lets go of the files.
+    """Tensors of one or more files. `read` returns a tensor as stored; `close` releases the files.
 
-    `prefix`: what the files have before every name.
+    `prefix`: removed from every name in the files.
     """
 
     entries: Mapping[str, TensorInfo]
@@ -51,17 +51,17 @@ class TensorStore:
 
 
 def open_tensors(path: Path) -> TensorStore:
-    """A `.safetensors` file, or else a file of `torch.save`.
+    """Open a `.safetensors` file, or else a file of `torch.save`.
 
     Raises:
-        CheckpointError: missing, empty, truncated, corrupt, with code in it, or not a checkpoint at all.
+        CheckpointError: missing, empty, truncated, corrupt, containing code, or not a checkpoint at all.
     """
     check_readable(path)
     return open_safetensors(path) if path.suffix == ".safetensors" else open_torch(path)
 
 
 def check_readable(path: Path) -> None:
-    """Raise `CheckpointError` for what is visible without parsing: absent, empty, or plainly another thing."""
+    """Raise `CheckpointError` for faults visible without parsing: missing, empty, or clearly not a checkpoint."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected a checkpoint file", code="checkpoint-not-found")
     if not path.is_file():
@@ -77,7 +77,7 @@ def check_readable(path: Path) -> None:
         raise CheckpointError(f"{path} is empty; expected a checkpoint: {DOWNLOAD_AGAIN}", code="checkpoint-empty")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the weights it points to; run `git lfs pull` there",
+            f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder",
             code="git-lfs-pointer",
         )
     if head.lstrip()[:1] == b"<":
@@ -87,14 +87,14 @@ def check_readable(path: Path) -> None:
 
 
 def open_torch(path: Path) -> TensorStore:
-    """A file of `torch.save`: a state dict, alone or wrapped (`state_dicts`). Memory-mapped where it is a zip.
+    """A file of `torch.save`: a state dict, alone or wrapped (`state_dicts`). Memory-mapped if it is a zip archive.
 
-    Files from before torch 1.6 are no zip archives and are read whole, which `notes` says.
+    Files from before torch 1.6 are not, and are read into memory, with a note.
     """
     zipped = zipfile.is_zipfile(path)
     if not zipped and _starts_as_zip(path):
         raise CheckpointError(
-            f"{path} is truncated: it begins as a checkpoint and its end is missing "
+            f"{path} is truncated: it starts like a checkpoint but its end is missing "
             f"({path.stat().st_size:,} bytes, half-downloaded?); {DOWNLOAD_AGAIN}",
             code="checkpoint-truncated",
         )
@@ -102,7 +102,7 @@ def open_torch(path: Path) -> TensorStore:
         check_zip(path)
     state, notes = state_dict_of(_torch_load(path, mmap=zipped), path)
     entries = {name: TensorInfo(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in state.items()}
-    note = f"{path.name} is of the format before torch 1.6, which cannot be mapped: all of it is held in memory"
+    note = f"{path.name} has the format before torch 1.6, which cannot be memory-mapped: all of it is held in memory"
     return TensorStore(entries, state.__getitem__, state.clear, (path,), notes if zipped else (*notes, note))
 
 
@@ -112,7 +112,7 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def check_zip(path: Path) -> None:
-    """Raise `CheckpointError` for a program, and where a record's checksum is wrong: mapping would not notice."""
+    """Raise `CheckpointError` for a program or a wrong checksum, which memory-mapping would not detect."""
     try:
         with zipfile.ZipFile(path) as archive:
             program = any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -134,26 +134,26 @@ def check_zip(path: Path) -> None:
 def _torch_load(path: Path, *, mmap: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+    except Exception as error:  # a damaged pickle may raise anything
         raise _load_failure(path, error) from error
 
 
 def _load_failure(path: Path, error: Exception) -> CheckpointError:
     if found := re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) (\S+)", str(error)):
         return CheckpointError(
-            f"{path} holds pickled code ({found[1]}), which is never run; expected tensors only: load it where you "
-            "trust it, and save its state dict with safetensors.torch.save_file",
+            f"{path} holds pickled code ({found[1]}), which is never run; expected tensors only: if you trust the "
+            "file, load it yourself and save its state dict with safetensors.torch.save_file",
             code="checkpoint-code",
         )
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return CheckpointError(
-        f"{path} is corrupt, truncated or no checkpoint (torch.load: {reason}); {DOWNLOAD_AGAIN}",
+        f"{path} is corrupt, truncated or not a checkpoint (torch.load: {reason}); {DOWNLOAD_AGAIN}",
         code="checkpoint-corrupt",
     )
 
 
 def open_safetensors(*paths: Path) -> TensorStore:
-    """One safetensors file, or the shards of one checkpoint; nothing but their headers is read here."""
+    """One safetensors file, or the shards of one checkpoint. Only the headers are read here."""
     from safetensors import SafetensorError, safe_open
 
     handles: dict[str, Any] = {}
@@ -164,10 +164,10 @@ def open_safetensors(*paths: Path) -> TensorStore:
             handle: Any = safe_open(str(path), framework="pt", device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
-                f"{path} is truncated, corrupt or no safetensors file ({error}); {DOWNLOAD_AGAIN}",
+                f"{path} is truncated, corrupt or not a safetensors file ({error}); {DOWNLOAD_AGAIN}",
                 code="checkpoint-corrupt",
             ) from error
-        for name in handle.keys():  # noqa: SIM118 (a handle is no dict)
+        for name in handle.keys():  # noqa: SIM118 (a handle is not a dict)
             view = handle.get_slice(name)
             dtype = str(view.get_dtype())
             entries[name] = TensorInfo(tuple(view.get_shape()), SAFETENSORS_DTYPES.get(dtype, dtype))
@@ -178,17 +178,17 @@ def open_safetensors(*paths: Path) -> TensorStore:
 def open_folder(folder: Path) -> TensorStore:
     """The weights of a Hugging Face folder: safetensors, single or sharded, else `pytorch_model.bin` without code.
 
-    The order is transformers' (`modeling_utils._get_resolved_checkpoint_files`): a single file counts before an index.
+    The order is transformers' (`modeling_utils._get_resolved_checkpoint_files`): a single file wins over an index.
 
     Raises:
-        CheckpointError: there are none, a shard is missing or disagrees with the index, or a file is bad.
+        CheckpointError: there are no weights, a shard is missing or disagrees with the index, or a file is bad.
     """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         single, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
         paths = [single] if single.is_file() else shard_paths(index) if index.is_file() else []
         if paths:
             store = open_safetensors(*paths) if suffix == "safetensors" else _open_pickles(paths)
-            return replace(store, notes=(*store.notes, *_beside(folder, paths)))
+            return replace(store, notes=(*store.notes, *_unused_weights(folder, paths)))
     raise CheckpointError(
         f"the folder {folder} holds no weights: expected model.safetensors, or model.safetensors.index.json and its "
         f"shards; it has {shorten(sorted(path.name for path in folder.iterdir())) or 'nothing'}",
@@ -196,27 +196,27 @@ def open_folder(folder: Path) -> TensorStore:
     )
 
 
-def _beside(folder: Path, used: list[Path]) -> tuple[str, ...]:
-    """A note on other weights of the folder, which transformers leaves alone too."""
+def _unused_weights(folder: Path, used: list[Path]) -> tuple[str, ...]:
+    """A note on other weights in the folder, which transformers does not use either."""
     patterns = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     index = {path for path in found if path.name.endswith(".index.json")} if len(used) > 1 else set()
     left = sorted(path.name for path in found - set(used) - index)
     names = ", ".join(path.name for path in used[:2]) + (", …" if len(used) > 2 else "")
-    return (f"the weights are those of {names}; not used, as in transformers: {shorten(left)}",) if left else ()
+    return (f"the weights come from {names}; not used, as in transformers: {shorten(left)}",) if left else ()
 
 
 def shard_paths(index: Path) -> list[Path]:
-    """The shards that an index names, all of which must be there, beside it."""
+    """The shards that an index names. All must be in its folder."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{index} is no index of shards ({error!r}); {DOWNLOAD_AGAIN}", code="shard-index"
+            f"{index} is not an index of shards ({error!r}); {DOWNLOAD_AGAIN}", code="shard-index"
         ) from error
     if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
         raise CheckpointError(
-            f"{index} names {outside[0]!r}; expected files beside it: do not trust this checkpoint",
+            f"{index} names {outside[0]!r}; expected files in the same folder: do not trust this checkpoint",
             code="shard-outside",
         )
     missing = [name for name in names if not (index.parent / name).is_file()]
@@ -230,7 +230,7 @@ def shard_paths(index: Path) -> list[Path]:
 
 
 def _open_pickles(paths: list[Path]) -> TensorStore:
-    """`pytorch_model*.bin`: accepted where they hold tensors only."""
+    """`pytorch_model*.bin`: accepted if they hold only tensors."""
     try:
         return merge(*(open_torch(path) for path in paths))
     except CheckpointError as error:
@@ -242,7 +242,7 @@ def _open_pickles(paths: list[Path]) -> TensorStore:
 
 
 def merge(*stores: TensorStore) -> TensorStore:
-    """Several stores as one; a name may come up in one of them only."""
+    """Several stores as one. A name may occur in only one of them."""
     owners: dict[str, TensorStore] = {}
     for store in stores:
         if twice := sorted(owners.keys() & store.entries.keys()):
@@ -266,19 +266,19 @@ def merge(*stores: TensorStore) -> TensorStore:
 
 
 def with_prefix(store: TensorStore, prefix: str) -> TensorStore:
-    """The same tensors, each name with `prefix` before it."""
+    """The same tensors, with `prefix` added to every name."""
     entries = {prefix + name: info for name, info in store.entries.items()}
     return replace(store, entries=entries, read=lambda name: store.read(name.removeprefix(prefix)))
 
 
 def shorten(names: list[str], limit: int = 10) -> str:
-    """Up to `limit` names, and how many more there are."""
+    """Up to `limit` names, and the number of further ones."""
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 def hash_files(paths: tuple[Path, ...], progress: Progress) -> str:
-    """SHA-256 over the files' bytes, one after the other in the order of their names."""
+    """SHA-256 of the files' bytes, concatenated in the order of their names."""
     digest, done = hashlib.sha256(), 0
     total = sum(path.stat().st_size for path in paths)
     for path in sorted(paths, key=lambda path: path.name):

@@ -1,11 +1,11 @@
-"""What every Hugging Face folder may hold beside weights and `config.json`: a vocabulary and a licence."""
+"""The vocabulary and the licence in a Hugging Face folder."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-UNKNOWN_LICENSE = "unknown (nothing beside the checkpoint says)"
+UNKNOWN_LICENSE = "unknown (not stated with the checkpoint)"
 
 
 def vocabulary_in(folder: Path | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says of pictures, as one `ImagePreprocessing`: every field honoured, or refused by name.
+"""A Hugging Face folder's image processor as one `ImagePreprocessing`: every field is honoured, or rejected by name.
 
 Source: transformers `image_processing_base.py` (which file wins), `image_processing_backends.py` (the PIL backend),
 `image_transforms.py`, and the classes of BLIP, CLIP and SigLIP.
@@ -42,7 +42,7 @@ SIGLIP_DEFAULTS: dict[str, Any] = COMMON_DEFAULTS | {
     "image_std": [0.5, 0.5, 0.5],
 }
 BLIP_DEFAULTS: dict[str, Any] = COMMON_DEFAULTS | {"size": {"height": 384, "width": 384}, "default_to_square": True}
-"""No crop: transformers 4 ignores `do_center_crop` here and transformers 5 obeys it, so that it is refused."""
+"""No crop: transformers 4 ignores `do_center_crop` here and transformers 5 obeys it, so qpert rejects it."""
 
 PROCESSORS: dict[str, dict[str, Any]] = {
     f"{family}{kind}": defaults
@@ -63,19 +63,19 @@ WITHOUT_EFFECT = frozenset(
         *("_commit_hash", "name_or_path", "_processor_class", "_auto_class"),
     }
 )
-"""Fields that change no pixel of an RGB picture."""
+"""Fields that change no pixel of an RGB image."""
 OFF_ONLY = frozenset({"do_pad", "pad_size", "use_square_size", "do_reduce_labels", "do_flip_channel_order"})
-"""Fields of other processors, that these files sometimes carry switched off."""
+"""Fields of other processors, which these files sometimes contain with value false."""
 
 PROCESSOR_FIELDS = frozenset(
     {"image_processor", "processor_class", "num_query_tokens", "image_token", "tokenizer", "transformers_version"}
 )
-"""What `processor_config.json` has beside the image processor: how tokens stand for a picture in a language model."""
+"""Other fields of `processor_config.json`: how tokens represent an image in a language model."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """How pictures are prepared, and what had to be said about it."""
+    """How images are prepared, and notes on it."""
 
     preprocessing: ImagePreprocessing
     notes: tuple[str, ...]
@@ -89,41 +89,41 @@ def read_preprocessing(
     image_size: int | None = None,
     usual: ImagePreprocessing | None = None,
 ) -> Prepared:
-    """The image processor of a Hugging Face folder.
+    """Read the image processor of a Hugging Face folder.
 
     Args:
         folder: with `preprocessor_config.json`, or a `processor_config.json` that has an `image_processor` (as
-            transformers 5 writes it; it wins). None where the checkpoint is no folder.
-        default_type: the class that a file without `image_processor_type` means, a key of `PROCESSORS`.
+            transformers 5 writes it; it wins). None if the checkpoint is not a folder.
+        default_type: the class of a file without `image_processor_type`, a key of `PROCESSORS`.
         tower_size: S of the vision tower, in pixels.
         image_size: `--image-size`, which replaces the file's size; None keeps it.
-        usual: what the family does where nothing is said; None where a folder must say it.
+        usual: the family's preprocessing if no file states any; None if a file is required.
 
     Raises:
-        CheckpointError: neither file is there and there is no `usual`, a field is unknown, or asks for something that
-            is not supported, by name; or the pictures come out in another size than the tower's.
+        CheckpointError: neither file exists and there is no `usual`; a field is unknown or has an unsupported value
+            (named in the message); or the images' size is not the tower's.
     """
     files = _read(folder) if folder is not None else []
     if not files:
-        return _unsaid(folder, usual, tower_size if image_size is None else image_size)
+        return _without_files(folder, usual, tower_size if image_size is None else image_size)
     path, values, notes = files[0]
     found, more = read_fields(path, values, default_type)
     for other, contents, _ in files[1:]:
         if read_fields(other, contents, default_type)[0] != found:
-            more = (*more, f"{other.name} says otherwise than {path.name}, which wins, as in transformers 5")
+            more = (*more, f"{other.name} differs from {path.name}, which wins, as in transformers 5")
     if image_size is not None and image_size != found.size:
         return Prepared(with_size(found, image_size), (*notes, *more, _size_note(path, found.size, image_size)))
     if image_size is None and found.size != tower_size:
         raise CheckpointError(
-            f"{path} makes pictures of {found.size}×{found.size} pixels and the vision tower takes {tower_size}×"
-            f"{tower_size}; pass --image-size with the one that is meant",
+            f"{path} makes images of {found.size}×{found.size} pixels but the vision tower takes {tower_size}×"
+            f"{tower_size}; pass the right one as --image-size",
             code="preprocessing-size",
         )
     return Prepared(found, (*notes, *more))
 
 
 def with_size(preprocessing: ImagePreprocessing, size: int) -> ImagePreprocessing:
-    """For another S; a crop keeps the same share of the picture, to the nearest pixel."""
+    """The same preprocessing for another S. A crop keeps the same share of the image, to the nearest pixel."""
     if preprocessing.fit == "squash":
         return replace(preprocessing, size=size)
     short = max(size, round(preprocessing.shortest_side * size / preprocessing.size))
@@ -131,10 +131,10 @@ def with_size(preprocessing: ImagePreprocessing, size: int) -> ImagePreprocessin
 
 
 def _size_note(path: Path, stated: int, size: int) -> str:
-    return f"{path.name} says pictures of {stated} px; --image-size {size} replaces that"
+    return f"{path.name} states images of {stated} px; --image-size {size} replaces that"
 
 
-def _unsaid(folder: Path | None, usual: ImagePreprocessing | None, size: int) -> Prepared:
+def _without_files(folder: Path | None, usual: ImagePreprocessing | None, size: int) -> Prepared:
     if usual is None:
         raise CheckpointError(
             f"{folder} has neither preprocessor_config.json nor processor_config.json; download the whole folder",
@@ -144,11 +144,11 @@ def _unsaid(folder: Path | None, usual: ImagePreprocessing | None, size: int) ->
     if folder is None:
         return Prepared(kept, ())
     how = f"{kept.fit} to {size}×{size}, {kept.resample}, mean {list(kept.mean)}, std {list(kept.std)}"
-    return Prepared(kept, (f"the folder has no preprocessor_config.json: the family's preprocessing is meant ({how})",))
+    return Prepared(kept, (f"the folder has no preprocessor_config.json: the family's preprocessing is used ({how})",))
 
 
 def _read(folder: Path) -> list[tuple[Path, dict[str, Any], tuple[str, ...]]]:
-    """The files that describe an image processor, the one that wins first, with notes on it."""
+    """The files that describe an image processor, the winning one first, with notes."""
     found = []
     combined, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
     if combined.is_file():
@@ -164,14 +164,14 @@ def _read(folder: Path) -> list[tuple[Path, dict[str, Any], tuple[str, ...]]]:
 
 
 def unknown_note(path: Path, names: set[str]) -> tuple[str, ...]:
-    """A note on fields that qpert does not know and does not use; none where there are none."""
+    """A note on unknown fields, which are not used; empty if there are none."""
     if not names:
         return ()
-    return (f"{path.name} has fields that qpert does not know and does not use: {', '.join(sorted(names))}",)
+    return (f"{path.name} has unknown fields, which are not used: {', '.join(sorted(names))}",)
 
 
 def read_fields(path: Path, values: Mapping[str, Any], default_type: str) -> tuple[ImagePreprocessing, tuple[str, ...]]:
-    """The facts in the fields of a processor file, and notes; `path` is for messages. Errors: `read_preprocessing`."""
+    """A processor file's preprocessing, and notes. `path` is for messages. Errors: see `read_preprocessing`."""
     stated = {key: value for key, value in values.items() if value is not None}  # null means the class's default
     kind = stated.get("image_processor_type") or stated.get("feature_extractor_type") or default_type
     if kind not in PROCESSORS:
@@ -179,19 +179,19 @@ def read_fields(path: Path, values: Mapping[str, Any], default_type: str) -> tup
     notes = _check_fields(path, stated, PROCESSORS[kind])
     fields = PROCESSORS[kind] | stated
     fit, size, shortest = _geometry(path, fields)
-    mean, std, folded = _normalisation(path, fields)
+    mean, std, scale_notes = _normalisation(path, fields)
     resample = _filter(path, fields["resample"])
     found = ImagePreprocessing(size, mean, std, resample, fit, shortest if fit == "crop" else 0)
-    return found, (*notes, *folded)
+    return found, (*notes, *scale_notes)
 
 
 def _check_fields(path: Path, stated: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[str, ...]:
-    """Refuse what cannot be honoured; a note on unknown fields that are switched off."""
+    """Raise for unsupported fields; returns a note on unknown fields whose value is false."""
     unknown = stated.keys() - HONOURED - WITHOUT_EFFECT - OFF_ONLY
     if acting := sorted(name for name in unknown if stated[name] is not False):
         raise CheckpointError(
-            f"{path} has fields that qpert does not know and so cannot honour: {', '.join(acting)}; expected what "
-            "the image processors of BLIP, CLIP and SigLIP write",
+            f"{path} has unknown fields, which qpert cannot honour: {', '.join(acting)}; expected the fields of "
+            "the image processors of BLIP, CLIP and SigLIP",
             code="preprocessing-unsupported",
         )
     crop = frozenset({"do_center_crop"}) - defaults.keys()
@@ -205,27 +205,29 @@ def _check_fields(path: Path, stated: Mapping[str, Any], defaults: Mapping[str, 
 
 
 def _geometry(path: Path, fields: Mapping[str, Any]) -> tuple[str, int, int]:
-    """How pictures fit, S, and the shortest side of a crop."""
+    """How images fit, S, and the shortest side before a crop."""
     if not fields["do_resize"]:
-        raise _unsupported(path, "do_resize", False, "pictures must be resized to the size of the vision tower")
+        raise _unsupported(path, "do_resize", False, "images must be resized to the size of the vision tower")
     size = _size(path, "size", fields["size"], square=fields["default_to_square"])
     crops = fields.get("do_center_crop", False)
     crop = _square(path, "crop_size", _size(path, "crop_size", fields.get("crop_size"))) if crops else 0
     if "shortest_edge" in size:
         shortest = whole_number(f"{path}, size", size, "shortest_edge")
         if not crop:
-            raise _unsupported(path, "size", fields["size"], "without do_center_crop the pictures differ in size")
+            raise _unsupported(path, "size", fields["size"], "without do_center_crop the images differ in size")
         if shortest < crop:
-            raise _unsupported(path, "crop_size", crop, f"it is above the shortest side {shortest} and would be padded")
+            raise _unsupported(
+                path, "crop_size", crop, f"it exceeds the shortest side {shortest} and would need padding"
+            )
         return "crop", crop, shortest
     squashed = _square(path, "size", size)
     if crop and crop != squashed:
-        raise _unsupported(path, "crop_size", crop, f"expected {squashed}, the size that pictures are squashed to")
+        raise _unsupported(path, "crop_size", crop, f"expected {squashed}, the size that images are resized to")
     return "squash", squashed, squashed
 
 
 def _size(path: Path, name: str, value: Any, *, square: bool = True) -> Mapping[str, Any]:
-    """transformers' forms of a size: an object, [height, width], or one number (`get_size_dict`)."""
+    """A size in any of transformers' forms: an object, [height, width], or one number (`get_size_dict`)."""
     if isinstance(value, int) and not isinstance(value, bool):
         return {"height": value, "width": value} if square else {"shortest_edge": value}
     if isinstance(value, list) and len(value) == 2:
@@ -247,7 +249,7 @@ def _square(path: Path, name: str, size: Mapping[str, Any]) -> int:
 
 
 def _filter(path: Path, value: Any) -> str:
-    """PIL's number, or its name in any case, with or without the enumeration's (`PILImageResampling.BICUBIC`)."""
+    """PIL's number, or its name in any case, with or without the enum's name (`PILImageResampling.BICUBIC`)."""
     name = value.rpartition(".")[2].lower() if isinstance(value, str) else None
     if isinstance(value, int) and not isinstance(value, bool):
         name = FILTERS.get(value)
@@ -260,15 +262,15 @@ def _filter(path: Path, value: Any) -> str:
 def _normalisation(path: Path, fields: Mapping[str, Any]) -> tuple[Triple, Triple, tuple[str, ...]]:
     """Mean and std on the 0–1 scale, and notes.
 
-    Another scale s = 255·`rescale_factor` goes into both: (s·x − m)/d = (x − m/s)/(d/s).
+    Any other scale s = 255·`rescale_factor` is absorbed by both: (s·x − m)/d = (x − m/s)/(d/s).
     """
     mean, std = _stated_normalisation(path, fields)
     factor = positive_number(str(path), fields, "rescale_factor") if fields["do_rescale"] else 1.0
     scale = 255 * factor
     if abs(scale - 1) < 1e-9:
         return mean, std, ()
-    said = f"rescale_factor {factor:g}" if fields["do_rescale"] else "do_rescale false"
-    note = f"{path.name} says {said}: mean and std are divided by {scale:g}, which gives the same pixels"
+    stated = f"rescale_factor {factor:g}" if fields["do_rescale"] else "do_rescale false"
+    note = f"{path.name} has {stated}: mean and std are divided by {scale:g}, which gives the same pixels"
     return _divided(mean, scale), _divided(std, scale), (note,)
 
 
@@ -287,7 +289,7 @@ def _stated_normalisation(path: Path, fields: Mapping[str, Any]) -> tuple[Triple
 
 
 def _triple(path: Path, name: str, value: Any) -> Triple:
-    """One number for all channels, or three."""
+    """One number for all channels, or one per channel."""
     numbers = value if isinstance(value, list) else [value] * 3
     usable = [v for v in numbers if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < float("inf")]
     if len(numbers) != 3 or len(usable) != 3:

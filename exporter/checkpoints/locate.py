@@ -19,7 +19,7 @@ HUB_URL = "https://huggingface.co/"
 class Located:
     """What `--checkpoint` names. Exactly one of `published`, `file` and `folder` is set.
 
-    `name` is what the bundle calls it, `source` where it came from.
+    `name`: the bundle's name for it. `source`: where it came from.
     """
 
     name: str
@@ -37,7 +37,7 @@ def locate(source: str, published: Collection[str], expected: str) -> Located:
         expected: the kinds of checkpoint that the family reads, for the message.
 
     Raises:
-        CheckpointError: there is nothing of that name.
+        CheckpointError: nothing has that name.
         UnavailableError: the hub cannot be reached.
     """
     if source in published:
@@ -45,7 +45,7 @@ def locate(source: str, published: Collection[str], expected: str) -> Located:
     try:
         path = Path(source).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # a folder on the way that may not be entered, a name too long, ~nobody
+    except (OSError, RuntimeError) as error:  # a parent folder without access, a name too long, ~nobody
         raise CheckpointError(
             f"{source} cannot be read ({error}); check its name and permissions", code="checkpoint-unreadable"
         ) from error
@@ -57,6 +57,6 @@ def locate(source: str, published: Collection[str], expected: str) -> Located:
         return Located(source, HUB_URL + source, folder=download_snapshot(source))
     names = f"one of {', '.join(published)}, " if published else ""
     raise CheckpointError(
-        f"{source!r} is no checkpoint: neither a file nor a folder of that name is here; expected {names}{expected}",
+        f"{source!r} is not a checkpoint: no file or folder has that name; expected {names}{expected}",
         code="checkpoint-not-found",
     )

@@ -1,4 +1,4 @@
-"""A checkpoint's parameters under the network's names, each made when it is asked for."""
+"""A checkpoint's parameters under the network's names, each computed on request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qpert.runtime.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a parameter is in the checkpoint: a tensor, or a third of its rows."""
+    """Location of a parameter in the checkpoint: a tensor, or a third of its rows."""
 
     name: str
     third: int | None = None
@@ -33,9 +33,9 @@ def unchanged(name: str, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LazyTensors:
-    """Parameters by the network's names. Nothing is read before `get`, nothing is kept after it.
+    """Parameters under the network's names. `get` reads one and keeps nothing.
 
-    `adapt(name, tensor)` changes a parameter on its way: position embeddings for another image size.
+    `adapt(name, tensor)` converts a parameter, such as position embeddings for another image size.
     """
 
     store: TensorStore
@@ -46,11 +46,11 @@ class LazyTensors:
         return self.origins.keys()
 
     def get(self, name: str) -> Tensor:
-        """The parameter in the dtype it is stored in (float32 for float64, and where `adapt` made it anew).
+        """The parameter in its stored dtype (float32 for float64, and where `adapt` recomputes it).
 
         Raises:
             KeyError: no parameter has that name.
-            CheckpointError: there is a NaN or an infinity in it, also as float32, or it cannot be read.
+            CheckpointError: it cannot be read, or holds NaN or infinity, also after conversion to float32.
         """
         origin = self.origins[name]
         tensor = self._read(origin.name)
@@ -67,13 +67,13 @@ class LazyTensors:
         except (OSError, RuntimeError, KeyError) as error:
             files = ", ".join(str(path) for path in self.store.files)
             raise CheckpointError(
-                f"{name} cannot be read from {files} ({error}); was the checkpoint closed, or changed meanwhile?",
+                f"{name} cannot be read from {files} ({error}); was the checkpoint closed or changed in the meantime?",
                 code="tensor-unreadable",
             ) from error
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
-    """Raise `CheckpointError` where the tensor holds NaN or infinity; one pass, nothing allocated."""
+    """Raise `CheckpointError` if the tensor holds NaN or infinity. One pass, without allocation."""
     if tensor.numel() == 0:
         return
     low, high = torch.aminmax(tensor)  # NaN where there is one
@@ -91,15 +91,15 @@ def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """A finite tensor in another floating dtype.
 
     Raises:
-        CheckpointError: a value is out of the range of `dtype` and would become infinite.
+        CheckpointError: a value is outside the range of `dtype` and would become infinite.
     """
     most = torch.finfo(dtype).max
     if tensor.numel() and tensor.is_floating_point() and torch.finfo(tensor.dtype).max > most:
         largest = max(abs(float(value)) for value in torch.aminmax(tensor))
         if largest > most:
             raise CheckpointError(
-                f"{name} has values up to {largest:g}, and {str(dtype).removeprefix('torch.')} ends at {most:g}; "
-                "export with --precision fp32 or bf16",
+                f"{name} has values up to {largest:g}, but the largest {str(dtype).removeprefix('torch.')} is "
+                f"{most:g}; export with --precision fp32 or bf16",
                 code="weights-overflow",
             )
     return tensor.to(dtype)

@@ -1,4 +1,4 @@
-"""State dicts as training tools wrap them: under a key, every name with a prefix. What was taken off is noted."""
+"""State dicts as training tools wrap them: under a key, with a prefix on every name. Notes state what was removed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 LAVIS_KEY = "model"
 WEIGHT_KEYS = (LAVIS_KEY, "state_dict", "model_state_dict", "module")
-"""Where weights are: LAVIS, Lightning and MoCo, the PyTorch tutorial, DeepSpeed. The first of them counts."""
+"""Keys of the weights in files of LAVIS, Lightning and MoCo, the PyTorch tutorial, DeepSpeed. The first one wins."""
 AVERAGE_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")
-"""Where averaged weights are; taken where a file has nothing else."""
+"""Keys of averaged weights, used if a file has no others."""
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
-"""What DistributedDataParallel, Lightning and torch.compile put before every name."""
+"""Prefixes that DistributedDataParallel, Lightning and torch.compile add to every name."""
 
 
 def state_dict_of(loaded: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict in what `torch.load` returned, and notes on where it was.
+    """The state dict in the result of `torch.load`, and notes on where it was.
 
     Raises:
-        CheckpointError: there is none, or entries that are no tensors beside its tensors.
+        CheckpointError: there is none, or it has entries that are not tensors.
     """
     state: Any = loaded
     notes: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ def state_dict_of(loaded: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others or not state:
         more = f", and {len(others) - 10} more" if len(others) > 10 else ""
-        got = f"entries that are no tensors: {', '.join(others[:10])}{more}" if others else "nothing"
+        got = f"entries that are not tensors: {', '.join(others[:10])}{more}" if others else "nothing"
         raise CheckpointError(
             f"{path} holds {got}; expected a state dict, alone or under {_keys()}", code="state-dict-missing"
         )
@@ -60,14 +60,14 @@ def _container_notes(path: Path, found: list[str]) -> tuple[str, ...]:
     if taken == LAVIS_KEY and not others:
         return ()
     average = " (an average of the weights: the file has no others)" if taken in AVERAGE_KEYS else ""
-    beside = f"; {', '.join(map(repr, others))} beside it not used" if others else ""
-    return (f"{path.name}: the weights are those under {taken!r}{average}{beside}",)
+    unused = f"; not used: {', '.join(map(repr, others))}" if others else ""
+    return (f"{path.name}: the weights are under {taken!r}{average}{unused}",)
 
 
 def without_prefixes(store: TensorStore) -> TensorStore:
-    """The store without `PREFIXES` that every name begins with, noted.
+    """The store without the `PREFIXES` that all names share, with a note.
 
-    Only what all names share is taken off, so that two tensors never get one name.
+    Only a prefix of all names is removed, so two tensors never get the same name.
     """
     taken = ""
     names = list(store.entries)
@@ -75,7 +75,7 @@ def without_prefixes(store: TensorStore) -> TensorStore:
         names, taken = [name.removeprefix(prefix) for name in names], taken + prefix
     if not taken:
         return store
-    note = f"all {len(names)} names of tensors begin with {taken!r}, which was taken off"
+    note = f"all {len(names)} tensor names begin with {taken!r}, which was removed"
     entries = {name.removeprefix(taken): info for name, info in store.entries.items()}
     return replace(
         store, entries=entries, read=lambda name: store.read(taken + name), notes=(*store.notes, note), prefix=taken

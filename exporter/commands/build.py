@@ -31,9 +31,9 @@ SIZES = {"K": 10, "M": 20, "G": 30}
 @bundle_argument
 @click.option("--flavor", type=click.Choice(["auto", "classic", "rtx"]), default="auto", help=FLAVORS_HELP)
 @click.option("--target", default="auto", help=TARGET_HELP)
-@click.option("--graph", "graphs", multiple=True, help="build only this one, by name; may be repeated")
-@click.option("--workspace", help="most GPU memory of one layer's scratch space, 2G or 512M [default: the library's]")
-@click.option("--force", is_flag=True, help="build again what is there")
+@click.option("--graph", "graphs", multiple=True, help="build only this graph; may be repeated")
+@click.option("--workspace", help="most GPU scratch memory per layer, such as 2G or 512M [default: the library's]")
+@click.option("--force", is_flag=True, help="rebuild engines that exist")
 @json_option
 def command(
     bundle: Path,
@@ -44,7 +44,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compile TensorRT engines for BUNDLE into its folder `engines`. What is there already is not built again."""
+    """Compile TensorRT engines for BUNDLE into its folder `engines`. Engines that exist are kept."""
     from qpert.exporter.engines.build import BuildRequest, build_engines
 
     request = BuildRequest(
@@ -65,18 +65,16 @@ def parse_size(text: str) -> int:
     """Bytes of `512M`, `2G` or a plain number of bytes."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in SIZES else (text, "")
     if not number.isdigit() or int(number) < 1:
-        raise InputError(f"got a size of {text!r}, expected such as 512M or 2G")
+        raise InputError(f"got size {text!r}, expected for example 512M or 2G", code="memory-size")
     return int(number) << SIZES.get(unit, 0)
 
 
 def engines_report(built: BuildReport, bundle: Path) -> Report:
-    """The engines of each target, with bytes and seconds."""
+    """The engines of each target, with their sizes and build times."""
     sections = []
     for target in built.targets:
         engines = [engine for engine in built.engines if engine.target == target]
-        rows = tuple(
-            (one.graph, f"{one.bytes:,}", "there already" if one.kept else f"{one.seconds:.1f}") for one in engines
-        )
+        rows = tuple((one.graph, f"{one.bytes:,}", "kept" if one.kept else f"{one.seconds:.1f}") for one in engines)
         title = str(Path(engines[0].file).parent)
         sections.append(Section(title, (Table(("graph", "bytes", "seconds"), rows),)))
     return Report("qpert build", f"Engines of {bundle}", tuple(sections))

@@ -1,4 +1,4 @@
-"""`qpert export FAMILY`: checkpoint to bundle. Each family is a command of its own, with its own options."""
+"""`qpert export FAMILY`: checkpoint to bundle. Each family is a subcommand with its own options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FamilyGroup(click.Group):
-    """One subcommand a family, made from its card when it is asked for."""
+    """One subcommand per family, made from its card on request."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(family_names())
@@ -59,7 +59,7 @@ def family_command(card: FamilyCard) -> click.Command:
         option("--out", type=click.Path(path_type=Path), help=f"the bundle [default: {default_name(card)}]"),
         option("--checkpoint", help=f"{card.checkpoints} [{default}]"),
         option("--image-size", type=int, help="pixels [default: the checkpoint's]"),
-        option("--tokenizer", help="a vocabulary, folder or hub id [default: beside the checkpoint]"),
+        option("--tokenizer", help="a vocabulary, folder or hub id [default: the checkpoint's own]"),
         option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True),
         *perturbation_options(card),
         *profile_options(),
@@ -86,7 +86,7 @@ def default_name(card: FamilyCard) -> str:
 
 
 def perturbation_options(card: FamilyCard) -> list[click.Option]:
-    """Where boxes act and how; families that take no boxes have `--perturb none` alone."""
+    """Where and how boxes act; families that take no boxes have only `--perturb none`."""
     perturb = option(
         "--perturb", type=click.Choice(card.stages), help=f"stages that boxes act on [default: {card.stages[0]}]"
     )
@@ -98,41 +98,52 @@ def perturbation_options(card: FamilyCard) -> list[click.Option]:
         perturb,
         option("--threshold", type=float, default=0.95, show_default=True, help="contribution ratio of the subspace"),
         option("--preserve-norm", is_flag=True, help="keep each query's norm"),
-        option("--semantics", type=click.Choice(get_args(Semantics)), default="paper", help="whose reading to follow"),
+        option(
+            "--semantics",
+            type=click.Choice(get_args(Semantics)),
+            default="paper",
+            help="follow the paper or the authors' release",
+        ),
         option("--alpha", type=float, help=f"default strength of the perturbation [default: {alpha:g}]"),
         option("--weight", type=weights, default="constant", help="default weight of a box by its area S"),
-        option("--coverage", type=click.Choice(get_args(Coverage)), help="how a box covers patches [the semantics']"),
+        option(
+            "--coverage",
+            type=click.Choice(get_args(Coverage)),
+            help="how a box covers patches [default: the semantics']",
+        ),
         option("--reduction", type=click.Choice(get_args(Reduction)), help="over boxes [default: the semantics']"),
     ]
 
 
 def profile_options() -> list[click.Option]:
     return [
-        option("--max-batch", type=int, default=8, show_default=True, help="most images of one call"),
-        option("--max-boxes", type=int, default=32, show_default=True, help="most boxes of one image"),
-        option("--max-text", type=int, default=64, show_default=True, help="most texts of one call"),
-        option("--max-length", type=int, help="most tokens of a text; longer ones are cut [default: the family's]"),
-        option("--samples", type=int, default=2, show_default=True, help="pictures recorded for `qpert verify`"),
+        option("--max-batch", type=int, default=8, show_default=True, help="most images per call"),
+        option("--max-boxes", type=int, default=32, show_default=True, help="most boxes per image"),
+        option("--max-text", type=int, default=64, show_default=True, help="most texts per call"),
+        option(
+            "--max-length", type=int, help="most tokens per text; longer texts are truncated [default: the family's]"
+        ),
+        option("--samples", type=int, default=2, show_default=True, help="images recorded for `qpert verify`"),
     ]
 
 
 def engine_options() -> list[click.Option]:
     flavors = click.Choice(["auto", "classic", "rtx"])
     return [
-        option("--trt", is_flag=True, help="compile TensorRT engines too, as `qpert build` does"),
+        option("--trt", is_flag=True, help="also compile TensorRT engines, as `qpert build` does"),
         option("--trt-flavor", type=flavors, help=f"{FLAVORS_HELP} [default: auto]"),
         option("--target", help=f"{TARGET_HELP} [default: auto]"),
     ]
 
 
 def export(card: FamilyCard, options: dict[str, Any]) -> None:
-    """Export what the options of one family's command ask for."""
+    """Run one family's export command."""
     require_export_extra("exporting")
     from qpert.exporter.export import ExportRequest, export_bundle
     from qpert.exporter.families.declare import Limits
 
     engines = engines_request(options)
-    plan = engines.plan(options["precision"]) if engines else None  # refused now, not after the export
+    plan = engines.plan(options["precision"]) if engines else None  # fails before the export, not after it
     progress = Terminal()
     request = ExportRequest(
         family=card.name,
@@ -163,7 +174,7 @@ def export(card: FamilyCard, options: dict[str, Any]) -> None:
 
 
 def checkpoint_of(card: FamilyCard, asked: str | None, progress: Terminal) -> str:
-    """`--checkpoint`, or the family's default, which is announced.
+    """`--checkpoint`, or the family's default, with a message.
 
     Raises:
         InputError: none was given and the family has no default.
@@ -172,7 +183,7 @@ def checkpoint_of(card: FamilyCard, asked: str | None, progress: Terminal) -> st
         return asked
     if card.default_checkpoint is None:
         raise InputError(
-            f"no --checkpoint given; {card.name} has no built-in one, expected {card.checkpoints}",
+            f"no --checkpoint given, and {card.name} has no built-in one; expected {card.checkpoints}",
             code="checkpoint-required",
         )
     progress.say(
@@ -182,21 +193,19 @@ def checkpoint_of(card: FamilyCard, asked: str | None, progress: Terminal) -> st
 
 
 def engines_request(options: dict[str, Any]) -> BuildRequest | None:
-    """What --trt and its two companions ask for; None without --trt."""
+    """The request of --trt, --trt-flavor and --target; None without --trt."""
     from qpert.exporter.engines.build import BuildRequest
 
     chosen = {"--trt-flavor": options["trt_flavor"], "--target": options["target"]}
     if options["trt"]:
         return BuildRequest(options["trt_flavor"] or "auto", options["target"] or "auto", command=command_line())
     if given := [name for name, value in chosen.items() if value is not None]:
-        raise InputError(
-            f"{given[0]} says how engines are compiled, which --trt asks for; add --trt", code="trt-missing"
-        )
+        raise InputError(f"{given[0]} only applies to engines, which --trt compiles; add --trt", code="trt-missing")
     return None
 
 
 def perturbation_of(card: FamilyCard, options: dict[str, Any]) -> Perturbation:
-    """The settings that the options describe; what is not given follows the semantics, then the family."""
+    """The settings of the options; those not given follow the family, then the semantics."""
     if card.stages == ("none",):
         return Perturbation.paper(stages="none")
     beta, gamma = WEIGHT_FUNCTIONS[options["weight"]]

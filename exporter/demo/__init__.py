@@ -1,7 +1,7 @@
-"""The built-in demonstration checkpoint: its files, and the card that says what it is.
+"""The files of the built-in demonstration checkpoint. `MODEL_CARD.md` describes it.
 
-It is BLIP-2's architecture in small, trained on the generated scenes of `qpert.runtime.scenes` (see `MODEL_CARD.md`):
-enough to see the whole path run, verify and retrieve on a laptop. It knows nothing but those scenes.
+A small BLIP-2, trained on the generated scenes of `qpert.runtime.scenes`: enough to export, verify and search on a
+laptop. It has seen nothing but those scenes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Engines for a bundle: which, in which order, and how each gets into its folder whole or not at all.
+"""Builds a bundle's engines and writes each one atomically.
 
-`engines/<target>-<flavor><version>/` holds one file for each graph and the record of how they came to be. An engine is
-written aside, then renamed, then entered in the record: whatever ends the process, the record names finished engines
-only, and the next build goes on from there.
+`engines/<target>-<flavor><version>/` holds one file per graph and the record of how they were built. An engine is
+written to a scratch folder, then renamed, then added to the record. If the process is killed at any point, the record
+names finished engines only, and the next build resumes from there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from qpert.runtime.sessions.tensorrt.engines import ENGINES, RECORD_NAME, Engine
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What the user asked for. `graphs`: empty for all; `workspace`: bytes, None for the library's own limit."""
+    """What the user asked for. `graphs`: empty for all; `workspace`: bytes; None for the library's own limit."""
 
     flavor: str = "auto"
     target: str = "auto"
@@ -43,13 +43,13 @@ class BuildRequest:
     command: str = ""
 
     def plan(self, precision: str) -> BuildPlan:
-        """Settle library and targets, see `plan_build`: quick, so that a refusal comes before long work."""
+        """Choose library and targets, see `plan_build`. It is quick, so that errors come before long work."""
         return plan_build(flavor=self.flavor, target=self.target, precision=precision, gpu=first_gpu())
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """One engine of a build; `file` is relative to the bundle, `kept` says that it was there already."""
+    """One engine of a build. `file` is relative to the bundle; `kept`: it existed already."""
 
     target: str
     graph: str
@@ -61,7 +61,7 @@ class EngineReport:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did, and what was chosen for it and why."""
+    """What a build did, and which library and targets it chose and why."""
 
     bundle: str
     flavor: str
@@ -77,12 +77,12 @@ class BuildReport:
 def build_engines(
     bundle: Bundle, request: BuildRequest, plan: BuildPlan, progress: Progress | None = None
 ) -> BuildReport:
-    """Build what the plan says and the bundle does not have yet, one graph at a time.
+    """Build the plan's engines that the bundle lacks, one graph at a time.
 
     Raises:
-        EngineError: TensorRT refused a graph; engines that were finished before it stay.
-        UnavailableError: no room for an engine.
-        BundleError: the bundle's `engines` leads out of it.
+        EngineError: TensorRT rejected a graph; engines finished before it are kept.
+        UnavailableError: no disk space for an engine.
+        BundleError: the bundle's `engines` links to a folder outside it.
     """
     progress = progress or Silent()
     names = ", ".join(target.name for target in plan.targets)
@@ -102,7 +102,7 @@ def build_engines(
 
 @dataclass(frozen=True)
 class TargetBuild:
-    """The engines of one target, in a folder of their own."""
+    """The engines of one target, in one folder."""
 
     bundle: Bundle
     request: BuildRequest
@@ -115,7 +115,7 @@ class TargetBuild:
         return self.bundle.path(f"{ENGINES}/{self.plan.folder(self.target)}")
 
     def run(self) -> Iterator[EngineReport]:
-        """Build what is missing; each engine is entered in the record as soon as it is written."""
+        """Build missing engines; each is added to the record as soon as it is written."""
         record = self.record()
         with scratch_folder(self.folder) as scratch:
             for name in dict.fromkeys(self.request.graphs or self.bundle.manifest.graphs):
@@ -151,12 +151,12 @@ class TargetBuild:
 
     def report(self, name: str, item: EngineFile, *, kept: bool) -> EngineReport:
         if kept:
-            self.progress.say(f"{name} for {self.target.name} is there already")
+            self.progress.say(f"{name} for {self.target.name} exists already")
         file = f"{ENGINES}/{self.folder.name}/{item.file}"
         return EngineReport(self.target.name, name, file, item.bytes, item.seconds, kept)
 
     def record(self) -> EngineRecord:
-        """The record to go on from: of what is there, the engines that are whole and of the bundle's present graphs."""
+        """The record to resume from, with the existing engines that are intact and match the bundle's graphs."""
         gpu = self.plan.gpu
         return EngineRecord(
             flavor=self.plan.flavor.name,
@@ -175,7 +175,7 @@ class TargetBuild:
     def finished(self) -> dict[str, EngineFile]:
         try:
             engine = read_engine(self.bundle.folder, self.folder)
-        except BundleError:  # none yet, or not to be read: everything is built
+        except BundleError:  # none yet, or unreadable: everything is built
             return {}
         return {name: item for name, item in engine.record.graphs.items() if self.is_current(engine, name, item)}
 
@@ -197,7 +197,7 @@ class TargetBuild:
         return cache_folder() / f"timings-{self.plan.folder(self.target)}"
 
     def timing_cache(self) -> bytes | None:
-        """What earlier builds of any bundle have measured on this GPU; None where the library has no use for it."""
+        """What earlier builds of any bundle measured on this GPU; None if the library does not use it."""
         if not self.plan.flavor.uses_timing_cache:
             return None
         try:
@@ -206,7 +206,7 @@ class TargetBuild:
             return b""
 
     def remember(self, built: BuiltEngine) -> None:
-        """Keep the timings; a cache that cannot be written is no reason to fail, the next build only takes longer."""
+        """Save the timings. A cache that cannot be written is not an error: the next build only takes longer."""
         if built.timing_cache is None:
             return
         try:
@@ -217,24 +217,24 @@ class TargetBuild:
 
 
 def sources_of(bundle: Bundle, spec: GraphSpec) -> dict[str, str]:
-    """SHA-256 of a graph's ONNX file and of the external data that it names, by path in the bundle.
+    """SHA-256 of a graph's ONNX file and of its external data, by path in the bundle.
 
-    The file is searched for the names of the data files beside it: what would read it properly, the onnx package, is
-    not there where engines are built on the machine that serves them.
+    The file's bytes are searched for the names of the data files in its folder, because the onnx package is not
+    installed on a serving machine that builds its own engines.
     """
     files = bundle.manifest.files
     content = bundle.graph_path(spec).read_bytes()
     folder = Path(spec.file).parent
-    beside = [name for name in files if Path(name).parent == folder and not name.endswith(".onnx")]
-    data = [name for name in beside if Path(name).name.encode() in content]
+    siblings = [name for name in files if Path(name).parent == folder and not name.endswith(".onnx")]
+    data = [name for name in siblings if Path(name).name.encode() in content]
     return {name: files[name] for name in (spec.file, *data)}
 
 
 def write_engine(path: Path, plan: Any) -> tuple[int, str]:
-    """Write a serialised engine and make it durable; its length in bytes and SHA-256.
+    """Write a serialised engine to disk and sync it; returns its length in bytes and SHA-256.
 
     Raises:
-        UnavailableError: it could not be written, for want of room as a rule.
+        UnavailableError: it could not be written, usually because the disk is full.
     """
     content = memoryview(plan)
     try:
@@ -244,7 +244,8 @@ def write_engine(path: Path, plan: Any) -> tuple[int, str]:
             os.fsync(stream.fileno())
     except OSError as error:
         raise UnavailableError(
-            f"{path.name} has {content.nbytes:,} bytes and could not be written ({error.strerror or error}); make room "
-            f"on the disk of {path.parent.parent} and run the same command again: finished engines are kept"
+            f"{path.name} has {content.nbytes:,} bytes and could not be written ({error.strerror or error}); free "
+            f"space on the disk of {path.parent.parent} and run the same command again: finished engines are kept",
+            code="engine-not-written",
         ) from error
     return content.nbytes, hashlib.sha256(content).hexdigest()

@@ -1,7 +1,7 @@
-"""One graph to one engine: parse, set up, build; whatever goes wrong is told in the library's own words.
+"""Builds one engine from one graph: parse, configure, build. Errors quote the library's log.
 
-The same calls for TensorRT 10, TensorRT 11 and TensorRT-RTX. Networks are strongly typed: precision is what the graph
-says, and no builder flag changes it.
+The same calls serve TensorRT 10, TensorRT 11 and TensorRT-RTX. Networks are strongly typed: the graph sets the
+precision, and no builder flag changes it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from qpert.runtime.sessions.tensorrt.log import make_log
 
 
 class EngineError(QpertError):
-    """TensorRT refused a graph, or gave no engine for it."""
+    """TensorRT rejected a graph, or built no engine for it."""
+
+    code = "engine"
 
 
 @dataclass(frozen=True)
 class BuildJob:
-    """What one engine is made from.
+    """The input of one build.
 
-    architectures: `("sm80", "sm89")`: one engine for all of them; empty for the GPU of this machine.
-    workspace: most bytes of GPU memory that a layer may use for itself; None leaves it to the library.
-    timing_cache: what an earlier build knew about speeds, b"" at first; None where the library has no use for it.
+    architectures: `("sm80", "sm89")` for one engine that runs on both; empty for this machine's GPU.
+    workspace: most bytes of GPU scratch memory per layer; None for the library's own limit.
+    timing_cache: kernel timings of earlier builds, b"" at first; None if the library does not use it.
     """
 
     graph: str
@@ -42,7 +44,7 @@ class BuildJob:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """The serialised engine, and the timing cache with what this build has added (None as in the job)."""
+    """The serialised engine, and the timing cache with this build's additions (None if the job's is None)."""
 
     plan: Any
     timing_cache: bytes | None
@@ -54,11 +56,11 @@ def build_engine(library: Any, job: BuildJob, advance: Advance) -> BuiltEngine:
     Args:
         library: the module `tensorrt` or `tensorrt_rtx`.
         job: what to build.
-        advance: hears of every step of the build, 100 in all.
+        advance: called with the progress of the build, 100 units in total.
 
     Raises:
-        EngineError: the graph cannot be parsed or built, with what the library logged.
-        KeyboardInterrupt: the user broke it off; the library has stopped when this is raised.
+        EngineError: the graph cannot be parsed or built; the message quotes the library's log.
+        KeyboardInterrupt: the user interrupted; the library has stopped by then.
     """
     log = make_log(library)
     builder = library.Builder(log)
@@ -67,9 +69,9 @@ def build_engine(library: Any, job: BuildJob, advance: Advance) -> BuiltEngine:
     cancelled = threading.Event()
     config.progress_monitor = monitor = make_monitor(library, advance, cancelled)
     cache = attached_cache(config, job)
-    # The network points into weights that the parser owns, and the builder to the monitor, without holding either.
+    # The network refers to weights that the parser owns, and the builder to the monitor, without keeping them alive.
     alive = (parser, monitor)
-    # In a thread of its own, so that Ctrl-C is heard here and stops the build at its next step.
+    # In a separate thread, so that Ctrl-C arrives here and stops the build at its next step.
     with ThreadPoolExecutor(1, thread_name_prefix="tensorrt") as pool:
         future = pool.submit(builder.build_serialized_network, network, config)
         try:
@@ -79,13 +81,15 @@ def build_engine(library: Any, job: BuildJob, advance: Advance) -> BuiltEngine:
             raise
     del alive
     if plan is None:
-        raise EngineError(f"{library.__name__} built no engine for graph {job.graph!r}: {log.told()}")
+        raise EngineError(
+            f"{library.__name__} built no engine for graph {job.graph!r}: {log.told()}", code="engine-not-built"
+        )
     return BuiltEngine(plan, None if cache is None else bytes(cache.serialize()))
 
 
 def parsed_network(library: Any, builder: Any, log: Any, job: BuildJob) -> tuple[Any, Any]:
-    """The network of a graph's file, and the parser that owns its weights. Given the file itself, not its content, the
-    library finds the external data.
+    """The network of a graph's file, and the parser that owns its weights. The library gets the path rather than the
+    content, because it finds the external data relative to it.
     """
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, log)
@@ -93,13 +97,14 @@ def parsed_network(library: Any, builder: Any, log: Any, job: BuildJob) -> tuple
         errors = [parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise EngineError(
             f"{library.__name__} {library.__version__} cannot read {job.onnx}: "
-            f"{'; '.join(errors) or log.told()}; if the file is as it was exported, please report this"
+            f"{'; '.join(errors) or log.told()}; if the file is as it was exported, please report this",
+            code="engine-onnx-unreadable",
         )
     return network, parser
 
 
 def parser_error(error: Any) -> str:
-    """`operator Foo (node a/b): what is wrong`; the operator is missing where the file itself cannot be read."""
+    """`operator Foo (node a/b): what is wrong`; without the operator if the file itself cannot be read."""
     where = f"operator {error.node_operator()} (node {error.node_name()!r}): " if error.node_operator() else ""
     return f"{where}{error.desc()}"
 
@@ -107,8 +112,8 @@ def parser_error(error: Any) -> str:
 def configured(library: Any, builder: Any, log: Any, job: BuildJob) -> Any:
     """The builder's configuration: no TF32, one profile, the architectures, the workspace.
 
-    TF32 is cleared in half precision too: the perturbation runs in float32 there as well, and rounding the inputs of
-    its products to 10 bits moves its result.
+    TF32 is also off in half precision: the perturbation always runs in float32, and rounding the inputs of its
+    products to 10 bits changes its result.
     """
     config = builder.create_builder_config()
     config.clear_flag(library.BuilderFlag.TF32)
@@ -119,19 +124,25 @@ def configured(library: Any, builder: Any, log: Any, job: BuildJob) -> Any:
     for index, architecture in enumerate(job.architectures):
         capability = getattr(library.ComputeCapability, architecture.upper(), None)
         if capability is None or not config.set_compute_capability(capability, index):
-            raise EngineError(f"{library.__name__} {library.__version__} does not take {architecture}: {log.told()}")
+            raise EngineError(
+                f"{library.__name__} {library.__version__} does not support {architecture}: {log.told()}",
+                code="engine-architecture-refused",
+            )
     profile = builder.create_optimization_profile()
-    for name, (smallest, commonest, largest) in job.profile.items():
-        profile.set_shape(name, smallest, commonest, largest)
+    for name, (smallest, optimal, largest) in job.profile.items():
+        profile.set_shape(name, smallest, optimal, largest)
     if config.add_optimization_profile(profile) < 0:
-        raise EngineError(f"{library.__name__} does not take the profile of graph {job.graph!r}: {log.told()}")
+        raise EngineError(
+            f"{library.__name__} rejects the profile of graph {job.graph!r}: {log.told()}",
+            code="engine-profile-refused",
+        )
     return config
 
 
 def attached_cache(config: Any, job: BuildJob) -> Any:
-    """The timing cache that the build reads and adds to, or None.
+    """The timing cache that the build reads and extends, or None.
 
-    Where the old one is damaged, or of another GPU or version, a new one is begun.
+    A cache that is damaged, or of another GPU or version, is replaced by an empty one.
     """
     if job.timing_cache is None:
         return None

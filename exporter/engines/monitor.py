@@ -1,4 +1,4 @@
-"""How far a build is, from the phases that TensorRT tells of."""
+"""Progress of a build, from the phases that TensorRT reports."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from qpert.runtime.progress import Advance
 
 STEPS = 100
-"""Units of progress of one build."""
+"""Units of progress per build."""
 
 
 @dataclass
 class Phase:
-    """One phase of a build, inside another or on its own."""
+    """One phase of a build, top-level or nested in another."""
 
     parent: str | None
     steps: int
@@ -22,7 +22,7 @@ class Phase:
 
 
 class PhaseTree:
-    """How far a build is, from the phases that have begun and ended. TensorRT nests them, and gives no time for any."""
+    """Progress from the phases that have started and ended. TensorRT nests phases, and gives no duration for any."""
 
     def __init__(self) -> None:
         self.phases: dict[str, Phase] = {}
@@ -41,7 +41,7 @@ class PhaseTree:
             self.finished = 1.0
 
     def fraction(self) -> float:
-        """0 to 1; never less than it was."""
+        """Progress from 0 to 1; never decreases."""
         roots = [name for name, phase in self.phases.items() if phase.parent is None]
         self.finished = max([self.finished, *(self._fraction(name) for name in roots)])
         return self.finished
@@ -55,15 +55,15 @@ class PhaseTree:
 
 
 def make_monitor(library: Any, advance: Advance, cancelled: threading.Event) -> Any:
-    """An `IProgressMonitor` that turns phases into `STEPS` units, and ends the build once `cancelled` is set."""
-    tree, lock, told = PhaseTree(), threading.Lock(), 0
+    """An `IProgressMonitor` that converts phases to `STEPS` units, and stops the build once `cancelled` is set."""
+    tree, lock, reported = PhaseTree(), threading.Lock(), 0
 
-    def tell() -> None:
-        nonlocal told
+    def report() -> None:
+        nonlocal reported
         now = int(tree.fraction() * STEPS)
-        if now > told:
-            advance(now - told)
-            told = now
+        if now > reported:
+            advance(now - reported)
+            reported = now
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -76,12 +76,12 @@ def make_monitor(library: Any, advance: Advance, cancelled: threading.Event) -> 
         def step_complete(self, phase_name: str, step: int) -> bool:
             with lock:
                 tree.step(phase_name, step)
-                tell()
+                report()
             return not cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             with lock:
                 tree.finish(phase_name)
-                tell()
+                report()
 
     return Monitor()

@@ -1,4 +1,4 @@
-"""One folder for each model family that can be exported, and the table of them."""
+"""The model families that can be exported, one folder each, and their table."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FAMILIES: Mapping[str, str] = {
     "clip": "qpert.exporter.families.clip.family:FAMILY",
     "siglip": "qpert.exporter.families.siglip.family:FAMILY",
 }
-"""Name → where its `Family` object is. A further family is one row here, and two folders."""
+"""Name → location of its `Family` object. A new family is one row here and two folders."""
 
 ENTRY_POINTS = "qpert.families"
 """The entry-point group in which other packages register families: `name = "package.module:OBJECT"`."""
 
 
 def family_names() -> tuple[str, ...]:
-    """Of this package's families, then of other packages'."""
+    """Names of this package's families, then of other packages'."""
     others = {entry.name for entry in entry_points(group=ENTRY_POINTS)} - FAMILIES.keys()
     return (*FAMILIES, *sorted(others))
 
@@ -30,7 +30,7 @@ def find_family(name: str) -> Family:
     """The family of that name.
 
     Raises:
-        InputError: there is none.
+        InputError: no family has that name.
     """
     if name in FAMILIES:
         module, _, attribute = FAMILIES[name].partition(":")
@@ -40,7 +40,7 @@ def find_family(name: str) -> Family:
         other: Family = entry.load()
         return other
     raise InputError(
-        f"unknown model family {name!r}, expected one of {', '.join(family_names())}; other packages may add families "
-        f"by the entry point {ENTRY_POINTS}",
+        f"unknown model family {name!r}, expected one of {', '.join(family_names())}; other packages can add "
+        f"families through the entry point group {ENTRY_POINTS}",
         code="family-unknown",
     )

@@ -1,7 +1,7 @@
-"""What a model family must supply. One object a family; nothing outside its folders may name it.
+"""The interface of a model family. Each family is one object; nothing outside its folders may name it.
 
-A family is a folder in `graphs/families` (its network), a folder in `exporter/families` (checkpoints, graphs and
-references around it), and a row in the table of `qpert.exporter.families`, or an entry point in `qpert.families`.
+A family has a folder in `graphs/families` (its network), a folder in `exporter/families` (its checkpoints, graphs and
+references), and a row in the table of `qpert.exporter.families` or an entry point in the group `qpert.families`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FamilyOption:
-    """An option of `qpert export FAMILY` that only this family has. `name`: of the flag, with underscores."""
+    """An option of `qpert export FAMILY` that only this family has. `name` is the flag's, with underscores."""
 
     name: str
     type: Any
@@ -44,7 +44,7 @@ class FamilyOption:
 
 @dataclass(frozen=True)
 class Host:
-    """What the runtime does around the graphs; it goes into the manifest. `patches`: rows and columns."""
+    """What the runtime does around the graphs, for the manifest. `patches`: rows and columns."""
 
     patches: tuple[int, int]
     patch_size: int
@@ -55,11 +55,11 @@ class Host:
 
 @dataclass(frozen=True)
 class FamilyCard:
-    """What is known of a family without opening anything: what the command line shows.
+    """What is known about a family before a checkpoint is opened; the command line shows it.
 
-    `published`: names for --checkpoint. `default_checkpoint`: what is exported where none is given, None if one must
-    be. `stages`: what --perturb may be, the default first. `perturbation`: defaults that differ from the paper's for
-    BLIP-2. `note`: what a user of boxes should know. `weight_files`: role → data file, where graphs share weights.
+    `published`: names for --checkpoint. `default_checkpoint`: exported if none is given; None makes the option
+    required. `stages`: values of --perturb, the default first. `perturbation`: defaults that differ from the paper's
+    for BLIP-2. `note`: what a user of boxes should know. `weight_files`: role → data file, for graphs that share one.
     """
 
     name: str
@@ -74,12 +74,12 @@ class FamilyCard:
     weight_files: Mapping[str, str] = field(default_factory=dict)
 
     def weight_file(self, graph: GraphSpec) -> str:
-        """The data file that a graph's weights go to. A text-only deployment needs no file of the image tower."""
+        """The data file of a graph's weights. A text-only deployment does not need the image tower's."""
         return self.weight_files.get(graph.role, f"{graph.name}.data")
 
 
 class Family(Protocol):
-    """See the module. Importing one must not import torch: its methods do."""
+    """See the module docstring. Importing a family must not import torch; its methods import it."""
 
     @property
     def card(self) -> FamilyCard: ...
@@ -92,23 +92,23 @@ class Family(Protocol):
         Args:
             source: a published name, a file, a folder or a hub id.
             image_size: side in pixels to export for; None keeps the checkpoint's.
-            options: values of the family's own options by name; absent or None where the user gave none.
-            progress: hears of downloads and hashing.
+            options: the family's own options by name; absent or None if the user gave no value.
+            progress: called during downloads and hashing.
 
         Raises:
-            CheckpointError, InputError, UnavailableError: it cannot be opened as this family.
+            CheckpointError, InputError, UnavailableError: the checkpoint cannot be opened as this family.
         """
         ...
 
     def reopening(self, manifest: Manifest, checkpoint: str | None) -> tuple[str, dict[str, Any]]:
-        """What to open, and with which options, to have the exported network again.
+        """The source and options that reopen the exported network.
 
-        `checkpoint`: where the weights are now; None takes what the manifest says.
+        `checkpoint`: where the weights are now; None uses the manifest's source.
         """
         ...
 
     def graphs(self, config: Any, *, precision: str, stages: str, limits: Limits) -> dict[str, GraphSpec]:
-        """The graphs by name, in the order in which they run. Raises InputError for limits they cannot have."""
+        """The graphs by name, in the order in which they run. Raises InputError for limits that they do not support."""
         ...
 
     def host(self, checkpoint: Checkpoint, limits: Limits) -> Host:
@@ -116,27 +116,27 @@ class Family(Protocol):
         ...
 
     def tokenizer(self, checkpoint: Checkpoint, asked: str | None, progress: Terminal) -> Tokenizer:
-        """The bundle's tokenizer, from what `--tokenizer` names or from beside the checkpoint."""
+        """The bundle's tokenizer, from `--tokenizer` or from the checkpoint's folder."""
         ...
 
     def network(
         self, config: Any, perturbation: GraphPerturbation | None, query_map: QueryMap | None = None
     ) -> nn.Module:
-        """The network in eager PyTorch. `query_map` None is the float64 oracle: the network is a reference then."""
+        """The network in eager PyTorch. With `query_map` None it uses the float64 oracle and serves as a reference."""
         ...
 
     def stages(self, network: nn.Module) -> Mapping[str, nn.Module]:
-        """Graph name → module to trace, its inputs named as the graph's; also what the PyTorch reference runs."""
+        """Graph name → module to trace, with the graph's input names. The PyTorch reference runs the same modules."""
         ...
 
     def keys(self, network: nn.Module, image_tokens: Tensor) -> Tensor:
-        """Keys [B, A, H, N, d] of the A perturbable cross-attentions. Raises ValueError where there are none."""
+        """Keys [B, A, H, N, d] of the A perturbable cross-attentions. Raises ValueError if there are none."""
         ...
 
     def upstream(self, kind: str, checkpoint: Checkpoint, settings: Perturbation) -> AbstractContextManager[Reference]:
         """The third-party implementation called `kind` over the same weights.
 
         Raises:
-            InputError: the family has none of that name. UnavailableError: it is not installed here.
+            InputError: the family has no such reference. UnavailableError: it is not installed.
         """
         ...

@@ -1,6 +1,6 @@
-"""Graphs declared as data: names, slots, dtypes, shapes and ranges, in the same words for every family.
+"""Graphs declared as data: names, slots, dtypes, shapes and ranges, named alike in every family.
 
-Tracing, dummy inputs, engine profiles, session checks and the manifest all follow from what is declared here.
+Tracing, dummy inputs, engine profiles, session checks and the manifest all follow from these declarations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GRAPH_NAMES: Mapping[str, str] = {
     roles.TEXT_TOWER: "text",
     roles.PAIR_SCORER: "itm",
 }
-"""What a graph of each role is called: its file, and messages."""
+"""The name of each role's graph, in files and messages."""
 
 TENSOR_NAMES: Mapping[str, str] = {
     roles.PIXELS: "pixel_values",
@@ -33,14 +33,14 @@ TENSOR_NAMES: Mapping[str, str] = {
 }
 
 FEATURE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "float32"}
-"""dtype of image tokens between graphs. NumPy has no bfloat16, so a bf16 bundle passes its features on in float32."""
+"""dtype of image tokens between graphs. NumPy has no bfloat16, so a bf16 bundle passes its features as float32."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The upper ends of the profile: images, boxes an image, texts, tokens a text, of one call.
+    """Upper limits for one call: images, boxes per image, texts, tokens per text.
 
-    `length` None: the family's own.
+    `length` None: the family's default.
     """
 
     batch: int = 8
@@ -49,7 +49,7 @@ class Limits:
     length: int | None = None
 
     def check(self) -> None:
-        """Raises InputError for a limit that no graph can have."""
+        """Raises InputError for a limit that no graph supports."""
         for option, value, least in (
             ("--max-batch", self.batch, 1),
             ("--max-boxes", self.boxes, 1),
@@ -60,10 +60,10 @@ class Limits:
                 raise InputError(f"{option} is {value}, expected at least {least}", code="export-limit")
 
     def text_length(self, usual: int, most: int) -> int:
-        """Tokens of the longest text: what was asked for, else `usual`.
+        """Tokens of the longest text: the requested limit, else `usual`.
 
         Raises:
-            InputError: more than the checkpoint's `most` positions.
+            InputError: the limit exceeds the checkpoint's `most` positions.
         """
         length = usual if self.length is None else self.length
         if length > most:
@@ -74,7 +74,7 @@ class Limits:
         return length
 
     def ranges(self, length: int, shortest: int = 2) -> dict[str, AxisRange]:
-        """By axis name; L starts at the special tokens that frame an empty text."""
+        """Ranges by axis name. L starts at the number of special tokens around an empty text."""
         return {
             "B": AxisRange(1, self.batch),
             "I": AxisRange(1, self.batch),
@@ -85,7 +85,7 @@ class Limits:
 
 
 def tensor(slot: str, dtype: str, *shape: int | str) -> TensorSpec:
-    """A tensor of a slot, under its usual name."""
+    """The tensor of a slot, under its usual name."""
     return TensorSpec(TENSOR_NAMES[slot], slot, dtype, shape)
 
 
@@ -109,7 +109,7 @@ def graph(
     ranges: Mapping[str, AxisRange],
     flops: Mapping[str, int] | None = None,
 ) -> GraphSpec:
-    """The graph of a role; of `ranges` it keeps those of its axes."""
+    """The graph of a role, with the `ranges` of its own axes."""
     axes = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)}
     name = GRAPH_NAMES[role]
     used = {axis: ranges[axis] for axis in sorted(axes)}

@@ -1,1 +1,1 @@
-"""What lies beside the weights of a two-tower model in a Hugging Face folder: architecture, image processor, names."""
+"""Hugging Face folders of two-tower models: configuration, tensors, tokenizer files, reference model."""

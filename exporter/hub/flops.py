@@ -1,4 +1,4 @@
-"""Useful work of a two-tower model's graphs, as `GraphSpec.flops` keeps it: matrix products, two operations each."""
+"""Useful work of a two-tower model's graphs, in the form of `GraphSpec.flops`: matrix products, two operations each."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ Flops = dict[str, int]
 
 
 def a_token(config: EncoderConfig) -> int:
-    """What each token costs a stack of layers: projections and feed-forward."""
+    """Operations per token in a stack of layers: projections and feed-forward."""
     return config.layers * (2 * config.width * 4 * config.width + 2 * 2 * config.width * config.mlp_width)
 
 
 def a_token_pair(config: EncoderConfig) -> int:
-    """What each pair of tokens costs a stack of layers: its score and its part of the context."""
+    """Operations per pair of tokens in a stack of layers: its score and its part of the context."""
     return config.layers * 2 * 2 * config.width
 
 
 def vision_flops(vision: VisionConfig, tokens: int) -> Flops:
-    """Images [B] through the vision tower, `tokens` of them each."""
+    """Images [B] through the vision tower, with `tokens` tokens each."""
     patch_embedding = 2 * vision.patches * 3 * vision.patch_size**2 * vision.width
     return {"B": patch_embedding + a_token(vision) * tokens + a_token_pair(vision) * tokens**2}
 

@@ -1,4 +1,4 @@
-"""JSON files of a Hugging Face folder, read with errors that name the file and the key."""
+"""Reads JSON files of a Hugging Face folder; errors name the file and the key."""
 
 from __future__ import annotations
 

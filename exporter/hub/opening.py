@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a two-tower model as an open checkpoint."""
+"""Opens a Hugging Face folder of a two-tower model as a checkpoint."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class TowerConfig(Protocol):
 class FolderFormat:
     """How a family's folder is read.
 
-    `read_config(folder, name=…)` gives the configuration and notes; `expected_shapes` the tensors that it needs;
-    `unused` those that may be there too. `positions`: the parameter that another image size interpolates, which has
+    `read_config(folder, name=…)` returns the configuration and notes; `expected_shapes` the required tensors; `unused`
+    are tensors that may exist too. `positions`: the parameter to interpolate for another image size, which has
     `prefix_tokens` rows before the patches'. `processor`: the image processor of a file that names none.
     """
 
@@ -51,15 +51,15 @@ def open_checkpoint(source: str, form: FolderFormat, *, image_size: int | None, 
     """Open the folder or hub id that `source` names.
 
     Raises:
-        CheckpointError: nothing there, another model, or files that contradict each other.
+        CheckpointError: missing, another model, or files that contradict each other.
         InputError: `image_size` is smaller than a patch.
-        UnavailableError: it has to be downloaded and cannot be.
+        UnavailableError: it is not local and cannot be downloaded.
     """
     located = locate(source, (), form.expected)
     if located.folder is None:
         raise CheckpointError(
-            f"{source} is a file; expected {form.expected}: config.json, the image processor and the tokenizer are "
-            "beside the weights",
+            f"{source} is a file; expected {form.expected}: config.json, the image processor and the tokenizer "
+            "are separate files",
             code="checkpoint-not-folder",
         )
     folder = located.folder
@@ -84,7 +84,7 @@ def open_checkpoint(source: str, form: FolderFormat, *, image_size: int | None, 
 
 
 def at_image_size(config: TowerConfig, image_size: int) -> Any:
-    """`config` at another image size; raises InputError where no patch fits into it."""
+    """`config` at another image size; raises InputError if not even one patch fits."""
     try:
         return config.with_image_size(image_size)
     except ValueError as error:
@@ -92,7 +92,7 @@ def at_image_size(config: TowerConfig, image_size: int) -> Any:
 
 
 def positions_for(form: FolderFormat, config: TowerConfig) -> Callable[[str, Tensor], Tensor]:
-    """Interpolates the position embeddings where the exported grid is another one."""
+    """A function that interpolates the position embeddings if the exported grid differs."""
 
     def adapt(name: str, tensor: Tensor) -> Tensor:
         rows = form.prefix_tokens + config.vision.patches

@@ -1,6 +1,6 @@
-"""Stock two-tower models of transformers behind the names of the exported graphs.
+"""Stock two-tower models of transformers, with the inputs and outputs of the exported graphs.
 
-It shares no network code with `qpert.graphs`, because that is what it is compared with.
+Shares no network code with `qpert.graphs`, which is compared with it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def load_stock(class_name: str, folder_or_id: str | Path) -> nn.Module:
 
     Raises:
         UnavailableError: transformers is not installed.
-        CheckpointError: it cannot be loaded, or tensors are missing, left over or of another shape (transformers itself
-            only warns).
+        CheckpointError: it cannot be loaded, or tensors are missing, unexpected or of another shape (transformers
+            itself only warns).
     """
     try:
         import transformers
@@ -65,7 +65,7 @@ def _check_report(class_name: str, source: str, report: Mapping[str, Any]) -> No
 class TwoTowerReference:
     """The graphs of a family without a pair scorer, computed by a stock model. A subclass names the model's parts.
 
-    `pixels`: the folder's stock image processor, where it is known (`references.huggingface_inputs`).
+    `pixels`: the folder's stock image processor, if it is known (`references.huggingface_inputs`).
     """
 
     name = "hf"
@@ -78,7 +78,7 @@ class TwoTowerReference:
         self.model: Any = model
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """[B,3,S,S] → [B,N,C], what the image vector is pooled from."""
+        """[B,3,S,S] → [B,N,C], the input of the pooling."""
         size = self.model.config.vision_config.image_size
         output = self.model.vision_model(pixel_values, interpolate_pos_encoding=pixel_values.shape[-1] != size)
         return cast(Tensor, output.last_hidden_state)
@@ -95,11 +95,11 @@ class TwoTowerReference:
 
         Args:
             graph: vision, image_query or text.
-            inputs: by name; features may come in half precision. Where the family takes boxes, `object_masks` [B,O,N]
-                and `box_weights` [B,O] may be left out, which is the stock model.
+            inputs: by name; features may have half precision. If the family takes boxes, `object_masks` [B,O,N] and
+                `box_weights` [B,O] are optional; without them it is the stock model.
 
         Raises:
-            ValueError: another graph, or other inputs than the graph has.
+            ValueError: an unknown graph, or inputs that are not the graph's.
         """
         self._check(graph, inputs)
         arrays = {name: torch.from_numpy(np.array(value, order="C")) for name, value in inputs.items()}

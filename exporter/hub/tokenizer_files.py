@@ -21,10 +21,10 @@ NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 @dataclass(frozen=True)
 class HubTokenizer:
-    """A tokenizer that cleans, frames, truncates and pads by itself, as the stock one does, and what a host must know.
+    """A tokenizer that cleans, frames, truncates and pads like the stock one, with the facts that a host needs.
 
     `backend` pads to the longest text of a batch (`pad_to` "longest") or always to `max_length` ("max_length").
-    `max_length` counts the frame's tokens. `cleaning` names what the normaliser does, for a manifest.
+    `max_length` counts the frame's tokens. `cleaning` describes the normaliser, for a manifest.
     """
 
     backend: Tokenizer
@@ -44,7 +44,7 @@ class HubTokenizer:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files say: the settings of `tokenizer_config.json`, the named tokens, and every added token by id."""
+    """Content of the files: the settings of `tokenizer_config.json`, the named tokens, and every added token by id."""
 
     settings: Mapping[str, Any]
     named: Mapping[str, AddedToken]
@@ -54,10 +54,10 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(folder: Path, defaults: Mapping[str, str]) -> TokenizerFiles:
-    """The files of `folder`, each of which may be missing; `defaults` are the class's named tokens.
+    """The files of `folder`; each may be missing. `defaults` are the class's named tokens.
 
     Raises:
-        CheckpointError: a file is no JSON, has an entry that is no token, or a setting that cannot be honoured.
+        CheckpointError: a file is not JSON, an entry is not a token, or a setting cannot be honoured.
     """
     settings = _optional(folder / "tokenizer_config.json")
     whole = _optional(folder / "tokenizer.json") or None
@@ -83,7 +83,7 @@ def read_tokenizer_files(folder: Path, defaults: Mapping[str, str]) -> Tokenizer
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any], added: set[str]) -> None:
-    """Raise for what would change ids and is honoured nowhere here."""
+    """Raise for settings that would change ids and are not supported."""
     for name in ("extra_special_tokens", "additional_special_tokens"):
         extra = settings.get(name) or []
         if not isinstance(extra, list) or {_content(token) for token in extra} - added:
@@ -122,7 +122,7 @@ def _content(token: Any) -> str:
 
 
 def _token(folder: Path, value: Any) -> AddedToken:
-    """A token as a string, which is then a special one, or as an object with its matching rules."""
+    """A token given as a string (then it is special), or as an object with its matching rules."""
     from tokenizers import AddedToken
 
     if isinstance(value, str):
@@ -137,10 +137,10 @@ def _token(folder: Path, value: Any) -> AddedToken:
 
 
 def add_tokens(backend: Tokenizer, files: TokenizerFiles) -> None:
-    """Add all of them to a fresh backend in transformers' order: by id, then the named ones.
+    """Add all tokens to a new backend in transformers' order: by id, then the named ones.
 
-    Of several tokens with the same content the last one's matching rules hold: a padding token given as a plain string
-    replaces those of the end of text (OpenAI's files).
+    Of several tokens with the same content, the last one's matching rules apply: a padding token given as a plain
+    string replaces those of the end of text (OpenAI's files).
     """
     tokens = [token for _, token in sorted(files.added.items())]
     contents = {token.content for token in tokens}
@@ -170,7 +170,7 @@ def check_fits(backend: Tokenizer, rows: int, source: Path) -> None:
     largest = max(backend.get_vocab(with_added_tokens=True).values())
     if largest >= rows:
         raise CheckpointError(
-            f"the tokenizer in {source} has ids up to {largest} and the token embedding {rows} rows; the two belong "
+            f"the tokenizer in {source} has ids up to {largest} but the token embedding has {rows} rows; they belong "
             "to different models, download the folder again",
             code="tokenizer-vocabulary",
         )

@@ -1,4 +1,4 @@
-"""`config.json` of a two-tower model: its vision and text sections, and the tensors that follow from them."""
+"""`config.json` of a two-tower model: its vision and text sections, and the expected tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ Config = TypeVar("Config", bound=EncoderConfig)
 
 
 def check_class(path: Path, values: Mapping[str, Any], model_type: str, architecture: str, advice: str) -> None:
-    """Raise unless config.json describes the whole model, both towers.
+    """Raise unless config.json describes the whole model, with both towers.
 
     Raises:
-        CheckpointError: `hub-model-type`, or `hub-architecture` where one tower is all there is; or
-            `hub-quantized`.
+        CheckpointError: `hub-model-type`; `hub-architecture` for a single tower; or `hub-quantized`.
     """
     if values.get("model_type") != model_type:
         raise CheckpointError(
@@ -49,7 +48,7 @@ def section(path: Path, values: Mapping[str, Any], name: str, defaults: Mapping[
     """The section `name` over transformers' defaults.
 
     Raises:
-        CheckpointError: `hub-config-section`, it is no object.
+        CheckpointError: `hub-config-section`, it is not an object.
     """
     part = values.get(name)
     if part is not None and not isinstance(part, dict):
@@ -59,10 +58,10 @@ def section(path: Path, values: Mapping[str, Any], name: str, defaults: Mapping[
     return {**defaults, **(part or {})}
 
 
-def meant_defaults(name: str, part: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> tuple[str, ...]:
-    """Notes on the values that a section leaves out and that no tensor shows."""
+def assumed_defaults(name: str, part: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> tuple[str, ...]:
+    """Notes on values that a section omits and tensors do not show."""
     return tuple(
-        f"config.json leaves out {name}.{key}: transformers' default {defaults[key]!r} is meant"
+        f"config.json omits {name}.{key}: transformers' default {defaults[key]!r} is used"
         for key in ("num_attention_heads", "layer_norm_eps", "hidden_act", "eos_token_id")
         if key in defaults and key not in (part or {})
     )
@@ -72,8 +71,8 @@ def read_vision(path: Path, part: Mapping[str, Any]) -> VisionConfig:
     """The vision section, defaults filled in.
 
     Raises:
-        CheckpointError: a value is no number or does not fit another, the activation is unknown, or images have other
-            than three channels.
+        CheckpointError: a value is not a number or contradicts another, the activation is unknown, or images do not
+            have three channels.
     """
     where = f"{path}, vision_config"
     if (channels := whole_number(where, part, "num_channels")) != 3:
@@ -116,7 +115,7 @@ def _fitting(where: str, make: Callable[[], Config]) -> Config:
 
 
 def parameter_shapes(make: Callable[[], nn.Module]) -> dict[str, Shape]:
-    """Names and shapes of a network's parameters; nothing is allocated."""
+    """Names and shapes of a network's parameters, without allocation."""
     with torch.device("meta"):
         model = make()
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -125,10 +124,10 @@ def parameter_shapes(make: Callable[[], nn.Module]) -> dict[str, Shape]:
 def check_tensors(
     entries: Mapping[str, TensorInfo], expected: Mapping[str, Shape], unused: frozenset[str], source: str
 ) -> None:
-    """Raise unless the file holds every parameter in its shape, and nothing that is neither used nor in `unused`.
+    """Raise unless the file holds every parameter in its shape, and no others except those in `unused`.
 
     Raises:
-        CheckpointError: `checkpoint-tensors`, one message with all that is wrong.
+        CheckpointError: `checkpoint-tensors`, with all faults in one message.
     """
     missing = sorted(expected.keys() - entries.keys())
     extra = sorted(entries.keys() - expected.keys() - unused)

@@ -1,4 +1,4 @@
-"""What CLIP and SigLIP share as families: two towers that meet in one dot product, and no pair scorer."""
+"""The common base of the CLIP and SigLIP families: two towers that meet in one dot product, and no pair scorer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TwoTowers:
         raise NotImplementedError
 
     def text_shape(self, config: Any) -> tuple[int | str, ...]:
-        """Of `input_ids`: [T, L], or [T, length] where every text has one length."""
+        """Shape of `input_ids`: [T, L], or [T, length] if all texts have the same length."""
         raise NotImplementedError
 
     def flops(self, config: Any, role: str) -> dict[str, int]:
@@ -103,8 +103,8 @@ class TwoTowers:
     def _check_length(self, length: int, stock: HubTokenizer) -> None:
         if stock.pad_to == "max_length" and length != stock.max_length:
             raise InputError(
-                f"--max-length is {length}; {self.card.name} pads every text to {stock.max_length} tokens, as it was "
-                "trained: leave the option out",
+                f"--max-length is {length}; {self.card.name} pads every text to {stock.max_length} tokens, as in "
+                "training: leave the option out",
                 code="export-limit",
             )
 
@@ -112,7 +112,7 @@ class TwoTowers:
         folder = checkpoint.folder if asked is None else Path(asked)
         if folder is None or not folder.is_dir():
             raise InputError(
-                f"--tokenizer is {asked}; {self.card.name} reads a folder with the tokenizer's files",
+                f"--tokenizer is {asked}; {self.card.name} needs a folder with the tokenizer's files",
                 code="tokenizer-not-folder",
             )
         backend = self.build_tokenizer(folder, checkpoint.config).backend

@@ -1,1 +1,1 @@
-"""What an exported bundle is compared with."""
+"""References that an exported bundle is compared with."""

@@ -1,14 +1,14 @@
-"""What `qpert bench` compares a bundle with: the same network in PyTorch, and stock Hugging Face.
+"""Baselines of `qpert bench`: the same network in PyTorch, and stock Hugging Face.
 
 | name | is |
 | --- | --- |
 | `torch` | the network's modules in eager PyTorch, attention written out as LAVIS writes it |
 | `torch-sdpa` | the same with PyTorch's `scaled_dot_product_attention` |
 | `torch-compile` | the same as `torch-sdpa`, through `torch.compile` |
-| `hf` | the family's stock model in Hugging Face transformers, attention written out; it knows no boxes |
+| `hf` | the family's stock model in Hugging Face transformers, attention written out; without boxes |
 
 `torch` shares keys and values among the texts of an image, as the graphs do; stock code computes them for every pair.
-On the CPU all are float32. On a GPU the torch ones have the bundle's precision, LayerNorm in float32.
+On the CPU all use float32. On a GPU the torch ones use the bundle's precision, with LayerNorm in float32.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ UPSTREAM = ("hf",)
 def open_baselines(
     names: Sequence[str], manifest: Manifest, checkpoint: str | None = None, *, provider: str = "cpu", threads: int = 0
 ) -> Iterator[tuple[Baseline, ...]]:
-    """The baselines of those names over the weights that were exported.
+    """Open baselines over the exported weights.
 
     Args:
-        names: of the table above.
-        manifest: of the bundle.
-        checkpoint: the weights; None takes what the manifest says was exported.
+        names: from the table above.
+        manifest: the bundle's.
+        checkpoint: the weights; None uses the source in the manifest.
         provider: the session's; GPU providers are compared with PyTorch on the GPU.
-        threads: of PyTorch on the CPU; 0 leaves them.
+        threads: PyTorch's on the CPU; 0 keeps the current number.
 
     Raises:
-        InputError: an unknown name, or another checkpoint than was exported.
+        InputError: an unknown name, or not the checkpoint that was exported.
         UnavailableError: a library, or a GPU for PyTorch, is missing.
     """
     if unknown := [name for name in names if name not in (*VARIANTS, *UPSTREAM)]:
@@ -84,8 +84,9 @@ def device_of(provider: str) -> str:
         return "cpu"
     if not torch.cuda.is_available():
         raise UnavailableError(
-            f"provider {provider!r} is compared with PyTorch on the GPU, and this PyTorch {torch.__version__} reaches "
-            "none; install a CUDA build of torch, or leave --baseline out"
+            f"provider {provider!r} is compared with PyTorch on the GPU, but this PyTorch {torch.__version__} has no "
+            "GPU; install a CUDA build of torch, or remove --baseline",
+            code="torch-without-cuda",
         )
     return "cuda"
 
@@ -106,7 +107,7 @@ def load_network(family: Family, checkpoint: Checkpoint, manifest: Manifest, dev
 
 
 def eigh_query_map(keys: Tensor, object_masks: Tensor, box_weights: Tensor, *, threshold: float) -> Tensor:
-    """`qpert.graphs.perturbation.oracle.query_map` as one would write it for speed: float32, all matrices at once.
+    """`qpert.graphs.perturbation.oracle.query_map` written for speed: float32, all matrices at once.
 
     Args:
         keys: float32 [B, A, H, N, d].
@@ -129,14 +130,14 @@ def eigh_query_map(keys: Tensor, object_masks: Tensor, box_weights: Tensor, *, t
 
 
 def sdpa(queries: Tensor, keys: Tensor, values: Tensor, additive_mask: Tensor | None = None) -> Tensor:
-    """`qpert.graphs.layers.attention` by PyTorch's own kernel; same shapes."""
+    """`qpert.graphs.layers.attention` with PyTorch's own kernel; same shapes."""
     mask = None if additive_mask is None else additive_mask.to(queries.dtype)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of running the network in PyTorch."""
+    """One way to run the network in PyTorch."""
 
     name: str
     kernel: AttentionKernel
@@ -155,7 +156,7 @@ VARIANTS: dict[str, Variant] = {
 
 @dataclass
 class TorchBaseline:
-    """The network in PyTorch. Inputs come from the host and outputs return to it, as a session's do."""
+    """The network in PyTorch. Inputs and outputs are on the host, like a session's."""
 
     variant: Variant
     family: Family
@@ -178,7 +179,7 @@ class TorchBaseline:
         return {spec.output_names[0]: output.float().cpu().numpy()}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        """Floating-point numbers as float32: the network casts where its weights are of another precision."""
+        """Floating-point arrays as float32; the network casts them if its weights have another precision."""
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(next(self.network.parameters()).device)
         return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -193,7 +194,7 @@ class TorchBaseline:
             return stage(**tensors)
         try:
             return stage(**tensors)
-        except RuntimeError as error:  # what torch.compile raises where it lacks a compiler, or fails
+        except RuntimeError as error:  # torch.compile without a compiler, or failing
             raise UnavailableError(
                 f"torch.compile does not work here: {str(error).strip().splitlines()[0]}", code="torch-compile"
             ) from error
@@ -201,7 +202,7 @@ class TorchBaseline:
 
 @dataclass(frozen=True)
 class UpstreamBaseline:
-    """Somebody else's network."""
+    """A third-party network."""
 
     reference: Reference
     manifest: Manifest
@@ -221,7 +222,7 @@ class UpstreamBaseline:
 
 
 def without_empty_boxes(spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Inputs without masks and weights where there are no boxes: the stock network then, with nothing to compute."""
+    """The inputs, without masks and weights if there are no boxes: then the stock network runs."""
     boxes = [spec.input(slot).name for slot in BOX_SLOTS] if spec.takes_boxes else []
     empty = bool(boxes) and not inputs[boxes[0]].shape[1]
     return {name: array for name, array in inputs.items() if not (empty and name in boxes)}

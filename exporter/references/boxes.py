@@ -1,7 +1,6 @@
-"""Masks and weights of boxes, written the long way: cell by cell, box by box, as the definition reads.
+"""Reference masks and weights of boxes: cell by cell and box by box, directly from the definition.
 
-What `qpert.runtime.inputs.perturbation` computes separably and for whole batches is compared with this by
-`qpert verify`, so it shares nothing with it.
+`qpert verify` compares `qpert.runtime.inputs.perturbation` (separable, whole batches) with this, so they share no code.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def box_samples(perturbation: Perturbation, grid: TokenGrid) -> tuple[BoxSample,
 
 
 def weight(box: tuple[float, ...], size: tuple[int, int], perturbation: Perturbation, count: int) -> float:
-    """α (β + γ S), over the number of boxes where they are averaged."""
+    """α (β + γ S), divided by the number of boxes if they are averaged."""
     if perturbation.stages == "none":
         return 0.0
     share = (box[2] - box[0]) * (box[3] - box[1]) / (size[0] * size[1])
@@ -50,7 +49,7 @@ def mask(box: tuple[float, ...], size: tuple[int, int], coverage: str, grid: Tok
 
 
 def resized_size(size: tuple[int, int], grid: TokenGrid) -> tuple[int, int]:
-    """Width and height of a picture after the resize, before any crop."""
+    """Width and height of an image after the resize, before any crop."""
     side, short = grid.image.size, grid.image.shortest_side
     if grid.image.fit == "squash":
         return side, side
@@ -58,7 +57,7 @@ def resized_size(size: tuple[int, int], grid: TokenGrid) -> tuple[int, int]:
 
 
 def crop_start(length: int, grid: TokenGrid) -> int:
-    """Where the crop of a resized side begins."""
+    """Start of the crop along a resized side."""
     if grid.image.fit == "squash":
         return 0
     spare = length - grid.image.size
@@ -66,7 +65,7 @@ def crop_start(length: int, grid: TokenGrid) -> int:
 
 
 def overlap(box: tuple[float, ...], size: tuple[int, int], grid: TokenGrid) -> np.ndarray:
-    """The share of each cell that the box covers, in the picture's own pixels."""
+    """The share of each cell that the box covers, in the image's own pixels."""
     resized = resized_size(size, grid)
     width, height = (grid.patch * length / new for length, new in zip(size, resized, strict=True))
     left, top = (crop_start(new, grid) * length / new for length, new in zip(size, resized, strict=True))
@@ -80,9 +79,9 @@ def overlap(box: tuple[float, ...], size: tuple[int, int], grid: TokenGrid) -> n
 
 
 def dilated(box: tuple[float, ...], size: tuple[int, int], grid: TokenGrid) -> np.ndarray:
-    """The authors' release: whole-pixel corners, mask resized, every pixel that is not 0 set to 1, averaged a patch.
+    """As in the authors' release: whole-pixel corners, mask resized, nonzero pixels set to 1, averaged per patch.
 
-    What a crop leaves out, and pixels that fill no whole patch, are left out of the mask too.
+    The mask excludes what a crop removes, and pixels that do not fill a patch.
     """
     x1, y1, x2, y2 = (int(value) for value in box)
     pixels = torch.zeros(1, 1, size[1], size[0], dtype=torch.float64)

@@ -1,7 +1,7 @@
 """The PyTorch reference: the same network in eager float32, with the perturbation from a float64 eigendecomposition.
 
-It shares the network's modules with the traced graphs, but neither the tracer, nor the passes, nor the lowering, nor
-the weight recipes. For a reference that shares nothing see each family's upstream references.
+It shares the network's modules with the traced graphs, but not the tracer, the passes, the lowering or the weight
+recipes. Each family's upstream references share nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BOXES_AT_ONCE = 4
 
 
 class TorchReference:
-    """Runs a family's stages in eager PyTorch. `run` has the form of a session's."""
+    """Runs a family's stages in eager PyTorch. `run` has a session's signature."""
 
     name = "torch"
 
@@ -48,14 +48,14 @@ class TorchReference:
         graphs: Mapping[str, GraphSpec],
         perturbation: GraphPerturbation | None,
     ) -> TorchReference:
-        """Over an open checkpoint; `graphs` say what the outputs are called."""
+        """A reference over an open checkpoint. `graphs` name the outputs."""
         with torch.device("meta"):
             network = family.network(checkpoint.config, perturbation)
         network.load_state_dict(load_state(checkpoint), assign=True, strict=True)
         return cls(family, network, graphs, perturbation)
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Inputs and outputs as the graph of that name declares them; features may come in half precision."""
+        """Inputs and outputs as the graph of that name declares them; features may have half precision."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         arguments = {name: _as_float32(tensor) for name, tensor in tensors.items()}
         (output,) = self.graphs[graph].output_names
@@ -64,7 +64,7 @@ class TorchReference:
 
     def cut_margins(self, image_tokens: np.ndarray, object_masks: np.ndarray) -> np.ndarray:
         """How clear each box's cut is, float64 [B, O]: the least of |c − τ| and of the relative eigenvalue gap over all
-        layers and heads. Where it is near zero, the rank is not decided by float32 numbers.
+        layers and heads. Near zero, float32 cannot decide the rank.
         """
         if self.perturbation is None or not object_masks.shape[1]:
             return np.full(object_masks.shape[:2], np.inf)

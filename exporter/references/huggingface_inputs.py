@@ -1,7 +1,7 @@
-"""Pictures and texts as the stock tools of a Hugging Face folder prepare them. No preprocessing of qpert's is used.
+"""Images and texts prepared by the stock tools of a Hugging Face folder, without qpert's preprocessing.
 
-transformers 5 has a PIL and a torchvision backend for its image processors; this is the PIL one, in transformers 4 the
-"slow" one: it needs no torchvision, and its resize is PIL's, as at training.
+transformers 5 has a PIL and a torchvision backend for its image processors. This uses the PIL one ("slow" in
+transformers 4): it needs no torchvision, and resizes with PIL, as in training.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from qpert.runtime.errors import UnavailableError
 
 
 def stock_pixels(folder: Path | None, size: int, kind: str) -> Callable[[Path], np.ndarray]:
-    """From a picture file to float32 [3, size, size], by the folder's own image processor.
+    """A function from an image file to float32 [3, size, size], with the folder's own image processor.
 
     Args:
-        folder: None, or without an image processor, gives the class `kind` as transformers defines it.
-        size: what the vision tower takes; another one than the processor's is asked of it (`--image-size`).
-        kind: `BlipImageProcessor`, for instance.
+        folder: None, or without an image processor, uses the class `kind` with transformers' defaults.
+        size: the vision tower's. If the processor's differs (`--image-size`), it is passed to the processor.
+        kind: for example `BlipImageProcessor`.
 
     Raises:
         UnavailableError: the installed transformers cannot open it.
@@ -34,17 +34,17 @@ def stock_pixels(folder: Path | None, size: int, kind: str) -> Callable[[Path], 
         processor = _class(kind)(size={"height": size, "width": size})
 
     def pixels(file: Path) -> np.ndarray:
-        picture = load_image(str(file))  # turned as EXIF says, RGB
+        picture = load_image(str(file))  # EXIF orientation applied, RGB
         found = processor(picture, return_tensors="np")["pixel_values"][0]
         if found.shape[-1] != size:
-            found = processor(picture, return_tensors="np", **_asked(processor, size))["pixel_values"][0]
+            found = processor(picture, return_tensors="np", **_size_arguments(processor, size))["pixel_values"][0]
         return np.asarray(found, np.float32)
 
     return pixels
 
 
 def has_image_processor(folder: Path) -> bool:
-    """Whether a folder says how pictures are prepared."""
+    """Whether a folder has an image processor."""
     combined = folder / "processor_config.json"
     nested = combined.is_file() and '"image_processor"' in combined.read_text(encoding="utf-8")
     return nested or (folder / "preprocessor_config.json").is_file()
@@ -59,7 +59,7 @@ def _own_processor(folder: Path) -> Any:
     except (OSError, ValueError, ImportError) as error:
         raise UnavailableError(
             f"transformers {__version__} cannot open the image processor of {folder} ({error}); upgrade transformers, "
-            "or take --reference torch",
+            "or use --reference torch",
             code="reference-processor",
         ) from error
 
@@ -73,8 +73,8 @@ def _class(kind: str) -> Any:
     return getattr(transformers, kind)
 
 
-def _asked(processor: Any, size: int) -> dict[str, Any]:
-    """Arguments that make pictures of another size; a crop keeps the same share of the picture."""
+def _size_arguments(processor: Any, size: int) -> dict[str, Any]:
+    """Arguments for another image size. A crop keeps the same share of the image."""
     square = {"height": size, "width": size}
     if not getattr(processor, "do_center_crop", False):
         return {"size": square}
@@ -83,7 +83,7 @@ def _asked(processor: Any, size: int) -> dict[str, Any]:
 
 
 def stock_token_ids(folder: Path | None) -> Callable[[Sequence[str], int], list[np.ndarray]] | None:
-    """From texts and a greatest length to ids int64 [L] each, by the folder's own tokenizer; None where it has none.
+    """A function from texts and a maximum length to ids int64 [L] each, with the folder's own tokenizer, or None.
 
     Raises:
         UnavailableError: the installed transformers cannot open it.
@@ -97,7 +97,7 @@ def stock_token_ids(folder: Path | None) -> Callable[[Sequence[str], int], list[
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise UnavailableError(
             f"transformers {__version__} cannot open the tokenizer of {folder} ({error}); upgrade transformers, or "
-            "take --reference torch",
+            "use --reference torch",
             code="reference-tokenizer",
         ) from error
 

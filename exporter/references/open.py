@@ -28,7 +28,7 @@ __all__ = ["live_samples", "open_baselines", "open_scorer"]
 
 @dataclass(frozen=True)
 class UpstreamWithMargins:
-    """A third-party reference for outputs; the PyTorch reference only says which boxes' cuts are decided."""
+    """A third-party reference for outputs. The PyTorch reference only supplies the boxes' cut margins."""
 
     upstream: Reference
     margins: TorchReference
@@ -48,21 +48,21 @@ class UpstreamWithMargins:
 
 
 def live_samples(manifest: Manifest, kind: str, checkpoint: str | None, samples: Samples, *, seed: int) -> Samples:
-    """The recorded inputs and fresh ones, with what a live reference makes of them.
+    """The recorded inputs and new ones, with the outputs of a live reference.
 
-    The pictures have the reference's own pixels, made from a file: by the stock processor where there is one, else by
-    the facts that the checkpoint states. What the manifest says of preprocessing is not used.
+    Images have the reference's own pixels, read from a file: by the stock processor if there is one, else with the
+    checkpoint's preprocessing. The manifest's preprocessing is not used.
 
     Args:
-        manifest: of the bundle.
-        kind: `torch`, or a name of the family's upstream references (`hf`, `lavis`).
-        checkpoint: the weights; None takes what the manifest says was exported.
+        manifest: the bundle's.
+        kind: `torch`, or one of the family's upstream references (`hf`, `lavis`).
+        checkpoint: the weights; None uses the source in the manifest.
         samples: the recorded ones; only their inputs are used.
-        seed: of the fresh inputs.
+        seed: for the new inputs.
 
     Raises:
         InputError: the checkpoint is not the one that was exported.
-        UnavailableError: the reference's library is not installed here, or cannot open the checkpoint's files.
+        UnavailableError: the reference's library is not installed, or cannot open the checkpoint's files.
     """
     family = find_family(manifest.family)
     with reopened(family, manifest, checkpoint) as opened, open_reference(kind, family, opened, manifest) as reference:
@@ -81,7 +81,7 @@ def live_samples(manifest: Manifest, kind: str, checkpoint: str | None, samples:
 
 @contextmanager
 def open_scorer(manifest: Manifest, kind: str, checkpoint: str | None) -> Iterator[ReferenceScorer]:
-    """A live reference that ranks: its own preprocessing, its own masks, the bundle's perturbation settings.
+    """A live reference that ranks, with its own preprocessing and masks and the bundle's perturbation settings.
 
     Arguments and errors as in `live_samples`.
     """

@@ -1,4 +1,4 @@
-"""The recorded pictures and captions as a reference itself prepares them, for the gates around the network."""
+"""The recorded images and captions as a reference prepares them, for the preprocessing and tokenizer gates."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TokenIds = Callable[[Sequence[str], int], "list[np.ndarray]"]
 
 
 def pixels_by(reference: Reference, checkpoint: Checkpoint) -> PixelsOf:
-    """How a reference reads a picture: by the stock processor where it has one, else by the checkpoint's facts."""
+    """How a reference reads an image: with its stock processor, if any, else the checkpoint's preprocessing."""
     own: PixelsOf | None = upstream_attribute(reference, "pixels")
     return own or (lambda file: picture_pixels(file, checkpoint.preprocessing))
 
 
 def upstream_attribute(reference: Reference, name: str) -> Any:
-    """What a reference, or the third-party one inside it, has of that name; None where it has not."""
+    """The attribute of a reference or of the third-party one inside it; None if neither has it."""
     return getattr(reference, name, None) or getattr(getattr(reference, "upstream", None), name, None)
 
 
 def with_own_inputs(samples: Samples, reference: Reference, pixels: PixelsOf, manifest: Manifest) -> Samples:
-    """The samples with the pixels, and where it has a tokenizer the ids, that the reference makes.
+    """The samples with the reference's own pixels and, if it has a tokenizer, its own ids.
 
-    Pictures go through a PNG file, which keeps every byte: a stock processor starts from a file.
+    Images pass through a lossless PNG file, because a stock processor reads files.
     """
     pictures = tuple((picture, _through_file(picture, pixels)) for picture, _ in samples.pictures)
     samples = replace(samples, pillow_decides=upstream_attribute(reference, "pixels") is not None)

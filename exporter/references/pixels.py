@@ -1,9 +1,9 @@
-"""Pictures to pixels with PIL and torch alone: what the runtime's preprocessing is compared with.
+"""Reference preprocessing with only PIL and torch: the runtime's preprocessing is compared with it.
 
-It shares no line with `qpert.runtime.inputs.images`; the arithmetic is that of LAVIS's `BlipImageEvalProcessor` (and of
-the image processors of transformers): resize 8-bit pixels, cut the middle, divide by 255, subtract, divide. LAVIS's
-figures were made with Pillow up to 12, which resizes columns before rows. Pillow 13 takes the rows of a tall picture
-first, so each axis gets a call of its own.
+It shares no code with `qpert.runtime.inputs.images`; the arithmetic is that of LAVIS's `BlipImageEvalProcessor` (and of
+the image processors of transformers): resize 8-bit pixels, crop the centre, divide by 255, subtract, divide. LAVIS's
+results were made with Pillow up to 12, which resizes columns before rows. Pillow 13 starts with the rows of a tall
+image, so each axis is resized in a separate call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def reference_pixels(picture: Image, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """float32 [3, S, S] of an RGB picture that is the right way up."""
+    """float32 [3, S, S] of an upright RGB image."""
     from PIL.Image import Resampling
 
     filters = {
@@ -48,7 +48,7 @@ def reference_pixels(picture: Image, preprocessing: ImagePreprocessing) -> np.nd
 
 
 def picture_pixels(file: Path, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """float32 [3, S, S] of a file, after EXIF orientation."""
+    """float32 [3, S, S] of an image file, with EXIF orientation applied."""
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:

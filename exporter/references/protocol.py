@@ -1,4 +1,4 @@
-"""What a bundle's graphs are compared with."""
+"""Protocols of the references that a bundle's graphs are compared with."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from qpert.runtime.verification.reference import Reference
 
-__all__ = ["MarginReference", "Reference", "UpstreamReference"]
+__all__ = ["ClosableReference", "MarginReference", "Reference"]
 
 
-class UpstreamReference(Reference, Protocol):
-    """Somebody else's network. `close` frees it."""
+class ClosableReference(Reference, Protocol):
+    """A third-party network. `close` frees it."""
 
     def close(self) -> None: ...
 
 
 class MarginReference(Reference, Protocol):
-    """A reference that also says which boxes' cuts float32 numbers decide."""
+    """A reference that also measures how clear each box's cut is, to find those that float32 can decide."""
 
     def cut_margins(self, image_tokens: np.ndarray, object_masks: np.ndarray) -> np.ndarray:
-        """How clear each box's cut is, float64 [B, O], from [B, N, C] and [B, O, N]; infinite where none is made."""
+        """How clear each box's cut is, float64 [B, O], from [B, N, C] and [B, O, N]; infinite where there is no cut."""
         ...

@@ -1,7 +1,7 @@
-"""What is recorded from the reference at export: inputs that exercise every graph, and the reference's outputs.
+"""Samples recorded at export: inputs for every graph, and the reference's outputs.
 
-Inputs are made from a seed: smooth coloured noise for pictures (natural images are smooth, white noise is not), boxes
-from tiny to whole, texts of different lengths.
+Inputs are generated from a seed: smooth coloured noise for images (natural images are smooth, white noise is not),
+boxes from tiny to full-size, texts of different lengths.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TIE_WIDTH = 1e-4
 computes in float32 differs from the reference's by about 1e-7 of its largest eigenvalue, and a projector by that
 difference divided by the gap: below 1e-4 it is not decided to the 1e-3 that a lowering must reach."""
 CANDIDATES = 4
-"""Boxes drawn for each box that is used: those whose cut is decided most clearly are taken."""
+"""Boxes drawn for each box that is used; those with the clearest cuts are taken."""
 
 CAPTIONS = (
     "a small red box on a table",
@@ -67,13 +67,13 @@ class InputMaker:
         return np.random.default_rng((self.seed, what))
 
     def pixel_values(self, count: int) -> np.ndarray:
-        """float32 [count, 3, S, S], as preprocessed pictures are distributed."""
+        """float32 [count, 3, S, S], distributed like preprocessed images."""
         size = self.preprocessing.size
         pictures = [smooth_picture(self.rng(10 + number), size, size) for number in range(count)]
         return np.stack([pixels_of(picture, self.preprocessing) for picture in pictures])
 
     def masks(self, count: int, boxes: int) -> np.ndarray:
-        """Object masks float32 [count, boxes, N] of boxes from tiny to whole."""
+        """Object masks float32 [count, boxes, N] of boxes from tiny to full-size."""
         rng, grid = self.rng(20), self.grid
         cells = np.zeros((count, boxes, grid.rows, grid.columns))
         for image in range(count):
@@ -82,7 +82,7 @@ class InputMaker:
         return grid.flatten(cells)
 
     def weights(self, count: int, boxes: int) -> np.ndarray:
-        """Box weights float32 [count, boxes]: of either sign, and one box fewer with each image (0: padding)."""
+        """Box weights float32 [count, boxes], of either sign. Each image has one box fewer (0: padding)."""
         weights = self.rng(21).uniform(-2, 8, (count, boxes))
         counts = np.maximum(1, boxes - np.arange(count))
         return np.where(np.arange(boxes) < counts[:, None], weights, 0).astype(np.float32)
@@ -109,10 +109,10 @@ def record(
 
     Args:
         reference: the unpatched network.
-        maker: where inputs come from.
-        images: distinct pictures; 2 at least, so that a row's neighbour can differ from it.
-        token_ids: captions with the ids that the tokenizer gives, recorded as they are.
-        boxes: boxes with their masks and weights, recorded as they are.
+        maker: generates the inputs.
+        images: distinct images; at least 2, so that neighbouring rows differ.
+        token_ids: captions with the tokenizer's ids, recorded unchanged.
+        boxes: boxes with their masks and weights, recorded unchanged.
     """
     cases = list(make_cases(reference, maker, images=images))
     pictures = tuple(
@@ -164,7 +164,7 @@ def run_case(reference: Reference, graph: GraphSpec, name: str, slots: dict[str,
 def box_cases(
     reference: MarginReference, maker: InputMaker, features: np.ndarray, graph: GraphSpec
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Named sets of box inputs by slot that a graph is tried with; one empty set where it takes none."""
+    """Named sets of box inputs by slot; one empty set if the graph takes no boxes."""
     if not graph.takes_boxes:
         return {"stock": {}}
     count = len(features)
@@ -179,7 +179,7 @@ def box_cases(
 def decided_masks(
     reference: MarginReference, features: np.ndarray, candidates: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image's candidate masks [B, M, N] the `count` whose cut is clearest, and which of those are decided."""
+    """The `count` clearest cuts among each image's candidate masks [B, M, N], and which of them are decided."""
     margins = reference.cut_margins(features, candidates)
     best = np.argsort(-margins, axis=1, kind="stable")[:, :count]
     masks = np.take_along_axis(candidates, best[..., None], axis=1)
@@ -187,21 +187,21 @@ def decided_masks(
 
 
 def smooth_picture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A uint8 [H, W, 3] picture of soft coloured shapes with a little grain."""
+    """A uint8 [H, W, 3] image of soft coloured shapes with a little grain."""
     coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 7, 9)))
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0].permute(1, 2, 0).numpy()
     return np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
 
 
 def pixels_of(picture: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """float32 [3, S, S] of a uint8 [H, W, 3] picture, by the reference's own arithmetic."""
+    """float32 [3, S, S] of a uint8 [H, W, 3] image, with the reference preprocessing."""
     from PIL import Image
 
     return reference_pixels(Image.fromarray(picture), preprocessing)
 
 
 def _random_cover(rng: np.random.Generator, grid: int) -> np.ndarray:
-    """How much of each of `grid` cells in a row a random interval covers."""
+    """The share of each of `grid` cells in a row that a random interval covers."""
     low, high = np.sort(rng.uniform(0, grid, 2))
     high = min(grid, max(high, low + 0.3))
     cells = np.arange(grid)

@@ -1,4 +1,4 @@
-"""The checkpoint that a bundle was exported from, opened again."""
+"""Reopens the checkpoint that a bundle was exported from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qpert.runtime.errors import InputError
 
 @contextmanager
 def reopened(family: Family, manifest: Manifest, checkpoint: str | None) -> Iterator[Checkpoint]:
-    """The exported weights, at the bundle's image size; `checkpoint` says where they are now.
+    """The exported weights, at the bundle's image size. `checkpoint`: their current location.
 
     Raises:
         InputError: the checkpoint is not the one that was exported.
@@ -27,11 +27,11 @@ def reopened(family: Family, manifest: Manifest, checkpoint: str | None) -> Iter
 
 
 def check_same(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Raises InputError where the weights are not those that were exported."""
+    """Raises InputError if the weights are not those that were exported."""
     found, exported = checkpoint.record.sha256, manifest.checkpoint.sha256
     if found != exported:
         raise InputError(
             f"the checkpoint {checkpoint.record.source} has SHA-256 {found}, the bundle was exported from "
-            f"{manifest.checkpoint.source} with {exported}; pass --checkpoint with that one",
+            f"{manifest.checkpoint.source} with {exported}; pass that one as --checkpoint",
             code="checkpoint-differs",
         )

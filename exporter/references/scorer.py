@@ -1,8 +1,8 @@
-"""A live reference as something that ranks: pictures and captions in, scores out, on the schedule of an evaluation.
+"""A live reference that ranks: images and captions in, scores out, in an evaluation's order.
 
-From the picture file to the score it shares nothing with the deployed path but the token ids: pictures are opened,
-turned, resized and normalised here, with the checkpoint's constants and not with the bundle's, and masks of boxes are
-made cell by cell (`references.boxes`).
+From the image file to the score it shares only the token ids with the deployed path: images are opened, rotated,
+resized and normalised here, with the checkpoint's constants rather than the bundle's, and box masks are computed cell
+by cell (`references.boxes`).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ReferenceScorer:
-    """A `PairScorer` over a reference. `manifest`: of the bundle, for the names of tensors and the box settings.
+    """A `PairScorer` over a reference. `manifest`: the bundle's, for tensor names and box settings.
 
-    `pixels`: a picture file to float32 [3, S, S], from the checkpoint's own processor. `grid`: of image tokens.
+    `pixels`: image file → float32 [3, S, S], with the checkpoint's own processor. `grid`: of image tokens.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ReferenceScorer:
     pixels: Callable[[Path], np.ndarray]
 
     def encode_images(self, files: Sequence[Path], boxes: Sequence[Boxes | None], progress: Progress) -> ImageFeatures:
-        """B pictures with their boxes: float32 features as `Encoder.encode_images` gives them."""
+        """B images with their boxes → float32 features, like those of `Encoder.encode_images`."""
         parts = []
         with progress.stage(f"reference ({self.name}): encoding {len(files):,} images", len(files)) as advance:
             for start in range(0, len(files), IMAGES_AT_ONCE):
@@ -63,7 +63,7 @@ class ReferenceScorer:
         return concatenated(parts)
 
     def own_inputs(self, samples: Samples) -> Samples:
-        """The recorded pictures and captions, with the pixels and ids that this reference makes of them."""
+        """The recorded images and captions, with this reference's pixels and ids."""
         return with_own_inputs(samples, self.reference, self.pixels, self.manifest)
 
     def _run(self, graph: GraphSpec, slots: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Graphs to ONNX files: weights written once for all graphs that share them, then every file checked and opened."""
+"""Writes graphs as ONNX files, with shared weights written once, and checks every file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_graphs(
 ) -> None:
     """Write `folder/<name>.onnx` and the data files; memory holds one weight at a time.
 
-    `weight_files`: graph name → data file. Graphs of one file share what is equal.
+    `weight_files`: graph name → data file. Graphs with the same file share equal weights.
     """
     folder.mkdir()
     stored: dict[str, dict[str, Stored]] = {}
@@ -41,7 +41,7 @@ def write_graphs(
 
 
 def distinct(graphs: Mapping[str, WeightedGraph]) -> dict[str, Recipe]:
-    """The recipes of some graphs by key: what is equal is there once."""
+    """The recipes of some graphs by key, without duplicates."""
     return {recipe.key: recipe for graph in graphs.values() for recipe in graph.recipes.values()}
 
 
@@ -53,12 +53,12 @@ def recipe_bytes(recipe: Recipe) -> int:
 
 
 def check_graph(path: Path, spec: GraphSpec) -> None:
-    """onnx.checker with strict shape inference over the file, then names, dtypes and shapes against the declaration.
+    """Check a file with onnx.checker and strict shape inference, and its inputs and outputs against the declaration.
 
-    Last it is opened in ONNX Runtime.
+    Then open it in ONNX Runtime.
 
     Raises:
-        GraphError: what was traced is not what was declared, or a supported ONNX Runtime cannot read it.
+        GraphError: the traced graph differs from its declaration, or a supported ONNX Runtime cannot read it.
     """
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load_model(path, load_external_data=False)
@@ -68,7 +68,7 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
         wanted = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in declared]
         if described != wanted:
             raise GraphError(
-                f"graph {spec.name!r} has {described}, declared is {wanted}; please report this",
+                f"graph {spec.name!r} has {described}, expected {wanted} as declared; please report this",
                 code="graph-declaration",
             )
     check_versions(model, spec.name)

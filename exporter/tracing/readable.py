@@ -1,4 +1,4 @@
-"""Can every supported ONNX Runtime read the graph? Its versions are limited, and the graph is opened here."""
+"""Checks that every supported ONNX Runtime can read a graph: limits its versions, and opens it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from qpert.runtime.errors import QpertError, UnavailableError
 LOWEST_RUNTIME = "1.22"
 """The lowest ONNX Runtime that `qpert[cpu]` and `qpert[gpu]` allow (pyproject.toml)."""
 IR_VERSION = 10
-"""The highest that it reads, and what graphs are written with, whatever the installed onnx would write. (onnx 1.19
-writes 12 and ONNX Runtime 1.22.0 answers "Unsupported model IR version: 12, max supported IR version: 10".)"""
+"""The highest that it reads. Graphs are written with it, whatever version the installed onnx would write. (onnx 1.19
+writes 12, and ONNX Runtime 1.22.0 fails with "Unsupported model IR version: 12, max supported IR version: 10".)"""
 OPSET_LIMIT = 22
 """The highest opset of the standard operators that it reads."""
 
 
 class GraphError(QpertError):
-    """A graph that does not come out as declared: a bug in the exporter, found before a bundle exists."""
+    """A graph that differs from its declaration: a bug in the exporter, found before a bundle exists."""
 
     code = "graph"
 
 
 def check_versions(model: onnx.ModelProto, name: str) -> None:
-    """Raise GraphError where the IR version or an opset is above what the lowest supported ONNX Runtime reads."""
+    """Raise GraphError if the IR version or an opset exceeds what the lowest supported ONNX Runtime reads."""
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     foreign = {domain: version for domain, version in opsets.items() if domain != "ai.onnx"}
     if model.ir_version > IR_VERSION or opsets.get("ai.onnx", 0) > OPSET_LIMIT or foreign:

@@ -1,8 +1,8 @@
-"""From a stage of the network to a graph: `torch.onnx.export`, with the weights left open.
+"""Traces a stage of the network to a graph: `torch.onnx.export`, without weights.
 
-The traced module owns no numbers (its parameters are uninitialised memory that is never touched), so tracing costs the
+The traced module has no values (its parameters are uninitialised memory that is never touched), so tracing costs the
 same for four million and for a billion parameters. Parameters become graph inputs before onnxscript's optimiser runs:
-it can then simplify shapes and constants, and cannot bake a weight in.
+it can then simplify shapes and constants, but cannot embed a weight.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ OPSET = 20
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TRACE_LENGTHS = {"B": 2, "I": 2, "O": 3, "T": 4, "L": 7}
-"""Lengths of the dummy inputs: different numbers above 1, so that no two axes are taken for one."""
+"""Lengths of the dummy inputs: different numbers above 1, so that no two axes are mistaken for one."""
 
 
 def network_without_weights(
     family: Family, config: Any, perturbation: GraphPerturbation | None, precision: str
 ) -> nn.Module:
-    """The network with parameters of the right shapes and dtypes and no content, and the placeholder inside.
+    """The network with the placeholder for the query map, and parameters of the right shapes and dtypes without values.
 
     LayerNorm parameters stay float32: LayerNorm runs in float32 whatever the precision.
     """
@@ -49,7 +49,7 @@ def network_without_weights(
 
 
 def dummy_inputs(spec: GraphSpec) -> tuple[Tensor, ...]:
-    """Zeros in the declared dtypes; named axes get `TRACE_LENGTHS`."""
+    """Zeros in the declared dtypes. Named axes have the `TRACE_LENGTHS`."""
     return tuple(
         torch.zeros(
             [TRACE_LENGTHS[axis] if isinstance(axis, str) else axis for axis in tensor.shape],
@@ -85,7 +85,7 @@ def trace(stage: nn.Module, spec: GraphSpec) -> WeightedGraph:
 def _export(stage: nn.Module, spec: GraphSpec) -> Any:
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)  # it warns that torchvision, which nothing here uses, is missing
+    exporter_log.setLevel(logging.ERROR)  # it warns that torchvision, which is not used here, is missing
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -116,6 +116,6 @@ def _optimised(ir_model: Any) -> onnx.ModelProto:
     import onnx_ir
     import onnxscript.optimizer
 
-    with contextlib.redirect_stdout(sys.stderr):  # onnxscript 0.6 prints how many rules it applied; ours are results
+    with contextlib.redirect_stdout(sys.stderr):  # onnxscript 0.6 prints; stdout is for results
         onnxscript.optimizer.optimize(ir_model)
     return onnx_ir.to_proto(ir_model)

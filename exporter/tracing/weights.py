@@ -1,9 +1,9 @@
-"""Weights as recipes: what a graph needs is named while tracing, and made from the checkpoint only when it is written.
+"""Weights as recipes: tracing records how each weight is computed, and writing computes it from the checkpoint.
 
-A traced graph holds no numbers. Each of its weights is a parameter of the checkpoint, or a parameter that was
+A traced graph holds no values. Each of its weights is a parameter of the checkpoint, or a parameter that was
 transposed, concatenated or cast by an operator whose inputs are all weights. `fold_weights` turns such operators into
-recipes; `write_weights` evaluates each distinct recipe once, one after the other, straight into an external data file.
-So memory stays bounded by the largest tensor, and what several graphs share is stored once.
+recipes; `write_weights` evaluates the distinct recipes one after another, straight into an external data file. So
+memory use is bounded by the largest tensor, and weights that several graphs share are stored once.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ TORCH_DTYPES = {
 
 
 class TensorSource(Protocol):
-    """Where parameters come from, one at a time."""
+    """A source of parameters, read one at a time."""
 
     def get(self, name: str) -> Tensor:
-        """The parameter of that name, any floating dtype."""
+        """The parameter of that name, in any floating-point dtype."""
         ...
 
 
@@ -56,7 +56,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """Equal for recipes that give the same numbers."""
+        """Equal for recipes with the same result."""
         return json.dumps(self._description())
 
     def _description(self) -> list[Any]:
@@ -68,7 +68,7 @@ class Recipe:
         return own.union(*(part.parameters() for part in self.parts))
 
     def evaluate(self, source: TensorSource) -> Tensor:
-        """The numbers, in this recipe's dtype. Raises CheckpointError where that dtype cannot hold them."""
+        """The tensor, in this recipe's dtype. Raises CheckpointError if a value is outside that dtype's range."""
         dtype = TORCH_DTYPES[self.dtype]
         if self.kind == "parameter":
             return narrowed(source.get(self.name), dtype, self.name).reshape(self.shape)
@@ -79,7 +79,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class FoldableOperator:
-    """An ONNX operator that `fold_weights` knows: its result's name, shape and numbers from its inputs'."""
+    """An ONNX operator that `fold_weights` supports: how its result's name, shape and values follow from its inputs."""
 
     name: Callable[[list[Recipe]], str]
     shape: Callable[[list[Recipe], dict[str, Any]], tuple[int, ...]]
@@ -113,14 +113,14 @@ OPERATORS: dict[str, FoldableOperator] = {
 
 @dataclass
 class WeightedGraph:
-    """A graph whose weights are placeholders (external data that does not exist yet), and the recipe of each."""
+    """A graph whose weights are placeholders (external data that does not exist yet), with their recipes."""
 
     graph: gs.Graph
     recipes: dict[str, Recipe]
 
 
 def placeholder(name: str, recipe: Recipe) -> gs.Constant:
-    """A constant that names its recipe and holds no numbers; graph-surgeon passes it through untouched."""
+    """A constant with its recipe's name and no values; graph-surgeon passes it through unchanged."""
     proto = onnx.TensorProto(name=name, data_type=recipe.dtype, dims=recipe.shape)
     proto.data_location = onnx.TensorProto.EXTERNAL
     proto.external_data.add(key="location", value="not written yet")
@@ -128,7 +128,7 @@ def placeholder(name: str, recipe: Recipe) -> gs.Constant:
 
 
 def weighted_graph(model: onnx.ModelProto, weights: Mapping[str, str]) -> WeightedGraph:
-    """Turn graph inputs that stand for parameters into placeholders.
+    """Convert the graph inputs that are parameters to placeholders.
 
     Args:
         model: a traced model whose parameters are inputs.
@@ -184,13 +184,13 @@ def fold_weights(weighted: WeightedGraph) -> WeightedGraph:
 
 
 def free_name(name: str, taken: Mapping[str, Recipe]) -> str:
-    """`name`, with a number where another recipe has it."""
+    """`name`, with a number appended if another recipe has it."""
     numbered = (f"{name}.{number}" for number in itertools.count(2))
     return next(candidate for candidate in (name, *itertools.islice(numbered, len(taken))) if candidate not in taken)
 
 
 def operands(node: gs.Node) -> tuple[dict[str, Any], list[gs.Tensor]]:
-    """A node's attributes and the tensors that it works on; a Reshape's constant shape counts as an attribute."""
+    """A node's attributes and data inputs. A Reshape's constant shape counts as an attribute."""
     if node.op != "Reshape":
         return dict(node.attrs), list(node.inputs)
     tensor, shape = node.inputs
@@ -200,7 +200,7 @@ def operands(node: gs.Node) -> tuple[dict[str, Any], list[gs.Tensor]]:
 
 
 def recipe_of(tensor: gs.Tensor, recipes: Mapping[str, Recipe]) -> Recipe | None:
-    """The recipe of a tensor, where it is a weight or a constant of floating dtype."""
+    """The recipe of a tensor that is a weight or a float32 constant, else None."""
     if tensor.name in recipes:
         return recipes[tensor.name]
     if not isinstance(tensor, gs.Constant) or tensor.dtype != "float32":
@@ -210,7 +210,7 @@ def recipe_of(tensor: gs.Tensor, recipes: Mapping[str, Recipe]) -> Recipe | None
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a weight lies: file, offset and length in bytes."""
+    """Location of a weight: file, offset and length in bytes."""
 
     location: str
     offset: int
@@ -225,7 +225,7 @@ def write_weights(
     *,
     on_bytes: Callable[[int], None] | None = None,
 ) -> dict[str, Stored]:
-    """Evaluate each distinct recipe once into `stream`; returns where each lies, by `Recipe.key`."""
+    """Evaluate each distinct recipe once into `stream`; returns their locations by `Recipe.key`."""
     stored: dict[str, Stored] = {}
     for recipe in recipes:
         key = recipe.key
@@ -241,7 +241,7 @@ def write_weights(
 
 
 def point_to(model: onnx.ModelProto, recipes: Mapping[str, Recipe], stored: Mapping[str, Stored]) -> None:
-    """Give every placeholder initializer of `model` its place in the data file."""
+    """Set the location in the data file of every placeholder initializer of `model`."""
     for tensor in model.graph.initializer:
         if tensor.name not in recipes:
             continue

@@ -1,1 +1,1 @@
-"""The query perturbation three ways: oracle (eigendecomposition), placeholder (what tracing leaves) and lowering."""
+"""The query perturbation in three forms: oracle (eigendecomposition), placeholder (for tracing) and lowering."""

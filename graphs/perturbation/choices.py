@@ -9,12 +9,12 @@ from torch import Tensor
 
 QueryMap = Callable[..., Tensor]
 """(keys [B,A,H,N,d], object_masks [B,O,N], box_weights [B,O], *, threshold) → [B,A,H,d,d]: the `eigh` oracle or the
-placeholder that tracing leaves."""
+tracing placeholder."""
 
 
 @dataclass(frozen=True)
 class GraphPerturbation:
-    """What a graph cannot be told from outside; the rest is decided by the host."""
+    """Settings that are fixed inside a graph; the host decides the others."""
 
     threshold: float = 0.95
     preserve_norm: bool = False

@@ -17,19 +17,19 @@ from qpert.graphs.perturbation.placeholder import DOMAIN, OPERATOR
 from qpert.graphs.perturbation.purification import Projectors, leading_projectors
 
 HEADS_AT_ONCE = 24
-"""Layers × heads whose matrices are computed side by side. An iteration goes over whole tensors many times: 24 heads
-and 8 boxes make 3 MB each, of which the few that live stay in a CPU's cache; on an EPYC all 72 of BLIP-2 took half as
-long again. Fewer at once are more operators, which take their time without boxes too: `image_query` on a Xeon, for 0, 1
-and 8 boxes, takes 120, 145 and 292 ms with 24 and 126, 151 and 263 ms with 12, which TensorRT-RTX compiles in 116 s
-instead of 30."""
+"""Layers × heads whose matrices are computed together. An iteration reads whole tensors many times: with 24 heads and 8
+boxes each takes 3 MB, and the few live ones stay in a CPU's cache; on an EPYC, all 72 of BLIP-2 at once took 50 %
+longer. Smaller groups need more operators, which take time even without boxes: `image_query` on a Xeon, for 0, 1 and 8
+boxes, takes 120, 145 and 292 ms with 24 and 126, 151 and 263 ms with 12, which TensorRT-RTX compiles in 116 s instead
+of 30."""
 
 
 def lower_query_map(graph: gs.Graph) -> gs.Graph:
     """Replace each `qpert::QueryMap` node by standard operators.
 
     Inputs of the node are float32: keys [B, A, H, N, d], object_masks [B, O, N], box_weights [B, O]; its output is
-    [B, A, H, d, d]. All but d may be symbolic, and O may be 0: M is then exactly I, as it is with zero weights. M is
-    I as well where keys of that head, or one of the image's masks, hold anything that is not finite.
+    [B, A, H, d, d]. All but d may be symbolic, and O may be 0: M is then exactly I, as with zero weights. M is also I
+    if the head's keys, or one of the image's masks, hold NaN or infinity.
 
     Raises:
         ValueError: the head dimension d of a node's keys is not a number.
@@ -57,7 +57,7 @@ def _lower(ops: Operators, node: gs.Node) -> None:
 
 
 def _parts(ops: Operators, keys: gs.Tensor) -> list[gs.Tensor]:
-    """[B, A, H, N, d] cut along the layers, where their number is known, into parts of `HEADS_AT_ONCE` at most."""
+    """[B, A, H, N, d] split along the layers, if their number is known, into parts of at most `HEADS_AT_ONCE`."""
     layers, heads = (keys.shape or [None] * 5)[1:3]
     if not isinstance(layers, int) or not isinstance(heads, int):
         return [keys]
@@ -67,13 +67,13 @@ def _parts(ops: Operators, keys: gs.Tensor) -> list[gs.Tensor]:
     groups = np.array_split(np.arange(layers), count)
     stack = keys.inputs[0] if keys.inputs else None
     if stack is not None and (stack.op, stack.attrs.get("axis"), len(stack.inputs)) == ("Concat", 1, layers):
-        # Undone, not cut up again.
+        # Use the stack's inputs instead of splitting it again.
         return [_stacked(ops, [stack.inputs[i] for i in group], keys.shape) for group in groups]
     return ops.split(keys, ops.constant("part_sizes", [len(group) for group in groups], np.int64), axis=1)
 
 
 def _stacked(ops: Operators, layers: list[gs.Tensor], shape: list[int | str]) -> gs.Tensor:
-    """Tensors [B, 1, H, N, d] as one [B, A, H, N, d], of whose `shape` all but A is right."""
+    """Tensors [B, 1, H, N, d] as one [B, A, H, N, d]; `shape` is right except for A."""
     if len(layers) == 1:
         return layers[0]
     stacked = ops("Concat", *layers, axis=1)
@@ -83,14 +83,14 @@ def _stacked(ops: Operators, layers: list[gs.Tensor], shape: list[int | str]) ->
 
 def _map(ops: Operators, projectors: Projectors, weights: gs.Tensor) -> gs.Tensor:
     """I + Σ_b w_b P_b: [B, A, H, O, d, d] and [B, 1, 1, O, 1, 1] to [B, A, H, d, d]."""
-    settled = ops("Mul", projectors.settled, ops("Mul", projectors.settled_weight, weights))
+    resolved = ops("Mul", projectors.resolved, ops("Mul", projectors.resolved_weight, weights))
     soft = ops("Mul", projectors.soft, ops("Mul", projectors.soft_weight, weights))
-    weighted = ops("Add", settled, soft)
+    weighted = ops("Add", resolved, soft)
     total = ops("ReduceSum", weighted, ops.constant("object_axis", [3], np.int64), keepdims=0)
-    # What is not finite must not reach a query, not even times zero.
+    # NaN and infinity must not reach a query, not even multiplied by zero.
     finite = ops.less(ops("Abs", total), ops.constant("greatest", np.finfo(np.float32).max))
     total = ops("Where", finite, total, 0.0)
-    # Exactly symmetric, whatever order a backend adds in.
+    # Exactly symmetric, in whatever order a backend adds.
     total = ops("Mul", ops("Add", total, ops("Transpose", total, perm=[0, 1, 2, 4, 3])), 0.5)
     return ops("Add", total, ops.constant("identity", np.eye(ops.size)))
 
@@ -113,7 +113,7 @@ class _Masks(NamedTuple):
 
 
 def _squared_masks(ops: Operators, object_masks: gs.Tensor) -> _Masks:
-    """In the shapes, 0 stands for the length that an axis has; so it does where O is 0."""
+    """In the shapes, 0 copies the length of an axis, including O = 0."""
     squared = ops("Unsqueeze", ops("Mul", object_masks, object_masks), ops.constant("mask_axes", [1, 2, 4], np.int64))
     lengths = ops("Shape", object_masks, start=1, dtype=np.int64)  # O, N
     lead, square = (
@@ -128,15 +128,15 @@ def _squared_masks(ops: Operators, object_masks: gs.Tensor) -> _Masks:
 def _grams(ops: Operators, keys: gs.Tensor, masks: _Masks) -> gs.Tensor:
     """C_b = Kᵀ diag(m_b)² K: [B, A, H, N, d] to [B, A, H, O, d, d].
 
-    The boxes of a head are stacked, so that its keys are one factor of one product; and to ONNX Runtime a product of
-    none and one is an error, not none.
+    The boxes of a head are stacked, so that its keys are a factor of a single product. ONNX Runtime also
+    rejects a product of 0 matrices with 1.
     """
     turned = ops("Transpose", keys, perm=[0, 1, 2, 4, 3])
     turned = ops("Unsqueeze", turned, ops.constant("object_axis", [3], np.int64))  # [B, A, H, 1, d, N]
     masked = ops("Reshape", ops("Mul", masks.squared, turned), masks.stacked)  # [B, A, H, O d, N]
     grams = ops("Reshape", ops("MatMul", masked, keys), masks.apart)
     if keys.shape and masks.objects is not None:
-        # ONNX Runtime can't tell what a computed shape is, and from here on would reuse no memory, as it does not know
-        # which tensors are of one size; it looked for ones that are until opening took a second and a half.
+        # ONNX Runtime cannot infer a computed shape. It would then not know which tensors have the same size, reuse no
+        # memory from here on, and take a second and a half to open while looking for them.
         grams.shape = [*keys.shape[:3], masks.objects, ops.size, ops.size]
     return grams

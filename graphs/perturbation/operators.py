@@ -1,4 +1,4 @@
-"""A short way to write standard ONNX operators into a graph-surgeon graph."""
+"""A concise way to add standard ONNX operators to a graph-surgeon graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 
 class Operators:
-    """Appends nodes to `graph`; names of nodes and tensors start with `prefix`. Tensors are float32 unless said.
+    """Appends nodes to `graph`; names of nodes and tensors start with `prefix`. Tensors are float32 by default.
 
     `size` is d, the side of the matrices.
     """
@@ -26,7 +26,7 @@ class Operators:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Put `name` into the names of everything that is added inside."""
+        """Add `name` to the names of everything added inside."""
         self._path.append(name)
         try:
             yield
@@ -34,7 +34,7 @@ class Operators:
             self._path.pop()
 
     def constant(self, name: str, values: object, dtype: type = np.float32) -> gs.Constant:
-        """An initializer `prefix/name`, made once."""
+        """The initializer `prefix/name`, created once."""
         full = f"{self._path[0]}/{name}"
         if full not in self._constants:
             self._constants[full] = gs.Constant(full, np.asarray(values, dtype))
@@ -51,7 +51,7 @@ class Operators:
         return output
 
     def split(self, tensor: gs.Tensor, sizes: gs.Constant, *, axis: int) -> list[gs.Variable]:
-        """Cut `tensor` along `axis` into parts of these lengths."""
+        """Split `tensor` along `axis` into parts of these lengths."""
         first = self("Split", tensor, sizes, axis=axis)
         (node,) = first.inputs
         rest = [gs.Variable(f"{node.name}:{i}", np.float32) for i in range(1, len(sizes.values))]
@@ -64,27 +64,27 @@ class Operators:
     def dot(self, left: gs.Tensor, right: gs.Tensor) -> gs.Variable:
         """⟨A, B⟩ = Σ_ij a_ij b_ij, which is tr(AB) of symmetric matrices: [B, A, H, O, d, d] twice to [..., 1, 1].
 
-        A product of a row and a column reads both and writes nothing; Mul and ReduceSum would write d² numbers first.
+        A row times a column reads both and writes only the result; Mul and ReduceSum would write d² numbers first.
         """
         with self.scope("dot"):
             return self("MatMul", self._row(left), self._column(right))
 
     def trace(self, matrices: gs.Tensor) -> gs.Variable:
-        """tr A: [B, A, H, O, d, d] to [..., 1, 1]. Of the row, every (d+1)-th number lies on the diagonal."""
+        """tr A: [B, A, H, O, d, d] to [..., 1, 1]. Every (d+1)-th number of the row is on the diagonal."""
         with self.scope("trace"):
             bounds = [self.constant(f"diagonal_{name}", [value], np.int64) for name, value in self._diagonal.items()]
             diagonal = self("Slice", self._row(matrices), *bounds)  # [B, A, H, O, 1, d]
             return self("ReduceSum", diagonal, self.constant("last_axis", [5], np.int64), keepdims=1)
 
     def _row(self, matrices: gs.Tensor) -> gs.Tensor:
-        """[B, A, H, O, d, d] as [B, A, H, O, 1, d²]; the lengths are spelt out because O may be 0."""
+        """[B, A, H, O, d, d] as [B, A, H, O, 1, d²]; all lengths are explicit because O may be 0."""
         if matrices.name not in self._rows:
             shape = self.constant("row_shape", [0, 0, 0, 0, 1, self.size**2], np.int64)
             self._rows[matrices.name] = self("Reshape", matrices, shape)
         return self._rows[matrices.name]
 
     def _column(self, matrices: gs.Tensor) -> gs.Tensor:
-        """The row, turned: ONNX Runtime then takes its kernel for products of two rows."""
+        """The row, transposed: ONNX Runtime then uses its kernel for products of two rows."""
         return self("Transpose", self._row(matrices), perm=[0, 1, 2, 3, 5, 4])
 
     def combine(self, a: gs.Tensor, left: gs.Tensor, b: gs.Tensor, right: gs.Tensor) -> gs.Variable:

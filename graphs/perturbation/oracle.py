@@ -1,4 +1,4 @@
-"""The query perturbation read literally from its definition, by eigendecomposition: what every lowering must match.
+"""The query perturbation directly from its definition, by eigendecomposition. Every lowering must match it.
 
 Source: object-aware query perturbation, ECCV 2024, sections 4.2 to 4.4 and supplement A.2. For the keys K [N, d] of one
 head and the token mask m of one box, K_b = diag(m) K and C = K_bᵀ K_b = Φ Λ Φᵀ with descending eigenvalues; the
@@ -18,17 +18,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KeySubspaces:
-    """Key subspaces of every box, layer and head, with how clear each cut was."""
+    """Key subspaces of every box, layer and head, with measures of how clear each cut is."""
 
     projectors: Tensor
-    """[B, O, A, H, d, d] float64: P, zero where nothing is covered."""
+    """[B, O, A, H, d, d] float64: P, zero if nothing is covered."""
     ranks: Tensor
-    """[B, O, A, H] int64: p, zero where nothing is covered."""
+    """[B, O, A, H] int64: p, zero if nothing is covered."""
     margins: Tensor
-    """[B, O, A, H] float64: min(|c_p − τ|, |c_{p+1} − τ|), the two ratios that decide the cut; +inf where nothing is
-    covered. c_1 counts as well, though p is one on either side of it: what steers by energy stands between the two."""
+    """[B, O, A, H] float64: min(|c_p − τ|, |c_{p+1} − τ|), the two ratios that decide the cut; +inf if nothing is
+    covered. c_1 counts too, although p is one on either side of it: a method steered by energy is undecided there."""
     gaps: Tensor
-    """[B, O, A, H] float64: (λ_p − λ_{p+1}) / λ_1, with λ_{d+1} = 0; +inf where nothing is covered."""
+    """[B, O, A, H] float64: (λ_p − λ_{p+1}) / λ_1, with λ_{d+1} = 0; +inf if nothing is covered."""
 
 
 def key_subspaces(keys: Tensor, object_masks: Tensor, *, threshold: float) -> KeySubspaces:
@@ -37,14 +37,14 @@ def key_subspaces(keys: Tensor, object_masks: Tensor, *, threshold: float) -> Ke
     Args:
         keys: [B, A, H, N, d], any float dtype; computed in float64.
         object_masks: [B, O, N] in [0, 1], the share of each token's cell that the box covers (0 for CLS).
-        threshold: τ in (0, 1], the contribution ratio that the kept eigenvalues stay below.
+        threshold: τ in (0, 1], the upper bound of the kept eigenvalues' contribution ratio.
 
     Raises:
-        ValueError: τ outside (0, 1], or shapes that do not belong together.
+        ValueError: τ outside (0, 1], or shapes that do not match.
     """
     _check(keys, object_masks, threshold)
     eigenvalues, eigenvectors = torch.linalg.eigh(_masked_gram(keys, object_masks))
-    # Rank-deficient matrices have eigenvalues of about ±1e-16 λ_1 in float64: those are zeros.
+    # Rank-deficient matrices have eigenvalues of about ±1e-16 λ_1 in float64: those count as zeros.
     eigenvalues = eigenvalues.flip(-1).clamp(min=0)  # [B, O, A, H, d]
     eigenvectors = eigenvectors.flip(-1)
     total = eigenvalues.sum(-1, keepdim=True)
@@ -62,24 +62,24 @@ def key_subspaces(keys: Tensor, object_masks: Tensor, *, threshold: float) -> Ke
 
 
 def query_map(keys: Tensor, object_masks: Tensor, box_weights: Tensor, *, threshold: float) -> Tensor:
-    """M = I + Σ_b w_b P_b, the one matrix by which a head's queries are multiplied (paper, section 4.4).
+    """M = I + Σ_b w_b P_b, the matrix by which a head's queries are multiplied (paper, section 4.4).
 
     Args:
         keys: [B, A, H, N, d], any float dtype.
         object_masks: [B, O, N]; O may be 0.
-        box_weights: [B, O], the finished scalar of each box; 0 for padding.
+        box_weights: [B, O], the final weight of each box; 0 for padding.
         threshold: τ in (0, 1].
 
     Returns:
         [B, A, H, d, d] in the dtype of `keys`; exactly I without boxes or with zero weights.
 
     Raises:
-        ValueError: τ outside (0, 1], or shapes that do not belong together.
+        ValueError: τ outside (0, 1], or shapes that do not match.
     """
     if box_weights.shape != object_masks.shape[:2]:
         raise ValueError(
             f"box_weights has shape {tuple(box_weights.shape)}, expected {tuple(object_masks.shape[:2])} "
-            "([B, O] of object_masks); give one weight a box"
+            "([B, O] of object_masks); pass one weight per box"
         )
     projectors = key_subspaces(keys, object_masks, threshold=threshold).projectors
     weighted = torch.einsum("bo,boahij->bahij", box_weights.double(), projectors)
@@ -88,7 +88,7 @@ def query_map(keys: Tensor, object_masks: Tensor, box_weights: Tensor, *, thresh
 
 
 def perturb_queries(queries: Tensor, query_map: Tensor, *, preserve_norm: bool) -> Tensor:
-    """q' = q M, on request with each query's norm restored: q'_i ← ‖q_i‖ q'_i / ‖q'_i‖.
+    """q' = q M, optionally with each query's norm restored: q'_i ← ‖q_i‖ q'_i / ‖q'_i‖.
 
     Args:
         queries: [..., Q, d], after the query projection and bias, before the 1/√d scaling.
@@ -129,7 +129,7 @@ def _masked_gram(keys: Tensor, object_masks: Tensor) -> Tensor:
 
 
 def _margins(ratios: Tensor, ranks: Tensor, threshold: float) -> Tensor:
-    """min over c_p and c_{p+1} of |c − τ|; c_{d+1} does not exist."""
+    """min over c_p and c_{p+1} of |c − τ|, without c_{d+1}."""
     distance = torch.nn.functional.pad((ratios - threshold).abs(), (0, 1), value=torch.inf)
     at_rank = distance.gather(-1, (ranks - 1).clamp(min=0)[..., None])[..., 0]
     after = distance.gather(-1, ranks[..., None])[..., 0]

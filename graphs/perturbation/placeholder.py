@@ -1,7 +1,7 @@
-"""The custom operator that tracing leaves in the graph where the eigendecomposition would be.
+"""The custom operator that represents the eigendecomposition in a traced graph.
 
-One node stands for all cross-attention layers, heads and boxes: `qpert::QueryMap(keys, object_masks, box_weights)` with
-the attribute `threshold`. No runtime knows it: a lowering puts standard operators in its place.
+One node covers all cross-attention layers, heads and boxes: `qpert::QueryMap(keys, object_masks, box_weights)` with
+the attribute `threshold`. No runtime supports it; the lowering replaces it with standard operators.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ VERSION = 1
 
 
 def query_map_placeholder(keys: Tensor, object_masks: Tensor, box_weights: Tensor, *, threshold: float) -> Tensor:
-    """Stand for `qpert.graphs.perturbation.oracle.query_map` while tracing.
+    """Replace `qpert.graphs.perturbation.oracle.query_map` while tracing.
 
     Args:
         keys: float32 [B, A, H, N, d].
@@ -24,7 +24,7 @@ def query_map_placeholder(keys: Tensor, object_masks: Tensor, box_weights: Tenso
         threshold: τ, kept as an attribute of the node.
 
     Returns:
-        float32 [B, A, H, d, d]; only its shape and dtype mean anything.
+        float32 [B, A, H, d, d]; only its shape and dtype are meaningful.
     """
     batch, layers, heads, _, size = keys.shape
     mapped: Tensor = torch.onnx.ops.symbolic(

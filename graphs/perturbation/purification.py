@@ -1,30 +1,30 @@
 """Projectors onto leading eigenvectors without an eigensolver: density-matrix purification in standard ONNX operators.
 
 Source: SP2, A. M. N. Niklasson, Phys. Rev. B 66, 155115 (2002): repeated X² or 2X − X² drives the eigenvalues of X to 0
-or 1 and leaves its eigenvectors alone. There the trace says which of the two to take; here the energy tr(C X) / tr(C)
-does, as the cut is defined by it. What is added to SP2:
+or 1 and keeps its eigenvectors. In SP2 the trace decides between the two; here the energy tr(C X) / tr(C) does,
+because it defines the cut. Additions to SP2:
 
 1. `_scaled`: eigenvalues are mapped to [0, 1] between the bounds of Wolkowicz and Styan (Linear Algebra Appl. 29, 471,
-   1980), mean ± deviation √(d−1), so that a nearly flat spectrum starts spread out.
-2. `_accelerated`: where even 2X − X² stays below τ, all eigenvectors with x ≥ u = (E(X) − E(X²)) / (τ − E(X)) lie above
-   the cut: there x + x (1 − x) / u ≥ 1, and the energy E of X + (X − X²) / u is τ. They need no order among themselves:
+   1980), mean ± deviation √(d−1), so that a nearly flat spectrum is spread out first.
+2. `_accelerated`: if even 2X − X² stays below τ, all eigenvectors with x ≥ u = (E(X) − E(X²)) / (τ − E(X)) are above
+   the cut: there x + x (1 − x) / u ≥ 1, and the energy E of X + (X − X²) / u is τ. Their order does not matter:
    X ← 2αX − α²X² with α = 2/(1 + u) folds them onto each other and stretches the rest by up to 4 instead of 2.
-   (Folding: E. H. Rubensson, J. Chem. Theory Comput. 7, 1233, 2011.) Otherwise X²: it brings what is undecided down,
-   from where the next stretch is long. No trace is needed.
-3. `_steered`: where τ lies between the two results, the mean of the undecided eigenvalues decides,
-   tr((X + X²)(X − X²)) / tr(X − X²) against 3/4; it keeps them away from 0 and 1, where a step would merge them with
-   what is dropped or kept.
-4. `undecided.settle`: the last one or two undecided values are computed from traces and removed exactly.
+   (Folding: E. H. Rubensson, J. Chem. Theory Comput. 7, 1233, 2011.) Otherwise X²: it lowers the undecided values,
+   so that the next stretch is long. No trace is needed.
+3. `_steered`: if τ is between the two results, the mean of the undecided eigenvalues decides,
+   tr((X + X²)(X − X²)) / tr(X − X²) against 3/4; this keeps them away from 0 and 1, where a step would merge them
+   with dropped or kept values.
+4. `undecided.resolve`: the last one or two undecided values are computed from traces and removed exactly.
 
-Products of d × d matrices: 40 (16 + 17 + 1 steps, 2 to settle, 4 to polish), whatever d and the rank. Nothing is
-transposed or symmetrised on the way: rounding that is not symmetric grows and shrinks as symmetric rounding does.
+Products of d × d matrices: 40 (16 + 17 + 1 steps, 2 to resolve, 4 to polish), for any d and rank. Nothing is
+transposed or symmetrised in between: asymmetric rounding errors grow and shrink as symmetric ones do.
 
 Accuracy (benchmarks/perturbation_accuracy.py against `torch.linalg.eigh` in float64; figures in benchmarks/results):
-where the ratio at the cut is farther than 1e-5 from τ and the gap at the cut exceeds 1e-5 λ_1, errors are of the size
-that an exact decomposition of the same float32 C has; about one matrix in 10,000 exceeds ‖P − P_oracle‖_F = 1e-3.
+if the ratio at the cut is farther than 1e-5 from τ and the gap at the cut exceeds 1e-5 λ_1, errors are as large as
+those of an exact decomposition of the same float32 C; about one matrix in 10,000 exceeds ‖P − P_oracle‖_F = 1e-3.
 Eigenvalues of the cut closer than that are limited by float32 itself, and within 1e-5 of τ the rank may be one off.
 
-Everything is float32, whatever surrounds it; on a GPU the products must not be rounded to TF32.
+Everything is float32, in graphs of any precision; on a GPU the products must not be rounded to TF32.
 """
 
 from __future__ import annotations
@@ -35,52 +35,52 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qpert.graphs.perturbation.operators import Operators
-from qpert.graphs.perturbation.undecided import settle
+from qpert.graphs.perturbation.undecided import resolve
 
 ACCELERATED_STEPS = 16
 STEERED_STEPS = 17
 """The fewest that reach that accuracy; fewer steered steps leave close pairs undecided."""
 CENTRED_STEPS = 1
-"""Steered by the mean alone: brings what is undecided towards the middle, where settling is best conditioned."""
+"""Steered by the mean only: moves undecided values towards the middle, where `resolve` is best conditioned."""
 POLISHING_STEPS = 2
-"""Each squares what is left: the error of the settled values."""
+"""Each squares the remaining error of the resolved values."""
 PRODUCTS = ACCELERATED_STEPS + STEERED_STEPS + CENTRED_STEPS + 2 + 2 * POLISHING_STEPS
 
 STEPS_AT_ONE_SCALE = 4
-"""k goes from 1 to 4⁻¹, 4⁻³, 4⁻⁷, 4⁻¹⁵ at most, and R with it; one step more and squares of R would underflow."""
+"""k goes from 1 to 4⁻¹, 4⁻³, 4⁻⁷, 4⁻¹⁵ at most, and R with it; after another step, squares of R would underflow."""
 
 UNFOLDED = 0.1
-"""u is moved towards 1 by this share. The bound is sharp where X has two distinct values: what lies just below it, and
-must be dropped, would be folded onto what is kept. It costs no steps."""
+"""u is moved towards 1 by this share. The bound is sharp if X has two distinct values: a value just below it, which
+must be dropped, would be folded onto kept ones. It costs no steps."""
 
 STEPS_BY_RECURRENCE = 6
-"""After so many the energy and the trace are measured again. 2E − E' doubles an error of E at every step that grows,
+"""After this many, the energy and the trace are measured again. 2E − E' doubles an error of E at every step that grows,
 and near τ such steps come in runs of twelve and more."""
 
 SLACK = 0.01
 """The bounds are widened by this share, so that rounding leaves no eigenvalue outside [0, 1], where steps diverge."""
 
 OUTSIDE = -5e-5
-"""Rounding can leave values above 1, which X² doubles, or below 0, which 2X − X² doubles. Where all is decided this may
-go on for many steps: Σ w (x + x²) / 2, w = x − x², or Σ w less that, lies below this then, as rounding alone does
-not."""
+"""Rounding can leave values above 1, which X² doubles, or below 0, which 2X − X² doubles. If all is decided, this may
+continue for many steps: then Σ w (x + x²) / 2 with w = x − x², or Σ w minus that, is below this bound, which rounding
+alone does not reach."""
 STEPS_BETWEEN_GUARDS = 4
-"""So often that is looked at: three doublings leave it small."""
+"""The interval of that check: three doublings stay small."""
 
 GREATEST_DEFECT = 0.05
 """‖P − P²‖² before the last polish; one eigenvalue of 0.5 makes 0.06, one of −0.2 or 1.2 as much."""
 
 
 class _Folded(NamedTuple):
-    """X as R / k: X² is R² / k², and of 2αX − α²X² only R² − (2k/α) R has to be computed."""
+    """X as R / k: X² is R² / k², and 2αX − α²X² only needs R² − (2k/α) R."""
 
     R: gs.Tensor  # [B, A, H, O, d, d]
-    one: gs.Tensor  # [B, A, H, O, 1, 1], k: where the eigenvalue 1 of X is in R
+    one: gs.Tensor  # [B, A, H, O, 1, 1], k: the value in R of X's eigenvalue 1
     energy: gs.Tensor  # [B, A, H, O, 1, 1], tr(C R) / tr(C)
 
 
 class _Steered(NamedTuple):
-    """X as ±R; the rest is of X."""
+    """X as ±R; the other fields describe X."""
 
     R: gs.Tensor  # [B, A, H, O, d, d]
     twice: gs.Tensor  # [B, A, H, O, 1, 1], ±2
@@ -89,11 +89,11 @@ class _Steered(NamedTuple):
 
 
 class Projectors(NamedTuple):
-    """The matrices to take with these weights, one of which is 1, or both are 0."""
+    """Two matrices and their weights: one weight is 1, or both are 0."""
 
-    settled: gs.Tensor  # [B, A, H, O, d, d]
+    resolved: gs.Tensor  # [B, A, H, O, d, d]
     soft: gs.Tensor  # [B, A, H, O, d, d]
-    settled_weight: gs.Tensor  # [B, A, H, O, 1, 1]
+    resolved_weight: gs.Tensor  # [B, A, H, O, 1, 1]
     soft_weight: gs.Tensor  # [B, A, H, O, 1, 1]
 
 
@@ -106,9 +106,8 @@ def leading_projectors(ops: Operators, gram: gs.Tensor, threshold: gs.Tensor) ->
         threshold: float32 scalar τ.
 
     Returns:
-        P = settled_weight · settled + soft_weight · soft, float32 [B, A, H, O, d, d]; zero where `gram` is zero;
-        fractional where too many eigenvalues coincide at the cut for float32 to choose; not finite where `gram` holds
-        anything that is not.
+        P = resolved_weight · resolved + soft_weight · soft, float32 [B, A, H, O, d, d]; zero if `gram` is zero;
+        fractional if more eigenvalues coincide at the cut than float32 can separate; not finite if `gram` is not.
     """
     trace = ops.trace(gram)
     covered = ops.less(0.0, trace)
@@ -131,12 +130,12 @@ def leading_projectors(ops: Operators, gram: gs.Tensor, threshold: gs.Tensor) ->
             steered = _steered(ops, C, threshold, steered, by_energy=step < STEERED_STEPS, guarded=guarded)
     X = ops("Mul", steered.R, ops("Mul", steered.twice, 0.5))
     with ops.scope("settle"):
-        P = settle(ops, C, X, threshold=threshold)
+        P = resolve(ops, C, X, threshold=threshold)
     return _polished_or_soft(ops, P, X, covered)
 
 
 def _scaled(ops: Operators, C: gs.Tensor, covered: gs.Tensor) -> gs.Tensor:
-    """(C − low I) / (high − low), for tr(C) = 1: the mean eigenvalue is 1/d. Zero where C is."""
+    """(C − low I) / (high − low), for tr(C) = 1: the mean eigenvalue is 1/d. Zero if C is."""
     size = ops.size
     identity = ops.constant("identity", np.eye(size))
     squares = ops.dot(C, C)
@@ -151,7 +150,7 @@ def _scaled(ops: Operators, C: gs.Tensor, covered: gs.Tensor) -> gs.Tensor:
 
 
 def _accelerated(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, folded: _Folded) -> _Folded:
-    """X² where 2X − X² would reach τ, else 2αX − α²X² with α = 2 / (1 + u), which folds at 1/α, midway from u to 1."""
+    """X² if 2X − X² would reach τ, else 2αX − α²X² with α = 2 / (1 + u), which folds at 1/α, midway from u to 1."""
     R, one, energy = folded
     Y = ops("MatMul", R, R)
     energy_squared = ops.dot(C, Y)
@@ -171,7 +170,7 @@ def _accelerated(ops: Operators, C: gs.Tensor, threshold: gs.Tensor, folded: _Fo
 
 
 def _measured(ops: Operators, C: gs.Tensor, steered: _Steered) -> _Steered:
-    """The same matrices; energy and trace are theirs again, not what a recurrence made of earlier ones."""
+    """The same matrices, with energy and trace measured again instead of carried on by the recurrence."""
     R, twice, _, _ = steered
     sign = ops("Mul", twice, 0.5)
     return _Steered(R, twice, ops("Mul", sign, ops.dot(C, R)), ops("Mul", sign, ops.trace(R)))
@@ -180,7 +179,7 @@ def _measured(ops: Operators, C: gs.Tensor, steered: _Steered) -> _Steered:
 def _steered(
     ops: Operators, C: gs.Tensor, threshold: gs.Tensor, steered: _Steered, *, by_energy: bool, guarded: bool
 ) -> _Steered:
-    """X² or 2X − X²: by energy where both results lie on one side of τ, else by the mean of what is undecided.
+    """X² or 2X − X²: by energy if both results are on the same side of τ, else by the mean of the undecided values.
 
     2X − X² never lowers the energy, so "E ≥ τ, or the mean is high and the result would reach τ" is one comparison.
     """
@@ -191,7 +190,7 @@ def _steered(
     energy_grown = ops("Add", energy, ops("Sub", energy, energy_squared))
     undecided = ops("Sub", trace, squared)  # Σ w, w = x − x²
     weighted = ops("Sub", squared, fourth)  # Σ w (x + x²)
-    square = ops.less(ops("Mul", undecided, 0.75), weighted)  # the undecided are greater than a half
+    square = ops.less(ops("Mul", undecided, 0.75), weighted)  # the undecided values are above a half
     if by_energy:
         square = ops("GreaterOrEqual", ops("Where", square, energy_grown, energy), threshold, dtype=bool)
     if guarded:
@@ -210,17 +209,17 @@ def _steered(
 def _polished_or_soft(ops: Operators, P: gs.Tensor, X: gs.Tensor, covered: gs.Tensor) -> Projectors:
     """3P² − 2P³ (R. McWeeny, Rev. Mod. Phys. 32, 335, 1960): eigenvalues within ±0.36 of 0 or 1 converge, squaring.
 
-    Where three or more eigenvalues coincide at the cut, nothing computed in float32 can say which of them to keep, and
-    the settled P is no projector. X keeps a fraction of each there, whatever the basis: that is the answer then.
+    If three or more eigenvalues coincide at the cut, float32 cannot decide which of them to keep, and the resolved P is
+    not a projector. X keeps a fraction of each, in any basis; it is the result then.
     """
     for step in range(POLISHING_STEPS):
         with ops.scope(f"polish_{step}"):
             squared = ops("MatMul", P, P)
             defect = ops("Sub", P, squared)
             P = ops("Add", squared, ops("Mul", ops("MatMul", P, defect), 2.0))
-    settled = ops.less(ops.dot(defect, defect), ops.constant("greatest_defect", GREATEST_DEFECT))
+    resolved = ops.less(ops.dot(defect, defect), ops.constant("greatest_defect", GREATEST_DEFECT))
     bounded = ops.less(ops.dot(X, X), ops.constant("greatest_norm", ops.size + 1))
     bounded = ops("And", covered, bounded, dtype=bool)
     weight = ops("Where", bounded, 1.0, 0.0)
-    settled_weight = ops("Where", settled, weight, 0.0)
-    return Projectors(P, X, settled_weight, ops("Sub", weight, settled_weight))
+    resolved_weight = ops("Where", resolved, weight, 0.0)
+    return Projectors(P, X, resolved_weight, ops("Sub", weight, resolved_weight))

@@ -1,18 +1,18 @@
 """The end of a purification: the last one or two undecided eigenvalues, found from traces and removed exactly.
 
-After the steered steps all eigenvalues of X are 0 or 1 to within about 1e-7, but for those at the cut. Those live in
+After the steered steps all eigenvalues of X are 0 or 1 to within about 1e-7, except those at the cut. They remain in
 W = X − X². Let V = X W, and take traces as Σ_ij of products of two of W, V: both factors are zero off the undecided
-subspace, so rounding elsewhere does not add up. With weights w_i² = (x_i − x_i²)² the mean of the undecided x is
-f = ⟨V, W⟩ / ⟨W, W⟩ and, with Z = V − f W, their squared spread is s² = ⟨Z, Z⟩ / ⟨W, W⟩. If there are two values, each
-of any multiplicity, they are x = f + t with t² − βt − s² = 0 (Gauss quadrature with two nodes).
+subspace, so rounding errors elsewhere do not accumulate. With weights w_i² = (x_i − x_i²)² the mean of the undecided
+x is f = ⟨V, W⟩ / ⟨W, W⟩ and, with Z = V − f W, their squared spread is s² = ⟨Z, Z⟩ / ⟨W, W⟩. If there are two values,
+each of any multiplicity, they are x = f + t with t² − βt − s² = 0 (Gauss quadrature with two nodes).
 
 β comes from one more trace: M = tr(W − V), of weight x(1 − x)², or M = tr(V), of weight x²(1 − x), whichever is
-clearer. With h the distance of f from 0 (or from 1), m = h M − ⟨W, W⟩ and β = ±(⟨Z, Z⟩ M / (m ⟨W, W⟩) − h). Where m
-drowns in rounding the two are close together; taken to be of equal multiplicity, the ratio of their weights follows
+more accurate. With h the distance of f from 0 (or from 1), m = h M − ⟨W, W⟩ and β = ±(⟨Z, Z⟩ M / (m ⟨W, W⟩) − h). If m
+is below rounding errors, the two are close together; assuming equal multiplicity, the ratio of their weights follows
 from the slope of ln w.
 
-P = X + a W + b Z moves the two values where we want them. Of "neither", "the greater" and "both", the one that keeps
-most while its energy stays below τ is the definition of the rank, computed once more and exactly.
+P = X + a W + b Z moves the two values to 0 or 1. Keeping neither, the greater or both: the choice that keeps most while
+its energy stays below τ follows the definition of the rank, here evaluated exactly.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import onnx_graphsurgeon as gs
 from qpert.graphs.perturbation.operators import Operators
 
 NEAREST_TO_INTEGER = 1e-5
-"""Undecided values are taken to lie this far from 0 and 1; nearer ones are decided."""
+"""Undecided values are at least this far from 0 and 1; nearer ones are decided."""
 SKEW_NOISE = 3e-5
-"""The trace in m has an error of about 5e-7; β is used where that leaves it better than a tenth of the spread or so."""
+"""The trace in m has an error of about 5e-7; β is used if that leaves it accurate to about a tenth of the spread."""
 LEAST_LOGIT_SPREAD = 1e-2
-"""s / (f (1 − f)) below this is one value: relative gaps of 1e-5 arrive here as 0.04 or more, rounding as less."""
+"""s / (f (1 − f)) below this is one value: relative gaps of 1e-5 reach 0.04 or more here, rounding errors less."""
 LEAST_SQUARED_SPREAD = 2e-11
-"""⟨Z, Z⟩ of rounding alone is about 1e-12."""
+"""⟨Z, Z⟩ of rounding errors is about 1e-12."""
 LEAST_PARTICIPATION = 1.01
-"""(tr W)² / ⟨W, W⟩ is 1 for a single undecided eigenvalue, 2 for two alike: below this, the second hardly counts."""
+"""(tr W)² / ⟨W, W⟩ is 1 for a single undecided eigenvalue, 2 for two equal ones. Below this, the second is ignored."""
 ALIKE_PARTICIPATION = 1.7
-"""Values without a measurable β are close together, so they weigh alike; less says that a lone value has company far
-off that is decided well enough."""
+"""Values without a measurable β are close together, so their weights are nearly equal; less indicates a single value
+and a distant one that is decided well enough."""
 LEAST_KEPT_WEIGHT = 2e-8
 """⟨W, W⟩ of values below a half that may be kept: about 1.4e-4 for a single one."""
 
@@ -53,8 +53,8 @@ class _Move(NamedTuple):
     b: gs.Tensor
 
 
-def settle(ops: Operators, C: gs.Tensor, X: gs.Tensor, *, threshold: gs.Tensor) -> gs.Tensor:
-    """Emit the projector that X is close to, with two products; C has trace 1. See the module's description."""
+def resolve(ops: Operators, C: gs.Tensor, X: gs.Tensor, *, threshold: gs.Tensor) -> gs.Tensor:
+    """Emit the projector that X is close to, with two products; C has trace 1. See the module docstring."""
     W = ops("Sub", X, ops("MatMul", X, X))
     V = ops("MatMul", X, W)
     trace_W, trace_V = ops.trace(W), ops.dot(X, W)
@@ -68,7 +68,7 @@ def settle(ops: Operators, C: gs.Tensor, X: gs.Tensor, *, threshold: gs.Tensor) 
     energies = [ops.dot(C, matrix) for matrix in (X, W, Z)]
     traces = [ops.trace(X), trace_W, trace_Z]
     empty = ops.less(_moved(ops, traces, neither), 0.75)  # the rank is at least one
-    # What is this near to 0 may be rounding alone, spread over all dropped directions; to keep it would magnify that.
+    # A value this near to 0 may be rounding errors over all dropped directions; keeping it would magnify them.
     real = ops.less(ops.constant("least_kept_weight", LEAST_KEPT_WEIGHT), ops("Max", WW, ops("Sub", mean, 0.5)))
     greater_fits = ops("Or", empty, ops.less(_moved(ops, energies, greater), threshold), dtype=bool)
     keep_greater = ops("And", ops("And", values.are_two, greater_fits, dtype=bool), real, dtype=bool)
@@ -118,7 +118,7 @@ def _skew(
     trace_W: gs.Tensor,
     trace_V: gs.Tensor,
 ) -> tuple[gs.Tensor, gs.Tensor]:
-    """β, the sum of the two values' distances from the mean, and whether it was measured (else derived)."""
+    """β, the sum of the two values' distances from the mean, and whether it was measured (otherwise derived)."""
     from_zero, from_one = (
         (h, M, ops("Sub", ops("Mul", h, M), WW)) for h, M in ((mean, ops("Sub", trace_W, trace_V)), (rest, trace_V))
     )

@@ -45,7 +45,7 @@ def test_an_unknown_architecture_is_refused(refused, tmp_path):
         (b"", "x.pth is empty"),
         (b"<html>404</html>", "is a web page"),
         (b"PK\x03\x04 and no more", "is truncated"),
-        (b"\x80\x02nonsense" * 99, "x.pth is corrupt, truncated or no checkpoint"),
+        (b"\x80\x02nonsense" * 99, "x.pth is corrupt, truncated or not a checkpoint"),
     ],
 )
 def test_a_missing_or_unreadable_checkpoint_is_refused_and_leaves_nothing(refused, tmp_path, content, message):
@@ -57,16 +57,16 @@ def test_a_missing_or_unreadable_checkpoint_is_refused_and_leaves_nothing(refuse
 
 def test_a_name_that_is_no_checkpoint_is_refused_with_the_names_that_are(refused, tmp_path):
     message = refused(["export", "blip2", "--checkpoint", "cocoo", "--out", tmp_path / "b"])
-    assert "'cocoo' is no checkpoint" in message
+    assert "'cocoo' is not a checkpoint" in message
     assert "demo, coco, pretrain, pretrain_vitL" in message
 
 
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("60", "image size 60 is not a multiple of the patch size 14; nearest that are: 56 and 70"),
-        ("0", "got image size 0, expected pixels"),
-        ("-14", "got image size -14, expected pixels"),
+        ("60", "image size 60 is not a multiple of the patch size 14; nearest multiples: 56 and 70"),
+        ("0", "got image size 0, expected at least 1 pixel"),
+        ("-14", "got image size -14, expected at least 1 pixel"),
         ("7", "image size 7 is not a positive multiple of the patch size 14"),
         ("big", "Invalid value for '--image-size'"),
     ],
@@ -230,7 +230,7 @@ def test_a_checkpoint_without_a_live_reference_is_refused(refused, tiny_bundle, 
 def test_another_checkpoint_than_the_exported_one_is_refused(refused, tiny_bundle):
     message = refused(["verify", tiny_bundle, "--reference", "torch", "--checkpoint", "demo"])
     assert "SHA-256" in message
-    assert "pass --checkpoint with that one" in message
+    assert "pass that one as --checkpoint" in message
 
 
 def test_a_live_reference_without_torch_says_what_to_install(refused, tiny_bundle, monkeypatch):

@@ -1,6 +1,6 @@
-"""What a checkpoint is, read from its tensors: kind, family and every dimension that shapes show.
+"""Recognises a checkpoint by its tensors: format, family and every dimension that shapes show.
 
-Head counts and LayerNorm eps leave no trace in shapes: `assumptions` finds them.
+Shapes do not show head counts and LayerNorm eps: see `infer_missing`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ArchitectureOptions:
-    """What a user may say of a checkpoint that its tensors do not show; None leaves it to be found out.
+    """Facts about a checkpoint that its tensors do not show, set by the user; None leaves them to be inferred.
 
-    `vision_checkpoint` is the file of the vision backbone, for LAVIS checkpoints that were saved without it.
-    `vision_layers` is how many of that file's blocks are used.
+    `vision_checkpoint`: the file of the vision backbone, for LAVIS checkpoints that were saved without it.
+    `vision_layers`: how many of that file's blocks are used.
     """
 
     vision_heads: int | None = None
@@ -50,7 +50,7 @@ class ArchitectureOptions:
 
 @dataclass(frozen=True)
 class VisionNames:
-    """Where a vision family shows its dimensions: patterns of LAVIS names, and axes."""
+    """The tensors that show a vision family's dimensions: patterns of LAVIS names, and axes."""
 
     blocks: str
     norm: str
@@ -103,18 +103,18 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     ),
     (
         r"(vit|deit)\.(embeddings|encoder)\..+|blocks\.\d+\..+|transformer\.resblocks\..+|patch_embed\..+",
-        "a vision transformer alone; expected BLIP-2. If it is the backbone of a LAVIS checkpoint, pass that one as "
-        "--checkpoint and this as --vision-checkpoint",
+        "a vision transformer alone; expected BLIP-2. If it is the backbone of a LAVIS checkpoint, pass that "
+        "checkpoint as --checkpoint and this file as --vision-checkpoint",
     ),
 )
-"""Other models that people have, by the names of their tensors."""
+"""Other models that users may pass, by the names of their tensors."""
 
 
 def format_of(names: Mapping[str, TensorInfo], source: str) -> str:
     """`lavis` or `huggingface`.
 
     Raises:
-        CheckpointError: it is some other model; the message says which, where it is a known one.
+        CheckpointError: it is another model, named in the message if it is a known one.
     """
     lavis = any(name.startswith("Qformer.bert.") for name in names)
     has_qformer = lavis or any(name.startswith("qformer.") for name in names)
@@ -123,14 +123,15 @@ def format_of(names: Mapping[str, TensorInfo], source: str) -> str:
         signs = [name for name in names if re.fullmatch(pattern, name)]
         if signs and not retrieval:
             raise CheckpointError(
-                f"{source} is {what}. (Its tensors show it: {shorten(signs, 3)})", code="checkpoint-other-model"
+                f"{source} is {what} (recognised by its tensor names: {shorten(signs, 3)})",
+                code="checkpoint-other-model",
             )
     if lavis:
         return "lavis"
     if any(name.startswith(("qformer.", "vision_model.")) for name in names):
         return "huggingface"
     raise CheckpointError(
-        f"{source} is of an unknown architecture: none of its {len(names)} tensors is named as BLIP-2's are "
+        f"{source} has an unknown architecture: none of its {len(names)} tensors has a BLIP-2 name "
         f"({shorten(sorted(names), 5)}); expected LAVIS Blip2Qformer or Blip2ITM, or Hugging Face "
         "Blip2ForImageTextRetrieval",
         code="checkpoint-unknown",
@@ -146,10 +147,10 @@ def lavis_shapes(origins: Mapping[str, Origin], entries: Mapping[str, TensorInfo
 
 
 def dimension(shapes: Mapping[str, Shape], name: str, axis: int, default: int) -> int:
-    """The length of `axis` that most tensors named `name` (`*` for a number) have.
+    """The length of `axis` in most tensors named `name` (`*` for a number).
 
-    The majority, so that one wrong tensor is reported as wrong. `default` stands in where there is none at all, so
-    that the check of names can report that one together with everything else.
+    The majority decides, so that a single wrong tensor is reported as wrong. `default` is used if there is none, so
+    that the check of names can report the missing tensor together with all other faults.
     """
     pattern = re.compile(re.escape(name).replace(r"\*", r"\d+"))
     lengths = Counter(s[axis] for n, s in shapes.items() if len(s) > axis and pattern.fullmatch(n))
@@ -162,10 +163,10 @@ def count_layers(shapes: Mapping[str, Shape], prefix: str, default: int) -> int:
 
 
 def measure(shapes: Mapping[str, Shape], *, name: str) -> Blip2Config:
-    """Every dimension that shapes (by LAVIS name) show; heads are 1, and eps LAVIS's, until `complete` knows them.
+    """Every dimension that shapes (by LAVIS name) show. `infer_missing` replaces heads (1 here) and eps (LAVIS's here).
 
     Raises:
-        CheckpointError: the patches are no square, or cross-attention comes in no regular frequency.
+        CheckpointError: the number of patches is not a square, or cross-attention layers are not evenly spaced.
     """
     qformer = measure_qformer(shapes)
     embed_dim = dimension(shapes, "vision_proj.weight", 0, 256)
@@ -183,7 +184,7 @@ def measure_vision(shapes: Mapping[str, Shape]) -> VisionConfig:
     if grid < 1 or grid**2 + 1 != positions:
         raise CheckpointError(
             f"{names.positions} holds {positions} positions; expected one for CLS and a square number of patches, "
-            f"{known.tokens} at {known.image_size} px for instance",
+            f"for example {known.tokens} at {known.image_size} px",
             code="checkpoint-positions",
         )
     return VisionConfig(
@@ -216,12 +217,12 @@ def measure_qformer(shapes: Mapping[str, Shape]) -> QFormerConfig:
 
 
 def cross_attention_frequency(shapes: Mapping[str, Shape], layers: int) -> int:
-    """f, where the layers 0, f, 2f, … and no others attend to the image."""
+    """f, if exactly the layers 0, f, 2f, … attend to the image."""
     pattern = re.compile(re.escape(QFORMER_LAYER) + r"(\d+)\.crossattention\..+")
     cross = sorted({int(match[1]) for name in shapes if (match := pattern.fullmatch(name))})
     if not cross:
         raise CheckpointError(
-            "no Q-Former layer has cross-attention; expected it in layer 0 and every f-th after it",
+            "no Q-Former layer has cross-attention; expected it in layer 0 and every f-th layer after it",
             code="checkpoint-cross-attention",
         )
     frequency = cross[1] if len(cross) > 1 else layers
@@ -235,12 +236,12 @@ def cross_attention_frequency(shapes: Mapping[str, Shape], layers: int) -> int:
 
 
 def backbone_layers(entries: Mapping[str, TensorInfo], layers: int | None, source: str) -> tuple[int, tuple[str, ...]]:
-    """How many blocks of a vision backbone's file BLIP-2 uses, and what was assumed.
+    """How many blocks of a vision backbone's file BLIP-2 uses, and notes on assumptions.
 
-    `layers` if given; as many as the published model of that width has; else all of them.
+    `layers` if given, else the number in the published model of that width, else all.
 
     Raises:
-        CheckpointError: the file is no vision backbone, or has fewer blocks than `layers`.
+        CheckpointError: the file is not a vision backbone, or has fewer blocks than `layers`.
     """
     shapes = {f"visual_encoder.{name}": info.shape for name, info in entries.items()}
     clip = "visual_encoder.conv1.weight" in shapes
@@ -248,7 +249,7 @@ def backbone_layers(entries: Mapping[str, TensorInfo], layers: int | None, sourc
     there = count_layers(shapes, names.blocks, 0)
     if not there:
         raise CheckpointError(
-            f"{source} is no vision backbone: it has no tensor named blocks.0.… (EVA) or transformer.resblocks.0.… "
+            f"{source} is not a vision backbone: it has no tensor named blocks.0.… (EVA) or transformer.resblocks.0.… "
             f"(CLIP), but {shorten(sorted(entries), 5)}; expected LAVIS's eva_vit_g.pth or clip_vit_L.pth",
             code="vision-checkpoint-unknown",
         )
@@ -260,12 +261,12 @@ def backbone_layers(entries: Mapping[str, TensorInfo], layers: int | None, sourc
             code="vision-checkpoint-blocks",
         )
     used = min(wanted, there)
-    note = f"vision layers: {used} of the {there} blocks in {source} (--vision-layers says otherwise)"
+    note = f"vision layers: {used} of the {there} blocks in {source} (--vision-layers overrides)"
     return used, () if layers else (note,)
 
 
 def parameter_shapes(config: Blip2Config) -> dict[str, Shape]:
-    """Names and shapes of all parameters of the network; nothing is allocated."""
+    """Names and shapes of all parameters of the network, without allocation."""
     with torch.device("meta"):
         model = Blip2Retrieval(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

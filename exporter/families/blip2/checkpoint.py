@@ -1,4 +1,4 @@
-"""`--checkpoint`: whatever a user has, as one `Checkpoint` with LAVIS's names, checked tensor by tensor.
+"""Opens `--checkpoint` in any supported form as a `Checkpoint` with LAVIS's names, checked tensor by tensor.
 
 source → files → TensorStore → format, dimensions → strict names → LazyTensors
 """
@@ -26,7 +26,7 @@ from qpert.exporter.families.blip2.hub_config import (
     check_agreement,
     read_hub_config,
 )
-from qpert.exporter.families.blip2.infer_missing import complete
+from qpert.exporter.families.blip2.infer_missing import infer_missing
 from qpert.exporter.families.blip2.names import check_names, foreign_extras, lavis_origins, unused_in_vision_file
 from qpert.exporter.families.blip2.positions import at_image_size, positions_for, size_note
 from qpert.graphs.families.blip2.config import CONFIGS, Blip2Config
@@ -41,7 +41,7 @@ VISION_PREFIX = "visual_encoder."
 
 @dataclass(frozen=True)
 class NamedCheckpoint:
-    """A published checkpoint. `vision_file` holds the backbone where LAVIS saved the rest without it."""
+    """A published checkpoint. `vision_file`: the backbone, if LAVIS saved the rest without it."""
 
     file: str
     config: Blip2Config
@@ -56,7 +56,7 @@ NAMED: dict[str, NamedCheckpoint] = {
 }
 
 IMAGE_PROCESSOR = "BlipImageProcessor"
-"""What a folder means that does not name its image processor; LAVIS's `BlipImageEvalProcessor` is the same function."""
+"""The image processor of a folder that names none. LAVIS's `BlipImageEvalProcessor` is the same function."""
 
 DEMO = "demo"
 EXPECTED = "a LAVIS FILE.pth, a Hugging Face folder or id (organisation/name)"
@@ -64,7 +64,7 @@ EXPECTED = "a LAVIS FILE.pth, a Hugging Face folder or id (organisation/name)"
 
 @dataclass(frozen=True)
 class Opened:
-    """Files found and opened, not yet understood."""
+    """Opened files, before their architecture is known."""
 
     name: str
     source: str
@@ -98,13 +98,13 @@ def open_checkpoint(
     Args:
         source: `demo`, a name in `NAMED`, FILE.pth, FILE.safetensors (LAVIS names), a folder, or `organisation/name`.
         image_size: side in pixels to export for; None keeps the checkpoint's. Position embeddings are interpolated.
-        options: what tensors do not show.
-        progress: hears of downloads and hashing.
+        options: facts that tensors do not show.
+        progress: called during downloads and hashing.
 
     Raises:
-        CheckpointError: nothing there, unreadable, another architecture, or tensors missing, extra, misshaped.
-        InputError: `image_size` is no multiple of the patch.
-        UnavailableError: it has to be downloaded and cannot be.
+        CheckpointError: missing, unreadable, another architecture, or tensors missing, unexpected or misshaped.
+        InputError: `image_size` is not a multiple of the patch size.
+        UnavailableError: it is not local and cannot be downloaded.
     """
     if source == DEMO:
         return open_demo(image_size)
@@ -139,7 +139,7 @@ def plan_checkpoint(
     hub: HubConfig | None = None,
     known: Blip2Config | None = None,
 ) -> Plan:
-    """Format, dimensions and the place of every parameter, from names, shapes and dtypes.
+    """Format, dimensions and the location of every parameter, from names, shapes and dtypes.
 
     Raises:
         CheckpointError: see `open_checkpoint`.
@@ -148,7 +148,7 @@ def plan_checkpoint(
     if form == "lavis" and not architecture.has_vision(entries):
         raise CheckpointError(
             f"{source} holds no visual_encoder tensors: LAVIS saves checkpoints of a frozen vision transformer without "
-            "it. Pass the backbone's file too, --vision-checkpoint eva_vit_g.pth (or clip_vit_L.pth), from "
+            "it. Also pass the backbone's file, --vision-checkpoint eva_vit_g.pth (or clip_vit_L.pth), from "
             f"{LAVIS_URL}",
             code="vision-tensors-missing",
         )
@@ -156,17 +156,17 @@ def plan_checkpoint(
     origins = check_names(source, form, entries, architecture.parameter_shapes(measured))
     if options.vision_layers not in (None, measured.vision.layers):
         raise CheckpointError(
-            f"--vision-layers says {options.vision_layers}, {source} has {measured.vision.layers} vision layers; "
-            "leave the option out: it chooses among the blocks of a --vision-checkpoint",
+            f"--vision-layers is {options.vision_layers}, but {source} has {measured.vision.layers} vision layers; "
+            "remove the option: it only selects blocks of a --vision-checkpoint",
             code="vision-layers-differ",
         )
     if hub is not None:
         check_agreement(hub, measured)
-    config, notes = complete(measured, options, hub, known)
+    config, notes = infer_missing(measured, options, hub, known)
     if known is not None and replace(config, name=known.name) != known:
         raise CheckpointError(
             f"{source} is not the published {known.name!r}: got {config}, expected {known}; delete it, so that it "
-            "is downloaded again, or pass it by its path if it is meant",
+            "is downloaded again, or pass its path to use it anyway",
             code="checkpoint-not-published",
         )
     stored = [entries[origin.name].dtype for origin in origins.values()]
@@ -175,25 +175,25 @@ def plan_checkpoint(
 
 
 def extra_notes(extras: list[str]) -> tuple[str, ...]:
-    """A note on tensors that no part of the network has."""
+    """A note on tensors that belong to no part of the network."""
     if not extras:
         return ()
     count = f"{len(extras)} tensor{'s' if len(extras) > 1 else ''} of the checkpoint"
-    return (f"{count} not used, since no part of the network has that name: {shorten(extras)}",)
+    return (f"{count} not used, because no part of the network has such a name: {shorten(extras)}",)
 
 
 def dtype_notes(stored: list[str], hub: HubConfig | None) -> tuple[str, ...]:
-    """Notes on weights that are rounded, and on a stated dtype that is not the stored one."""
+    """Notes on weights that are rounded, and on a stated dtype that differs from the stored one."""
     notes = []
     if wide := stored.count("float64"):
-        notes.append(f"{wide} tensors are float64 and rounded to float32")
+        notes.append(f"{wide} float64 tensors are rounded to float32")
     if hub and hub.dtype and hub.dtype not in ("auto", *stored):
-        notes.append(f"config.json says dtype {hub.dtype}: the weights are taken as they are stored, {stored[0]}")
+        notes.append(f"config.json states dtype {hub.dtype}, but the weights are stored and read as {stored[0]}")
     return tuple(notes)
 
 
 def find(source: str, options: ArchitectureOptions, progress: Progress) -> Opened:
-    """Open the files of `source`, downloading what has to be."""
+    """Open the files of `source`, downloading them if necessary."""
     located = locate(source, NAMED, EXPECTED)
     if located.published is not None:
         return open_named(source, options, progress)
@@ -215,21 +215,21 @@ def open_named(name: str, options: ArchitectureOptions, progress: Progress) -> O
 
 
 def open_cached(file: str, progress: Progress) -> TensorStore:
-    """The LAVIS file from the cache folder, downloaded if it is not there."""
+    """The LAVIS file from the cache folder, downloaded if it is missing."""
     path = cache_folder() / "checkpoints" / file
     if not path.is_file():
         download(LAVIS_URL + file, path, progress=progress)
     try:
         return sources.open_tensors(path)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}. Delete {path}, so that it is downloaded again", code=error.code) from error
+        raise CheckpointError(f"{error}. Delete {path} to download it again", code=error.code) from error
 
 
 def open_file(path: Path, options: ArchitectureOptions) -> Opened:
     store = without_prefixes(sources.open_tensors(path))
     if architecture.format_of(store.entries, str(path)) == "huggingface":
         raise CheckpointError(
-            f"{path} has Hugging Face names, whose head counts are in config.json beside it; pass the folder "
+            f"{path} has Hugging Face names and needs the head counts of config.json; pass the folder "
             f"{path.parent} instead of the file",
             code="hub-folder-expected",
         )
@@ -259,7 +259,7 @@ def refuse_vision_file(options: ArchitectureOptions, why: str) -> None:
 
 
 def vision_tensors(store: TensorStore, layers: int | None) -> TensorStore:
-    """A vision backbone's file as the `visual_encoder.` part of a checkpoint, without what LAVIS leaves out of it."""
+    """A vision backbone's file as the `visual_encoder.` part of a checkpoint, without tensors that LAVIS leaves out."""
     layers, notes = architecture.backbone_layers(store.entries, layers, str(store.files[0]))
     unused = unused_in_vision_file(store.entries, layers)
     kept = {name: info for name, info in store.entries.items() if name not in unused}

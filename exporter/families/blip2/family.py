@@ -1,4 +1,4 @@
-"""BLIP-2 behind the families' seam. Importing this loads no torch."""
+"""BLIP-2 as a model family. Importing this module does not load torch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
     from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress
     from qpert.exporter.families.declare import Limits
-    from qpert.exporter.references.protocol import Reference, UpstreamReference
+    from qpert.exporter.references.protocol import ClosableReference, Reference
     from qpert.graphs.perturbation.choices import GraphPerturbation, QueryMap
     from qpert.runtime.progress import Progress as Terminal
 
 HUB_URL = "https://huggingface.co/"
 OPTIONS = (
-    FamilyOption("vision_checkpoint", Path, "the vision tower's own .pth, where the checkpoint lacks it"),
-    FamilyOption("vision_heads", int, "attention heads of the vision tower, where nothing else says"),
-    FamilyOption("vision_layers", int, "blocks used of --vision-checkpoint [default: the published width's]"),
-    FamilyOption("vision_eps", float, "LayerNorm epsilon of the vision tower, where nothing else says"),
-    FamilyOption("ln_vision_eps", float, "LayerNorm epsilon of ln_vision, where nothing else says"),
-    FamilyOption("qformer_eps", float, "LayerNorm epsilon of the Q-Former, where nothing else says"),
-    FamilyOption("qformer_heads", int, "attention heads of the Q-Former, where nothing else says"),
+    FamilyOption("vision_checkpoint", Path, "the vision tower's own .pth, if the checkpoint lacks it"),
+    FamilyOption("vision_heads", int, "attention heads of the vision tower, if not stated elsewhere"),
+    FamilyOption("vision_layers", int, "number of blocks used of --vision-checkpoint [default: the published model's]"),
+    FamilyOption("vision_eps", float, "LayerNorm epsilon of the vision tower, if not stated elsewhere"),
+    FamilyOption("ln_vision_eps", float, "LayerNorm epsilon of ln_vision, if not stated elsewhere"),
+    FamilyOption("qformer_eps", float, "LayerNorm epsilon of the Q-Former, if not stated elsewhere"),
+    FamilyOption("qformer_heads", int, "attention heads of the Q-Former, if not stated elsewhere"),
 )
 
 
@@ -129,7 +129,7 @@ class Blip2Family:
     def upstream(self, kind: str, checkpoint: Checkpoint, settings: Perturbation) -> Iterator[Reference]:
         from qpert.exporter.families.blip2.upstream_references import open_huggingface, open_lavis
 
-        openers: dict[str, Callable[[Checkpoint, Perturbation], UpstreamReference]]
+        openers: dict[str, Callable[[Checkpoint, Perturbation], ClosableReference]]
         openers = {"hf": open_huggingface, "lavis": open_lavis}
         if kind not in openers:
             raise InputError(

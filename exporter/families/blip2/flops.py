@@ -1,7 +1,7 @@
-"""Useful work of each graph: floating-point operations of its matrix products, two for a multiplication with addition.
+"""Useful work of each graph: floating-point operations of its matrix products, two per multiply-add.
 
-Each is a sum of products of axis lengths, as `GraphSpec.flops` keeps it. The perturbation counts as none. It is work
-that one wants as little of as possible, and how much it takes depends on how the projectors are computed.
+Each is a sum of products of axis lengths, in the form of `GraphSpec.flops`. The perturbation is not counted: it is
+overhead, and its amount depends on how the projectors are computed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def itm_flops(config: Blip2Config) -> Flops:
 
 
 def a_token(qformer: QFormerConfig) -> int:
-    """What each token costs a layer: projections and feed-forward."""
+    """Operations per token in a layer: projections and feed-forward."""
     return projections(qformer) + feed_forward(qformer)
 
 
@@ -72,7 +72,7 @@ def feed_forward(qformer: QFormerConfig) -> int:
 
 
 def a_token_pair(qformer: QFormerConfig) -> int:
-    """What each pair of tokens costs a self-attention: its score and its part of the context."""
+    """Operations per pair of tokens in a self-attention: its score and its part of the context."""
     return 2 * 2 * qformer.width
 
 

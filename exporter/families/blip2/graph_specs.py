@@ -18,8 +18,8 @@ def graph_specs(config: Blip2Config, *, precision: str, stages: str, limits: Lim
     Args:
         config: the architecture.
         precision: `fp32`, `fp16` or `bf16`.
-        stages: `itc`, `both` or `none`: where boxes are taken.
-        limits: the upper ends of the dynamic axes.
+        stages: `itc`, `both` or `none`: the stages that take boxes.
+        limits: upper limits of the dynamic axes.
     """
     vision, qformer = config.vision, config.qformer
 

@@ -15,16 +15,16 @@ from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError
 
 ARCHITECTURE = "Blip2ForImageTextRetrieval"
-ADVICE = "expected a retrieval checkpoint, Salesforce/blip2-itm-vit-g for instance"
+ADVICE = "expected a retrieval checkpoint, such as Salesforce/blip2-itm-vit-g"
 
-# What transformers means where config.json leaves a value out (configuration_blip_2.py).
+# transformers' defaults for values that config.json omits (configuration_blip_2.py).
 VISION_DEFAULTS = {"num_attention_heads": 16, "layer_norm_eps": 1e-6, "hidden_act": "gelu"}
 QFORMER_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
 
 
 @dataclass(frozen=True)
 class HubConfig:
-    """`config.json` as read. `dimensions`: what tensors show as well, where the file states it. `dtype`: as stated."""
+    """The content of `config.json`. `dimensions`: stated ones that tensors show too. `dtype`: as stated."""
 
     path: Path
     vision_heads: int
@@ -40,13 +40,13 @@ def read_hub_config(folder: Path) -> HubConfig:
     """Read and check `folder/config.json`.
 
     Raises:
-        CheckpointError: none there, no JSON, another model, a value that is no number or that is not supported.
+        CheckpointError: missing, not JSON, another model, or a value that is not a number or not supported.
     """
     path = folder / "config.json"
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
         raise CheckpointError(
-            f"the folder {folder} holds no config.json (it has {found}); {ADVICE}", code="hub-file-missing"
+            f"the folder {folder} has no config.json (it has {found}); {ADVICE}", code="hub-file-missing"
         )
     values = read_json_object(path)
     check_class(path, values)
@@ -58,7 +58,7 @@ def read_hub_config(folder: Path) -> HubConfig:
     ):
         notes += check_fields(path, name, part)
         notes += check_activation(path, name, part.get("hidden_act", defaults["hidden_act"]))
-        notes += defaults_meant(name, part, defaults)
+        notes += assumed_defaults(name, part, defaults)
     notes += text_branch_note(qformer)
     vision, qformer = VISION_DEFAULTS | vision, QFORMER_DEFAULTS | qformer
     return HubConfig(
@@ -73,24 +73,24 @@ def read_hub_config(folder: Path) -> HubConfig:
     )
 
 
-def defaults_meant(name: str, part: dict[str, Any], defaults: dict[str, Any]) -> tuple[str, ...]:
-    """Notes on the values that the file leaves out and no tensor shows."""
+def assumed_defaults(name: str, part: dict[str, Any], defaults: dict[str, Any]) -> tuple[str, ...]:
+    """Notes on values that the file omits and tensors do not show."""
     return tuple(
-        f"config.json leaves out {name}.{key}: transformers' default {default} is meant"
+        f"config.json omits {name}.{key}: transformers' default {default} is used"
         for key, default in defaults.items()
         if key not in part and key != "hidden_act"
     )
 
 
 def text_branch_note(qformer: dict[str, Any]) -> tuple[str, ...]:
-    """The flag decides whether transformers loads the text's feed-forward; here its tensors must be there anyway."""
+    """A note on the flag that makes transformers load the text's feed-forward; qpert always requires it."""
     if qformer.get("use_qformer_text_input") is not False:
         return ()
-    return ("config.json says use_qformer_text_input false; retrieval needs the text branch and uses its tensors",)
+    return ("config.json has use_qformer_text_input false; retrieval needs the text branch and uses its tensors",)
 
 
 def check_class(path: Path, values: dict[str, Any]) -> None:
-    """Raise `CheckpointError` unless it is the retrieval class of BLIP-2."""
+    """Raise `CheckpointError` unless the class is BLIP-2's retrieval model."""
     model_type, classes = values.get("model_type"), values.get("architectures") or []
     named = ", ".join(map(str, classes)) if isinstance(classes, list) else str(classes)
     if model_type != "blip-2":
@@ -101,7 +101,7 @@ def check_class(path: Path, values: dict[str, Any]) -> None:
         )
     if named and ARCHITECTURE not in classes:
         raise CheckpointError(
-            f"{path} describes {named}, which carries no ITC and ITM heads; expected {ARCHITECTURE}: {ADVICE}",
+            f"{path} describes {named}, which has no ITC and ITM heads; expected {ARCHITECTURE}: {ADVICE}",
             code="hub-architecture",
         )
 
@@ -148,7 +148,7 @@ TOP_KEYS = {"qformer.queries": "num_query_tokens", "embed_dim": "image_text_hidd
 def stated_dimensions(
     path: Path, values: dict[str, Any], vision: dict[str, Any], qformer: dict[str, Any]
 ) -> dict[str, int]:
-    """What the file states of the dimensions that tensors show, by the field of `Blip2Config`."""
+    """Dimensions that the file states and tensors show too, by field of `Blip2Config`."""
     fields = [
         *((f"vision.{field}", vision, key) for field, key in VISION_KEYS.items()),
         *((f"qformer.{field}", qformer, key) for field, key in QFORMER_KEYS.items()),
@@ -159,18 +159,18 @@ def stated_dimensions(
 
 
 def check_agreement(hub: HubConfig, config: Blip2Config) -> None:
-    """Raise `CheckpointError` where `config.json` and the tensors contradict each other, all of it at once."""
+    """Raise `CheckpointError` with all contradictions between `config.json` and the tensors."""
     measured = measured_dimensions(config)
     stated = dict(hub.dimensions)
     frequency = "qformer.cross_attention_frequency"
-    if stated.get(frequency, 0) > config.qformer.layers:  # only layer 0 attends to the image, whatever the number
+    if stated.get(frequency, 0) > config.qformer.layers:  # any such number means that only layer 0 attends to the image
         stated[frequency] = config.qformer.layers
     wrong = [
-        f"{field} {said} (tensors: {measured[field]})" for field, said in stated.items() if measured[field] != said
+        f"{field} {value} (tensors: {measured[field]})" for field, value in stated.items() if measured[field] != value
     ]
     if wrong:
         raise CheckpointError(
-            f"{hub.path} contradicts the tensors beside it: {'; '.join(wrong)}; the two belong to different models, "
+            f"{hub.path} contradicts the tensors in its folder: {'; '.join(wrong)}; they belong to different models, "
             "download the folder again",
             code="hub-config-contradiction",
         )

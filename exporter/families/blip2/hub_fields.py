@@ -1,4 +1,4 @@
-"""Every field that `config.json` of a BLIP-2 folder may have: used, of one possible value, or without effect.
+"""All known fields of a BLIP-2 `config.json`: used, restricted to one value, or without effect.
 
 Source: transformers `configuration_blip_2.py`, `modeling_blip_2.py`, `configuration_utils.py`, versions 4.27–5.23.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from qpert.runtime.errors import CheckpointError
 
 GELU = ("gelu", "gelu_python")
-"""Names of the exact GELU, x·Φ(x): one as an operator, one written out with erf (transformers `activations.py`)."""
+"""Names of the exact GELU, x·Φ(x): as an operator, and written out with erf (transformers `activations.py`)."""
 
 EVERY_CONFIG = frozenset(
     {
@@ -24,10 +24,10 @@ EVERY_CONFIG = frozenset(
         *("torch_dtype", "dtype", "torchscript", "use_bfloat16", "tf_legacy_loss", "return_dict"),
         *("output_attentions", "output_hidden_states", "use_cache", "chunk_size_feed_forward"),
         *("_attn_implementation_autoset", "attn_implementation", "_attn_implementation"),
-        # training: initial values and dropout, which evaluation leaves out
+        # training: initial values and dropout, unused in evaluation
         *("initializer_range", "initializer_factor", "attention_dropout", "dropout", "hidden_dropout_prob"),
         *("attention_probs_dropout_prob", "classifier_dropout"),
-        # of language models that generate; retrieval generates nothing
+        # text generation, unused in retrieval
         *("tie_word_embeddings", "tie_encoder_decoder", "is_encoder_decoder", "cross_attention_hidden_size"),
         *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id", "prefix"),
         *("bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping"),
@@ -38,12 +38,12 @@ EVERY_CONFIG = frozenset(
         "typical_p",
     }
 )
-"""Fields that any configuration may have and that change no number of the retrieval model."""
+"""Fields of any configuration that do not change the results of the retrieval model."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Of one section: what is used, what may have one value only, and what has no effect in retrieval."""
+    """The fields of one section: used, restricted to certain values, or without effect in retrieval."""
 
     used: frozenset[str]
     only: Mapping[str, tuple[Any, ...]]
@@ -61,7 +61,7 @@ SECTIONS: Mapping[str, Fields] = {
     "": Fields(
         frozenset({"num_query_tokens", "image_text_hidden_size", "vision_config", "qformer_config"}),
         ANY_MODEL,
-        # The language model and the marks that stand for a picture in its prompt.
+        # The language model, and the tokens that represent an image in its prompt.
         EVERY_CONFIG | {"text_config", "use_decoder_only_language_model", "image_token_index", "image_token_id"},
     ),
     "vision_config": Fields(
@@ -83,16 +83,16 @@ SECTIONS: Mapping[str, Fields] = {
             }
         ),
         {**ANY_MODEL, "position_embedding_type": ("absolute",)},
-        EVERY_CONFIG | {"add_cross_attention"},  # cross_attention_frequency says where there is one
+        EVERY_CONFIG | {"add_cross_attention"},  # cross_attention_frequency decides instead
     ),
 }
 
 
 def check_fields(path: Path, section: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Notes on fields of a section (`""`: the file's own) that qpert does not know.
+    """Notes on unknown fields of a section (`""` for the top level).
 
     Raises:
-        CheckpointError: a field asks for what is not supported.
+        CheckpointError: a field has an unsupported value.
     """
     fields = SECTIONS[section]
     for name, possible in fields.only.items():
@@ -109,11 +109,11 @@ def unknown_note(path: Path, section: str, unknown: Collection[str]) -> tuple[st
     if not unknown:
         return ()
     names = ", ".join(dotted(section, name) for name in sorted(unknown))
-    return (f"{path.name} has fields that qpert does not know and does not use: {names}",)
+    return (f"{path.name} has unknown fields, which are not used: {names}",)
 
 
 def check_activation(path: Path, section: str, value: Any) -> tuple[str, ...]:
-    """A note where the activation is GELU by another name.
+    """A note if the activation is GELU under another name.
 
     Raises:
         CheckpointError: another activation.

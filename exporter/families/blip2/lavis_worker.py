@@ -1,13 +1,13 @@
-"""Stock LAVIS behind JSON lines: run by `reference_lavis.py` with the interpreter of the LAVIS environment.
+"""Serves stock LAVIS over JSON lines: run by `reference_lavis.py` with the interpreter of the LAVIS environment.
 
-Imports torch, numpy, safetensors and lavis, and `stock.py` by its path; qpert is not installed there. Started with
-`-I`, so that neither this folder nor PYTHONPATH can put another module in front of LAVIS's own dependencies.
+Imports torch, numpy, safetensors and lavis, and `upstream.py` by its path; qpert is not installed there. Started with
+`-I`, so that neither this folder nor PYTHONPATH can shadow LAVIS's own dependencies.
 
 A request is one line: `{"graph", "inputs", "outputs"}` with paths of safetensors files; the first one opens the model:
 `{"open": {"checkpoint", "vision_checkpoint", "config", "threshold", "preserve_norm", "stages"}}`. A reply is one line
 `{"ok": true, ...}` or `{"ok": false, "kind", "error", "traceback"}`.
 
-Nothing of LAVIS is altered except where it would download: the names that `offline` replaces.
+LAVIS is unmodified, except that `offline` replaces what it would download.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unittest import mock
 
 # Packages that LAVIS imports for datasets and tasks that are not used here; they are not installed.
 ABSENT = ("torchvision", "cv2", "decord", "webdataset", "spacy", "pycocoevalcap", "pycocotools", "skimage", "einops")
-# LAVIS packages whose __init__ imports every model and data set there is.
+# LAVIS packages whose __init__ imports every model and data set.
 BYPASSED = ("lavis", "lavis.models", "lavis.datasets", "lavis.datasets.builders", "lavis.tasks", "lavis.processors")
 
 
@@ -37,7 +37,7 @@ class CheckpointMismatchError(Exception):
 
 
 class _Absent(ModuleType):
-    """Stands in for a package that is not installed: has every name, and each is a class that cannot do anything."""
+    """Replaces a package that is not installed: every attribute is an empty class."""
 
     __path__: list[str] = []  # noqa: RUF012  # a package, so that its submodules are looked up
 
@@ -48,7 +48,7 @@ class _Absent(ModuleType):
 
 
 class _AbsentFinder:
-    """Finds the packages in ABSENT, as empty stand-ins."""
+    """Finds the packages in ABSENT and replaces them with `_Absent` modules."""
 
     def find_spec(self, name: str, *_: Any) -> Any:
         found = name.split(".")[0] in ABSENT
@@ -62,7 +62,7 @@ class _AbsentFinder:
 
 
 def prepare_imports() -> None:
-    """Make `lavis.models.blip2_models` importable in an environment that holds only what BLIP-2 needs."""
+    """Make `lavis.models.blip2_models` importable in an environment that has only BLIP-2's dependencies."""
     if any(isinstance(finder, _AbsentFinder) for finder in sys.meta_path):
         return
     sys.meta_path.append(_AbsentFinder())  # last: an installed package wins
@@ -77,24 +77,24 @@ def prepare_imports() -> None:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
-    # LAVIS's registry looks for this one in the package.
+    # LAVIS's registry expects this name in the package.
     sys.modules["lavis.models"].BaseModel = importlib.import_module("lavis.models.base_model").BaseModel  # type: ignore[attr-defined]
 
 
-def load_stock() -> ModuleType:
-    """`stock.py` beside this file, without making this folder importable."""
-    if "qpert_stock" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("qpert_stock", Path(__file__).with_name("upstream.py"))
+def load_upstream() -> ModuleType:
+    """`upstream.py` from this file's folder, without making the folder importable."""
+    if "qpert_upstream" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("qpert_upstream", Path(__file__).with_name("upstream.py"))
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules["qpert_stock"] = module
+        sys.modules["qpert_upstream"] = module
         spec.loader.exec_module(module)
-    return sys.modules["qpert_stock"]
+    return sys.modules["qpert_upstream"]
 
 
 def _eva(vision: dict[str, Any]) -> Any:
-    """Stock EVA vision transformer of these dimensions; the arguments are those of LAVIS's `create_eva_vit_g`."""
+    """Stock EVA vision transformer with these dimensions, built with the arguments of LAVIS's `create_eva_vit_g`."""
     from lavis.models import eva_vit
     from torch import nn
 
@@ -112,26 +112,26 @@ def _eva(vision: dict[str, Any]) -> Any:
 
 
 def _clip(vision: dict[str, Any]) -> Any:
-    """Stock CLIP vision transformer. LAVIS 1.0.2 builds one block fewer than it is asked for, later versions do not."""
+    """Stock CLIP vision transformer. LAVIS 1.0.2 builds one block fewer than requested, later versions do not."""
     from lavis.models import clip_vit
 
     stock = {"mlp_width": 4 * vision["width"], "layer_norm_eps": 1e-5, "qkv_bias": True}
     wrong = [f"{name} {vision[name]}, stock {value}" for name, value in stock.items() if vision[name] != value]
     if wrong:
-        raise ValueError(f"LAVIS's CLIP vision transformer cannot have {'; '.join(wrong)}")
+        raise ValueError(f"LAVIS's CLIP vision transformer does not support {'; '.join(wrong)}")
     for layers in (vision["layers"], vision["layers"] + 1):
         size = (vision["image_size"], vision["patch_size"], vision["width"], layers, vision["heads"])
         model = clip_vit.VisionTransformer(*size, use_grad_checkpointing=False)
         if len(model.transformer.resblocks) == vision["layers"]:
             return model
-    raise ValueError(f"LAVIS does not build a CLIP vision transformer of {vision['layers']} blocks")
+    raise ValueError(f"LAVIS cannot build a CLIP vision transformer of {vision['layers']} blocks")
 
 
 FAMILIES = {"eva": ("eva_clip_g", _eva), "clip": ("clip_L", _clip)}
 
 
 class _VocabularySize:
-    """A tokenizer as far as the constructor of BLIP-2 looks at it."""
+    """The part of a tokenizer that BLIP-2's constructor uses."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -142,7 +142,7 @@ class _VocabularySize:
 
 @contextmanager
 def offline(config: dict[str, Any], tokenizer: Any) -> Iterator[None]:
-    """Inside, the constructor of BLIP-2 takes its parts from `config` where it would download them."""
+    """Inside, BLIP-2's constructor builds its parts from `config` instead of downloading them."""
     from lavis.models.blip2_models import blip2
 
     qformer, build = config["qformer"], FAMILIES[config["vision"]["family"]][1]
@@ -172,14 +172,14 @@ def offline(config: dict[str, Any], tokenizer: Any) -> Iterator[None]:
 
 
 def build_model(config: dict[str, Any], *, tokenizer: Any = None, freeze_vit: bool = False) -> Any:
-    """Stock `Blip2ITM` (a `Blip2Qformer` with a forward of its own) of the dimensions of a `Blip2Config.to_dict()`."""
+    """Stock `Blip2ITM` (a `Blip2Qformer` with its own forward) with the dimensions of a `Blip2Config.to_dict()`."""
     prepare_imports()
     from lavis.models.blip2_models.blip2_image_text_matching import Blip2ITM
 
     qformer = config["qformer"]
     tokenizer = tokenizer or _VocabularySize(qformer["vocab_size"])
     if len(tokenizer) != qformer["vocab_size"]:
-        raise ValueError(f"the vocabulary has {len(tokenizer)} entries, the config {qformer['vocab_size']}")
+        raise ValueError(f"the vocabulary has {len(tokenizer)} entries, but the config {qformer['vocab_size']}")
     with offline(config, tokenizer):
         model = Blip2ITM(
             vit_model=FAMILIES[config["vision"]["family"]][0],
@@ -191,12 +191,14 @@ def build_model(config: dict[str, Any], *, tokenizer: Any = None, freeze_vit: bo
             embed_dim=config["embed_dim"],
         )
     if model.ln_vision.eps != config["ln_vision_eps"]:
-        raise ValueError(f"stock LAVIS has ln_vision eps {model.ln_vision.eps}, the config {config['ln_vision_eps']}")
+        raise ValueError(
+            f"stock LAVIS has ln_vision eps {model.ln_vision.eps}, but the config {config['ln_vision_eps']}"
+        )
     return model.eval()
 
 
 def unused(name: str) -> bool:
-    """Whether retrieval does without this tensor of the model, so that a checkpoint may lack it."""
+    """Whether retrieval does not use this tensor, so that a checkpoint may lack it."""
     return name == "temp" or name.endswith(".position_ids") or name.startswith("Qformer.cls.")
 
 
@@ -217,10 +219,10 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def load_checkpoint(model: Any, checkpoint: str, vision_checkpoint: str | None = None) -> list[str]:
-    """Load as LAVIS does (vision file first, then the checkpoint), but let nothing be missing.
+    """Load as LAVIS does (vision file first, then the checkpoint), but require every tensor.
 
-    Stage-1 checkpoints of LAVIS hold no vision transformer: it was frozen, and is a file of its own. What that file has
-    and the model has not (LAVIS leaves out the last block) is returned, as names.
+    LAVIS's stage-1 checkpoints hold no vision transformer: it was frozen, and has a separate file. Returns the names
+    of tensors that the file has and the model does not (LAVIS leaves out the last block).
     """
     wanted, ignored = set(model.state_dict()), []
     prefix = "visual_encoder."
@@ -252,15 +254,15 @@ def _some(names: list[str], most: int = 4) -> str:
 
 
 def make_reference(model: Any, **options: Any) -> Any:
-    """A `StockReference` over a stock LAVIS model: its own functions where it has them, the parts of its own
-    `Blip2ITM.forward` where they take pixels instead of image features.
+    """An `UpstreamReference` over a stock LAVIS model. It calls LAVIS's functions, or parts of `Blip2ITM.forward` where
+    those take pixels rather than image features.
     """
     import torch
     from torch.nn import functional as F
 
-    stock = load_stock()
+    upstream = load_upstream()
 
-    class LavisStock(stock.StockReference):  # type: ignore[name-defined,misc]
+    class StockLavis(upstream.UpstreamReference):  # type: ignore[name-defined,misc]
         name = "lavis"
 
         def image_embeds(self, pixel_values: Any) -> Any:
@@ -287,7 +289,7 @@ def make_reference(model: Any, **options: Any) -> Any:
             blocks = [layer.crossattention.self for layer in layers if layer.has_cross_attention]
             return [(block.query, block.key) for block in blocks]
 
-    return LavisStock(model, heads=model.Qformer.config.num_attention_heads, **options)
+    return StockLavis(model, heads=model.Qformer.config.num_attention_heads, **options)
 
 
 def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -307,13 +309,13 @@ def _answer(reference: Any, request: dict[str, Any]) -> tuple[Any, dict[str, Any
 
 
 def serve(requests: Any, replies: Any) -> None:
-    """Answer one line after another until the input ends."""
+    """Answer requests line by line until the input ends."""
     reference = None
     for line in requests:
         try:
             reference, answer = _answer(reference, json.loads(line))
             reply = {"ok": True, **answer}
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is the other side's to report
+        except Exception as error:  # noqa: BLE001  # any error is reported by the parent process
             kinds = {CheckpointMismatchError: "checkpoint", ModuleNotFoundError: "unavailable"}
             kind = next((kind for cls, kind in kinds.items() if isinstance(error, cls)), "other")
             reply = {"ok": False, "kind": kind, "error": f"{error}", "traceback": traceback.format_exc()}
@@ -321,7 +323,7 @@ def serve(requests: Any, replies: Any) -> None:
 
 
 def check() -> None:
-    """Import what the worker needs, build the smallest model, and say which versions these are."""
+    """Import the worker's dependencies, build a tiny model, and print the versions."""
     import torch
     import transformers
 
@@ -347,7 +349,7 @@ def main() -> None:
         check()
         return
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # LAVIS prints; what it prints must not land between the replies
+    os.dup2(2, 1)  # LAVIS prints to stdout, which must not mix with the replies
     serve(sys.stdin, replies)
 
 

@@ -1,6 +1,6 @@
-"""Names of tensors: from Hugging Face's to LAVIS's, and the check that every tensor is used and none is missing.
+"""Translates Hugging Face's tensor names to LAVIS's, and checks that no tensor is missing or unused.
 
-Everything works on names and shapes; no numbers are touched. Sources: LAVIS `blip2_qformer.py`, transformers
+Works on names and shapes only; no values are read. Sources: LAVIS `blip2_qformer.py`, transformers
 `modeling_blip_2.py` (Blip2ForImageTextRetrieval).
 """
 
@@ -19,7 +19,7 @@ PLACEHOLDERS = {"{i}": r"(\d+)", "{wb}": r"(weight|bias)", "{qkv}": r"(query|key
 
 @dataclass(frozen=True)
 class Pair:
-    """One kind of tensor under its two names. `third`: the LAVIS tensor is that third of the rows of the other."""
+    """One kind of tensor under its two names. `third`: the LAVIS tensor is that third of the rows of Hugging Face's."""
 
     lavis: str
     hugging_face: str
@@ -29,8 +29,8 @@ class Pair:
 _BLOCK, _LAYER = "visual_encoder.blocks.{i}.", "vision_model.encoder.layers.{i}."
 _BERT, _QFORMER = "Qformer.bert.encoder.layer.{i}.", "qformer.encoder.layer.{i}."
 
-# EVA has no key bias. Hugging Face stores cat(q, 0, v) as one `qkv.bias`; its middle third is left out whatever it
-# holds, because a bias of the keys adds q·b to every score of a row alike, and softmax does not see such a constant.
+# EVA has no key bias. Hugging Face stores cat(q, 0, v) as one `qkv.bias`; its middle third is ignored, because
+# a key bias adds the same q·b to every score of a row, and softmax cancels such a constant.
 HUGGING_FACE_NAMES: tuple[Pair, ...] = (
     Pair("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
     Pair("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
@@ -66,14 +66,14 @@ HUGGING_FACE_NAMES: tuple[Pair, ...] = (
 )
 
 UNUSED: dict[str, tuple[str, ...]] = {
-    # The training temperature, the language-model head, and a buffer that counts 0, 1, 2, …
+    # The training temperature, the language-model head, and a buffer with 0, 1, 2, …
     "lavis": (r"temp", r"Qformer\.cls\..+", r"Qformer\.bert\.embeddings\.position_ids"),
     "huggingface": (r"embeddings\.position_ids", r"temp"),
 }
 """Tensors that a complete checkpoint has and retrieval does not need, as patterns of whole names."""
 
 VISION_FILE_UNUSED = (r"(norm|fc_norm|head|lm_head|ln_post)\.(weight|bias)", r"mask_token", r"proj", r"temp")
-"""What the files of the vision backbones have after the last block: LAVIS loads them without it."""
+"""Tensors after the last block in the vision backbones' files, which LAVIS does not load."""
 
 VISION_FILE_BLOCK = re.compile(r"(?:blocks|transformer\.resblocks)\.(\d+)\..+")
 
@@ -96,7 +96,7 @@ _FROM_LAVIS = tuple((to_pattern(pair.lavis), pair) for pair in HUGGING_FACE_NAME
 
 
 def lavis_origins(form: str, names: Iterable[str]) -> dict[str, Origin]:
-    """LAVIS names → where they are, for every tensor that has one; what has none is found by `check_names`."""
+    """LAVIS names → locations, for every tensor that has a LAVIS name; `check_names` finds the others."""
     if form == "lavis":
         return {name: Origin(name) for name in names}
     origins: dict[str, Origin] = {}
@@ -108,7 +108,7 @@ def lavis_origins(form: str, names: Iterable[str]) -> dict[str, Origin]:
 
 
 def name_in(form: str, lavis_name: str) -> str:
-    """What a checkpoint of this format calls the LAVIS parameter, for messages."""
+    """The LAVIS parameter's name in a checkpoint of this format, for messages."""
     if form == "lavis":
         return lavis_name
     for pattern, pair in _FROM_LAVIS:
@@ -122,7 +122,7 @@ def is_unused(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def unused_in_vision_file(names: Mapping[str, TensorInfo], layers: int) -> set[str]:
-    """Names of a vision backbone's file that BLIP-2 leaves out: blocks after the first `layers`, and heads."""
+    """Tensors in a vision backbone's file that BLIP-2 does not use: blocks after the first `layers`, and heads."""
     late = {name for name in names if (m := VISION_FILE_BLOCK.fullmatch(name)) and int(m[1]) >= layers}
     return late | {name for name in names if is_unused(name, VISION_FILE_UNUSED)}
 
@@ -136,30 +136,30 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("vision_projection", "text_projection", "itm_head"),
     ),
 }
-"""The parts of the network, by the first word of their names. A tensor of another part cannot change what it computes;
-one inside a part that the network has no place for (an adapter of a layer, say) would."""
+"""The parts of the network, by the first component of their names. A tensor outside them cannot change the results; an
+unexpected one inside a part (an adapter of a layer, for example) would."""
 
 
 def foreign_extras(form: str, names: Iterable[str]) -> list[str]:
-    """Tensors that belong to no part of the network, such as a `logit_scale`: stock models leave them alone too."""
+    """Tensors that belong to no part of the network, such as a `logit_scale`. Stock models do not use them either."""
     return sorted(n for n in names if n.partition(".")[0] not in PARTS[form] and not is_unused(n, UNUSED[form]))
 
 
 def check_names(
     source: str, form: str, entries: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Origin]:
-    """Every expected parameter is there in its shape and a known dtype, and no part of the network has a tensor more.
+    """Check that all expected parameters exist with their shapes and known dtypes, and that no part has others.
 
     Args:
-        source: what messages call the checkpoint.
+        source: the checkpoint's name in messages.
         entries: the checkpoint's tensors, under its own names.
         expected: LAVIS names and shapes (of `Blip2Retrieval.state_dict()`).
 
     Returns:
-        Where each expected parameter is.
+        The location of each expected parameter.
 
     Raises:
-        CheckpointError: one message with everything that is missing, left over, of another shape or dtype.
+        CheckpointError: tensors are missing, unexpected, or of another shape or dtype; all in one message.
     """
     origins = lavis_origins(form, entries)
     found = {name: origins[name] for name in expected if name in origins}
@@ -192,5 +192,5 @@ def check_names(
 
 
 def _whole(origin: Origin, shape: tuple[int, ...]) -> list[int]:
-    """The shape in the checkpoint of which `shape` is a third."""
+    """The checkpoint's shape, of which `shape` may be a third."""
     return [shape[0] * 3, *shape[1:]] if origin.third is not None else list(shape)

@@ -17,7 +17,7 @@ POSITIONS = {"eva": "visual_encoder.pos_embed", "clip": "visual_encoder.position
 
 
 def positions_for(config: Blip2Config, image_size: int) -> Callable[[str, Tensor], Tensor]:
-    """What `LazyTensors.adapt` does for a checkpoint of `config` that is exported at `image_size`."""
+    """The `LazyTensors.adapt` of a checkpoint of `config` that is exported at `image_size`."""
     vision = config.vision
 
     def adapt(name: str, tensor: Tensor) -> Tensor:
@@ -44,14 +44,16 @@ def interpolate_positions(positions: Tensor, vision: VisionConfig, image_size: i
 
 
 def at_image_size(config: Blip2Config, image_size: int) -> Blip2Config:
-    """`config` at `image_size`; raises `InputError` where that is no positive multiple of the patch size."""
+    """`config` at `image_size`; raises `InputError` unless that is a positive multiple of the patch size."""
     patch = config.vision.patch_size
     if image_size < patch:
-        raise InputError(f"image size {image_size} is not a positive multiple of the patch size {patch}")
+        raise InputError(
+            f"image size {image_size} is not a positive multiple of the patch size {patch}", code="export-image-size"
+        )
     try:
         return config.with_image_size(image_size)
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(str(error), code="export-image-size") from error
 
 
 def size_note(config: Blip2Config, image_size: int) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qpert.exporter.families.blip2.names import UNUSED, foreign_extras, is_unused, lavis_origins
-from qpert.exporter.families.blip2.upstream import Pairs, StockReference
+from qpert.exporter.families.blip2.upstream import Pairs, UpstreamReference
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError, UnavailableError
 from qpert.runtime.libraries import turn_off_telemetry
@@ -27,10 +27,10 @@ class LavisTensors(Protocol):
     def get(self, name: str) -> Tensor: ...
 
 
-class HuggingFaceReference(StockReference):
+class HuggingFaceReference(UpstreamReference):
     """The parts of the stock model, put together as its own `forward` does (transformers `modeling_blip_2.py`).
 
-    `pixels` and `token_ids`: the stock image processor and tokenizer, where they are known (`huggingface_inputs`).
+    `pixels` and `token_ids`: the stock image processor and tokenizer, if they are known (`huggingface_inputs`).
     """
 
     name = "hf"
@@ -49,12 +49,12 @@ class HuggingFaceReference(StockReference):
     ) -> HuggingFaceReference:
         """Load a folder or a hub id in float32 on the CPU, with attention written out.
 
-        `prefix`: what its files have before every name of a tensor, and stock transformers does not expect.
+        `prefix`: a prefix of every tensor name in its files that stock transformers does not expect.
 
         Raises:
             UnavailableError: transformers is not installed.
-            CheckpointError: nothing is there, it is another kind of model, or tensors are missing, left over or of
-                another shape (transformers itself only warns).
+            CheckpointError: it is missing, another kind of model, or tensors are missing, unexpected or of another
+                shape (transformers itself only warns).
         """
         model = _load(str(folder_or_id), prefix)
         heads = model.config.qformer_config.num_attention_heads
@@ -70,11 +70,11 @@ class HuggingFaceReference(StockReference):
         preserve_norm: bool = False,
         stages: str = "itc",
     ) -> HuggingFaceReference:
-        """The stock model of that architecture with a LAVIS checkpoint's weights, in float32 on the CPU.
+        """The stock model of `config` with a LAVIS checkpoint's weights, in float32 on the CPU.
 
         Raises:
-            UnavailableError: transformers is not installed, or has no such vision transformer (CLIP's).
-            CheckpointError: the stock model has a parameter that the checkpoint does not.
+            UnavailableError: transformers is not installed, or lacks the vision transformer (CLIP's).
+            CheckpointError: the stock model has a parameter that the checkpoint lacks.
         """
         model = _stock_model(config)
         copy_from_lavis(tensors, model.state_dict())
@@ -119,11 +119,11 @@ class HuggingFaceReference(StockReference):
 
 
 def _stock_model(config: Blip2Config) -> Any:
-    """Stock `Blip2ForImageTextRetrieval` of those dimensions, its weights at random."""
+    """Stock `Blip2ForImageTextRetrieval` with those dimensions and random weights."""
     if config.vision.family != "eva":
         raise UnavailableError(
             f"the Hugging Face reference has no vision transformer of the {config.vision.family!r} family, only EVA's; "
-            "take --reference lavis or torch",
+            "use --reference lavis or torch",
             code="reference-vision",
         )
     turn_off_telemetry()
@@ -162,7 +162,7 @@ def _stock_model(config: Blip2Config) -> Any:
     )
     stock._attn_implementation = "eager"
     model = Blip2ForImageTextRetrieval(stock).eval().requires_grad_(False)
-    # LAVIS's LayerNorm after the blocks has an eps of its own (1e-5); transformers takes the blocks' (1e-6).
+    # LAVIS's LayerNorm after the blocks has its own eps (1e-5); transformers uses the blocks' (1e-6).
     model.vision_model.post_layernorm.eps = config.ln_vision_eps
     return model
 
@@ -172,8 +172,8 @@ def copy_from_lavis(tensors: LavisTensors, stock: Mapping[str, Tensor]) -> None:
 
     Args:
         tensors: by LAVIS name, any floating dtype.
-        stock: the stock model's `state_dict()`, which shares its memory. Position ids stay as they are; a third of a
-            `qkv.bias` that LAVIS does not have becomes zero: EVA's keys have no bias.
+        stock: the stock model's `state_dict()`, which shares its memory. Position ids stay as they are; the third
+            of a `qkv.bias` that LAVIS lacks becomes zero, because EVA's keys have no bias.
 
     Raises:
         CheckpointError: a parameter has no counterpart.
@@ -185,7 +185,7 @@ def copy_from_lavis(tensors: LavisTensors, stock: Mapping[str, Tensor]) -> None:
     if missing:
         raise CheckpointError(
             f"the LAVIS checkpoint has nothing for {len(missing)} parameters of Blip2ForImageTextRetrieval: "
-            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}; take --reference torch",
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}; use --reference torch",
             code="checkpoint-tensors",
         )
     for name in known:
@@ -203,7 +203,7 @@ def _no_transformers(error: ImportError) -> UnavailableError:
 
 
 def _load(folder_or_id: str, prefix: str = "") -> Any:
-    """The stock model, float32, with every one of its tensors from the checkpoint and none left over."""
+    """The stock model in float32, with all tensors from the checkpoint and none unused."""
     turn_off_telemetry()
     try:
         from transformers import Blip2Config, Blip2ForImageTextRetrieval
@@ -215,7 +215,7 @@ def _load(folder_or_id: str, prefix: str = "") -> Any:
             raise CheckpointError(
                 f"{folder_or_id} is a {config.model_type!r} model, expected 'blip-2'", code="hub-model-type"
             )
-        # Files on the hub mark placeholder tokens for the image; here queries and text come apart.
+        # Files on the hub mark placeholder tokens for the image; here queries and text are passed separately.
         config.image_token_index = None
         config.qformer_config.use_qformer_text_input = True
         model, report = Blip2ForImageTextRetrieval.from_pretrained(
@@ -236,7 +236,7 @@ def _load(folder_or_id: str, prefix: str = "") -> Any:
 
 
 def _check_report(source: str, report: dict[str, Any]) -> None:
-    """Raise if transformers reports a tensor of the network that it made up, dropped or could not fit."""
+    """Raise if transformers reports a tensor of the network that it initialised, dropped or could not fit."""
     kinds = {kind: sorted(map(str, report.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys")}
     kinds["mismatched_keys"] = sorted(str(item[0]) for item in report.get("mismatched_keys") or ())
     unused = {*foreign_extras("huggingface", kinds["unexpected_keys"])}
@@ -251,6 +251,6 @@ def _check_report(source: str, report: dict[str, Any]) -> None:
         )
         raise CheckpointError(
             f"{source} does not hold the tensors of Blip2ForImageTextRetrieval: {found}. "
-            "Expected a retrieval checkpoint, Salesforce/blip2-itm-vit-g for instance",
+            "Expected a retrieval checkpoint, such as Salesforce/blip2-itm-vit-g",
             code="checkpoint-tensors",
         )

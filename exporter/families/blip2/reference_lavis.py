@@ -1,7 +1,7 @@
-"""Stock LAVIS as a reference. It runs in an environment of its own (`make lavis-env`), in a process of its own.
+"""Stock LAVIS as a reference, in a separate process and environment (`make lavis-env`).
 
-LAVIS 1.0.2 does not work with a current transformers, so it cannot be imported here. `lavis_worker.py` is started with
-the other environment's interpreter and answers JSON lines; arrays travel as safetensors files in a temporary folder.
+LAVIS 1.0.2 does not work with a current transformers, so it cannot be imported here. `lavis_worker.py` runs with the
+other environment's interpreter and answers JSON lines; arrays are passed as safetensors files in a temporary folder.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ from qpert.runtime.errors import CheckpointError, UnavailableError
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).resolve().with_name("lavis_worker.py")
-HINT = "`make lavis-env` in the project folder makes it, or set QPERT_LAVIS_PYTHON to the interpreter of another one"
+HINT = "Run `make lavis-env` in the project folder, or set QPERT_LAVIS_PYTHON to another environment's interpreter"
 
 
 def lavis_python(python: Path | None = None) -> Path:
-    """The interpreter of the LAVIS environment: the argument, $QPERT_LAVIS_PYTHON, or the one `make lavis-env` made.
+    """The interpreter of the LAVIS environment: the argument, $QPERT_LAVIS_PYTHON, or that of `make lavis-env`.
 
     Raises:
-        UnavailableError: it is not there.
+        UnavailableError: it does not exist.
     """
     default = Path(os.environ.get("QPERT_LAVIS_ENV") or PROJECT / ".cache" / "lavis") / "bin" / "python"
     found = python or Path(os.environ.get("QPERT_LAVIS_PYTHON") or default)
     if not found.is_file():
-        raise UnavailableError(f"the LAVIS reference needs an environment of its own; {found} does not exist. {HINT}")
+        raise UnavailableError(
+            f"the LAVIS reference needs a separate environment, but {found} does not exist. {HINT}",
+            code="lavis-environment-missing",
+        )
     return found
 
 
 class LavisReference:
-    """A stock LAVIS `Blip2ITM` in another process. `close` ends it; it is a context manager too.
+    """A stock LAVIS `Blip2ITM` in another process. `close` ends it. A context manager.
 
-    `ignored` names the tensors of the vision file that LAVIS has no place for (it leaves out the last block).
+    `ignored`: tensors of the vision file that LAVIS does not use (it leaves out the last block).
     """
 
     name = "lavis"
@@ -68,13 +71,13 @@ class LavisReference:
         """Start LAVIS and load a `.pth`, strictly, in float32 on the CPU.
 
         Args:
-            config: the dimensions; another image size than the checkpoint's has its position embedding interpolated
-                by LAVIS's own `interpolate_pos_embed`.
-            vision_checkpoint: LAVIS's stage-1 checkpoints lack the vision transformer, which was frozen in training;
-                this is its file (`eva_vit_g.pth`, `clip_vit_L.pth`).
+            config: the dimensions. If the image size differs from the checkpoint's, LAVIS's own
+                `interpolate_pos_embed` interpolates the position embedding.
+            vision_checkpoint: the file of the vision transformer (`eva_vit_g.pth`, `clip_vit_L.pth`), which LAVIS's
+                stage-1 checkpoints lack because it was frozen in training.
 
         Raises:
-            UnavailableError: there is no LAVIS environment, LAVIS is not in it, or the process died.
+            UnavailableError: the LAVIS environment is missing or incomplete, or the process died.
             CheckpointError: a tensor is missing, unknown or of another shape, or the file is not a checkpoint.
         """
         reference = cls._start(lavis_python(python))
@@ -111,9 +114,9 @@ class LavisReference:
         return cls(process, folder, log)
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of `graph`, as `stock.StockReference.run` describes them."""
+        """Outputs of `graph`, see `upstream.UpstreamReference.run`."""
         if self._log.closed:
-            raise UnavailableError(self._obituary())
+            raise UnavailableError("the LAVIS reference has been closed", code="lavis-worker-closed")
         given, made = Path(self._folder.name) / "inputs.safetensors", Path(self._folder.name) / "outputs.safetensors"
         save_file({name: np.ascontiguousarray(value) for name, value in inputs.items()}, given)
         self._ask({"graph": graph, "inputs": str(given), "outputs": str(made)})
@@ -126,26 +129,27 @@ class LavisReference:
         try:
             print(json.dumps(request), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
-        except (BrokenPipeError, ValueError):  # it ended, or was closed here
+        except (BrokenPipeError, ValueError):  # it ended, or was closed
             line = ""
         if not line:
-            raise UnavailableError(self._obituary())
+            raise self._worker_died()
         answer: dict[str, Any] = json.loads(line)
         if not answer["ok"]:
             raise _error(answer)
         return answer
 
-    def _obituary(self) -> str:
-        if self._log.closed:
-            return "the LAVIS reference has been closed"
+    def _worker_died(self) -> UnavailableError:
         try:
             code: int | str = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             code = "none"
         self._log.seek(0)
-        tail = self._log.read().strip()[-1500:] or "it wrote nothing"
+        tail = self._log.read().strip()[-1500:] or "(empty)"
         killed = " (killed: is there enough memory?)" if code == -9 else ""
-        return f"the LAVIS process ended, exit code {code}{killed}. {HINT}. Its last words:\n{tail}"
+        return UnavailableError(
+            f"the LAVIS process ended, exit code {code}{killed}. {HINT}. The end of its log:\n{tail}",
+            code="lavis-worker-died",
+        )
 
     def close(self) -> None:
         """End the process and remove the temporary folder. Closing twice is fine."""
@@ -154,7 +158,7 @@ class LavisReference:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(BrokenPipeError):  # a request that nobody read
+            with suppress(BrokenPipeError):  # an unread request
                 pipe.close()  # type: ignore[union-attr]
         self._log.close()
         self._folder.cleanup()
@@ -169,14 +173,16 @@ class LavisReference:
 def _absolute(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist, expected a LAVIS checkpoint (.pth)")
+        raise CheckpointError(f"{path} does not exist, expected a LAVIS checkpoint (.pth)", code="checkpoint-not-found")
     return str(path.resolve())
 
 
 def _error(answer: dict[str, Any]) -> Exception:
-    """What the worker reports, as an error of ours; a bug keeps the worker's traceback."""
+    """The error that the worker reports, as one of qpert's. A bug keeps the worker's traceback."""
     if answer["kind"] == "checkpoint":
-        return CheckpointError(answer["error"])
+        return CheckpointError(answer["error"], code="checkpoint-rejected-by-lavis")
     if answer["kind"] == "unavailable":
-        return UnavailableError(f"the LAVIS environment is not complete: {answer['error']}. {HINT}")
+        return UnavailableError(
+            f"the LAVIS environment is incomplete: {answer['error']}. {HINT}", code="lavis-environment-incomplete"
+        )
     return RuntimeError(f"in the LAVIS process: {answer['error']}\n{answer['traceback']}")

@@ -1,7 +1,7 @@
-"""The bundle's `tokenizer.json`, from whatever vocabulary is beside a checkpoint.
+"""Builds the bundle's `tokenizer.json` from a checkpoint's vocabulary.
 
 Source: LAVIS `lavis/models/blip2_models/blip2.py` (Blip2Base.init_tokenizer: bert-base-uncased, plus `[DEC]` as
-bos_token), which makes 30,522 + 1 entries.
+bos_token: 30,522 + 1 entries.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ DECODER_TOKEN = "[DEC]"
 
 
 def ignore(line: str) -> None:
-    """The default listener."""
+    """The default callback: does nothing."""
 
 
 def build_tokenizer(source: Path, *, vocab_size: int | None, own: bool = False, say: Say = ignore) -> Tokenizer:
-    """The uncased BERT WordPiece tokenizer of `source`, framing a text as `[CLS] A [SEP]`, never truncating or padding.
+    """The uncased BERT WordPiece tokenizer of `source`. It frames texts as `[CLS] A [SEP]`, without truncation or
+    padding.
 
     Args:
         source: a `vocab.txt`, a `tokenizer.json`, or a folder with either (`tokenizer.json` is preferred, as in
-            transformers). What `tokenizer_config.json` and its companions beside it say is honoured or refused.
-        vocab_size: rows of the checkpoint's word embeddings. Where the vocabulary is one short of them and has no
-            `[DEC]`, `[DEC]` is appended, as LAVIS does; added tokens beyond them are left out. None compares nothing.
-        own: it came with the checkpoint, so that rows without a token are the checkpoint's choice.
-        say: hears what was left out or not used.
+            transformers). The settings of `tokenizer_config.json` and its companions are honoured or rejected.
+        vocab_size: rows of the checkpoint's word embeddings. If the vocabulary is one short of them and has no
+            `[DEC]`, `[DEC]` is appended, as in LAVIS; added tokens beyond them are left out. None skips the check.
+        own: it comes from the checkpoint's folder, so rows without a token are accepted.
+        say: called with notes on what was left out or not used.
 
     Raises:
         InputError: the source cannot be read, lacks a special token, or disagrees with `vocab_size`.
@@ -57,7 +58,7 @@ def build_tokenizer(source: Path, *, vocab_size: int | None, own: bool = False, 
     tokenizer, left = _without_rowless(tokenizer, vocab_size)
     left += add_declared(tokenizer, file.parent, settings, vocab_size)
     if left:
-        say(f"tokens without a row in the word embeddings are left out: {', '.join(map(repr, dict.fromkeys(left)))}")
+        say(f"tokens without a row in the word embeddings were left out: {', '.join(map(repr, dict.fromkeys(left)))}")
     missing = [token for token in REQUIRED_TOKENS if tokenizer.token_to_id(token) is None]
     if missing:
         raise InputError(
@@ -73,7 +74,7 @@ def build_tokenizer(source: Path, *, vocab_size: int | None, own: bool = False, 
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Writes `tokenizer.json`."""
+    """Write `tokenizer.json`."""
     path.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
@@ -106,7 +107,7 @@ def _from_vocabulary(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     cleaning = normalisation(settings)
     if cleaning["strip_accents"] is None:
-        cleaning["strip_accents"] = cleaning["lowercase"]  # what BertNormalizer means by None
+        cleaning["strip_accents"] = cleaning["lowercase"]  # BertNormalizer's meaning of None
     tokenizer.normalizer = BertNormalizer(clean_text=True, **cleaning)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder(prefix="##")
@@ -146,7 +147,7 @@ def _from_json(path: Path, settings: Mapping[str, Any], say: Say) -> Tokenizer:
 
 
 def _without_rowless(tokenizer: Tokenizer, rows: int | None) -> tuple[Tokenizer, tuple[str, ...]]:
-    """Without added tokens whose ids are beyond the word embeddings: `<image>`, say, which saved processors add."""
+    """Remove added tokens whose ids exceed the word embeddings, such as `<image>`, which saved processors add."""
     from tokenizers import Tokenizer as Backend
 
     document = json.loads(tokenizer.to_str())
@@ -168,7 +169,7 @@ def _fit_to_embeddings(tokenizer: Tokenizer, vocab_size: int, file: Path, own: b
         return
     if got != vocab_size or largest >= vocab_size:
         raise InputError(
-            f"{file} has {got:,} tokens with ids up to {largest:,}, and the checkpoint's word embeddings have "
+            f"{file} has {got:,} tokens with ids up to {largest:,}, but the checkpoint's word embeddings have "
             f"{vocab_size:,} rows; they must be equal: pass the vocabulary that the checkpoint was trained with "
             "(LAVIS: bert-base-uncased, 30,522 + [DEC])",
             code="tokenizer-vocabulary",
@@ -179,7 +180,7 @@ def _frame(tokenizer: Tokenizer, file: Path, say: Say) -> None:
     """[CLS] A [SEP], as LAVIS frames a caption.
 
     Raises:
-        InputError: the file frames a text in another way, so that its stock tokenizer gives other ids.
+        InputError: the file frames texts differently, so its stock tokenizer gives other ids.
     """
     from tokenizers.processors import TemplateProcessing
 
@@ -190,7 +191,7 @@ def _frame(tokenizer: Tokenizer, file: Path, say: Say) -> None:
             code="tokenizer-unsupported",
         )
     if not stated and file.suffix == ".json":
-        say(f"{file.name} frames no text: texts are framed as [CLS] … [SEP], as BLIP-2 was trained")
+        say(f"{file.name} does not frame texts: they are framed as [CLS] … [SEP], as in BLIP-2's training")
     ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids

@@ -1,4 +1,4 @@
-"""What the files beside a BERT vocabulary say of it: `tokenizer_config.json` and its companions, field by field.
+"""Reads the settings of a BERT vocabulary, field by field: `tokenizer_config.json` and its companions.
 
 Source: transformers `tokenization_utils_base.py` and `tokenization_bert.py` of versions 4.27–5.23.
 """
@@ -23,7 +23,7 @@ JSON_NAMES = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
-"""Fields that decide how BERT cleans a text, and what `tokenizer.json` calls them."""
+"""Fields that decide how BERT cleans a text, and their names in `tokenizer.json`."""
 BERT_DEFAULTS = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 
 NAMED = {
@@ -32,7 +32,7 @@ NAMED = {
     "pad_token": "[PAD]",
     "cls_token": "[CLS]",
 }
-"""The tokens that frame, pad and replace, which the runtime counts on."""
+"""The tokens for framing, padding and unknown words, which the runtime relies on."""
 
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "do_basic_tokenize": (True, None),
@@ -50,7 +50,7 @@ WITHOUT_EFFECT = frozenset(
         *("bos_token", "eos_token", "mask_token", "use_fast", "transformers_version", "errors"),
     }
 )
-"""Fields that change no id of a caption: names, where files were, decoding, tokens that no caption is framed with."""
+"""Fields that change no id of a caption: names, file locations, decoding, tokens that frame no caption."""
 USED = frozenset(
     {
         *("padding_side", "model_max_length", "max_length", "max_len", "added_tokens_decoder", "truncation"),
@@ -60,10 +60,10 @@ USED = frozenset(
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, over `special_tokens_map.json`; empty where there is neither.
+    """`special_tokens_map.json`, overridden by `tokenizer_config.json`; empty if neither exists.
 
     Raises:
-        CheckpointError: one of them is no JSON object.
+        CheckpointError: one of them is not a JSON object.
     """
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -73,10 +73,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], say: Say) -> None:
-    """Refuse what cannot be honoured, by name, and say what is not used.
+    """Reject unsupported values by field name, and report what is not used.
 
     Raises:
-        InputError: a field asks for what is not supported.
+        InputError: a field has an unsupported value.
     """
     path = folder / "tokenizer_config.json"
     for name, possible in ONLY.items():
@@ -86,13 +86,13 @@ def check_settings(folder: Path, settings: Mapping[str, Any], say: Say) -> None:
         if content(settings.get(name, token)) not in (token, None):
             raise _unsupported(path, name, settings[name], token)
     if settings.get("padding_side") == "left":
-        say(f"{path.name} pads on the left: texts are padded on the right, which gives what each gives alone")
+        say(f"{path.name} pads on the left: texts are padded on the right, with the same result as each text alone")
     length = settings.get("model_max_length")
     if isinstance(length, int | float) and 0 < length < MAX_LENGTH:
-        say(f"{path.name} says model_max_length {length:g}: pass --max-length {length:g} to cut texts there")
+        say(f"{path.name} has model_max_length {length:g}: pass --max-length {length:g} to truncate texts there")
     known = USED | WITHOUT_EFFECT | ONLY.keys() | NAMED.keys() | JSON_NAMES.keys()
     if unknown := sorted(settings.keys() - known):
-        say(f"{path.name} has fields that qpert does not know and does not use: {', '.join(unknown)}")
+        say(f"{path.name} has unknown fields, which are not used: {', '.join(unknown)}")
 
 
 def _unsupported(path: Path, name: str, value: Any, expected: Any) -> InputError:
@@ -109,16 +109,16 @@ def content(token: Any) -> str | None:
 
 
 def normalisation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How `tokenizer_config.json` says texts are cleaned, by BertNormalizer's names; BERT's defaults elsewhere."""
-    said = {name: settings.get(name, default) for name, default in BERT_DEFAULTS.items()}
-    said = {name: BERT_DEFAULTS[name] if value is None else value for name, value in said.items()}
-    return {JSON_NAMES[name]: value for name, value in said.items()}
+    """The cleaning that `tokenizer_config.json` states, by BertNormalizer's names, with BERT's defaults."""
+    stated = {name: settings.get(name, default) for name, default in BERT_DEFAULTS.items()}
+    stated = {name: BERT_DEFAULTS[name] if value is None else value for name, value in stated.items()}
+    return {JSON_NAMES[name]: value for name, value in stated.items()}
 
 
 def check_normalizer(tokenizer: Tokenizer, path: Path, settings: Mapping[str, Any]) -> None:
-    """Raise InputError where `tokenizer.json` and `tokenizer_config.json` clean texts differently.
+    """Raise InputError if `tokenizer.json` and `tokenizer_config.json` clean texts differently.
 
-    Which of them wins depends on the version of transformers and on the class of the tokenizer.
+    Which one wins depends on the version of transformers and on the tokenizer's class.
     """
     normalizer = tokenizer.normalizer
     if type(normalizer).__name__ != "BertNormalizer":
@@ -126,14 +126,14 @@ def check_normalizer(tokenizer: Tokenizer, path: Path, settings: Mapping[str, An
     for name, key in JSON_NAMES.items():
         if name in settings and settings[name] is not None and getattr(normalizer, key) != settings[name]:
             raise InputError(
-                f"{path} has {key} {getattr(normalizer, key)!r} and the tokenizer_config.json beside it {name} "
-                f"{settings[name]!r}, and transformers' versions differ in which of them wins; make them agree",
+                f"{path} has {key} {getattr(normalizer, key)!r}, but tokenizer_config.json has {name} "
+                f"{settings[name]!r}, and versions of transformers differ in which one wins; make them agree",
                 code="tokenizer-contradiction",
             )
 
 
 def declared_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int | None]:
-    """Tokens that the files add to the vocabulary, and their ids where these are stated."""
+    """Tokens that the files add to the vocabulary, with their ids if stated."""
     found: dict[str, int | None] = {}
     if "added_tokens_decoder" in settings:
         found |= {str(content(token)): int(number) for number, token in settings["added_tokens_decoder"].items()}
@@ -152,10 +152,10 @@ def _extra(value: Any) -> list[Any]:
 
 
 def add_declared(tokenizer: Tokenizer, folder: Path, settings: Mapping[str, Any], rows: int | None) -> tuple[str, ...]:
-    """Add the tokens that the files declare and the vocabulary lacks; those that the embeddings have no row for.
+    """Add the declared tokens that the vocabulary lacks; returns those without a row in the embeddings.
 
     Raises:
-        InputError: a token has another id in the vocabulary than in the files.
+        InputError: a token's id in the vocabulary differs from that in the files.
     """
     tokens = sorted(declared_tokens(folder, settings).items(), key=lambda item: (item[1] is None, item[1] or 0))
     left = []
@@ -169,7 +169,7 @@ def add_declared(tokenizer: Tokenizer, folder: Path, settings: Mapping[str, Any]
             own = end
         if stated not in (None, own):
             raise InputError(
-                f"{folder} gives the token {token!r} the id {stated} in one file and {own} in another; correct the "
+                f"{folder} gives the token {token!r} id {stated} in one file and {own} in another; correct the "
                 "files, or pass --tokenizer with one vocabulary",
                 code="tokenizer-contradiction",
             )
@@ -177,7 +177,7 @@ def add_declared(tokenizer: Tokenizer, folder: Path, settings: Mapping[str, Any]
 
 
 def compare_vocabulary(tokenizer: Tokenizer, folder: Path, say: Say) -> None:
-    """Say where a `vocab.txt` beside `tokenizer.json` is another vocabulary; transformers reads the latter."""
+    """Report a `vocab.txt` that differs from `tokenizer.json`; transformers reads the latter."""
     path = folder / "vocab.txt"
     if not path.is_file():
         return
@@ -186,7 +186,7 @@ def compare_vocabulary(tokenizer: Tokenizer, folder: Path, say: Say) -> None:
         token = line.removesuffix("\r")
         if tokenizer.token_to_id(token) != number:
             say(
-                f"vocab.txt is another vocabulary than tokenizer.json (first at line {number + 1}, {token!r}): "
+                f"vocab.txt differs from tokenizer.json (first at line {number + 1}, {token!r}): "
                 "tokenizer.json is used, as in transformers"
             )
             return

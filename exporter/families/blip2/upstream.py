@@ -1,7 +1,7 @@
-"""The four graphs, computed with somebody else's network: what references to stock LAVIS and stock Hugging Face share.
+"""Computes the four graphs with a third-party network: the common base of the LAVIS and Hugging Face references.
 
-Imports torch and numpy and nothing of qpert: the LAVIS worker loads this file by its path into an environment that has
-no qpert. It stays independent of `qpert.graphs` for another reason too: it is what that code is compared with.
+Imports torch and numpy but not qpert: the LAVIS worker loads this file by its path in an environment without qpert. It
+is also independent of `qpert.graphs` because that code is compared with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PERTURBED: dict[str, tuple[str, ...]] = {"itc": ("image_query",), "both": ("imag
 
 
 class Reference(Protocol):
-    """A network that computes the exported graphs by other means. `close` frees it; it is a context manager too."""
+    """A network that computes the exported graphs by other means. `close` frees it. A context manager."""
 
     name: str
 
@@ -44,7 +44,7 @@ def query_maps(keys: Tensor, object_masks: Tensor, box_weights: Tensor, threshol
     """M = I + Σ_b w_b P_b from keys [B,H,N,d], masks [B,O,N] and weights [B,O], in float64: [B,H,d,d].
 
     P_b projects on the first p eigenvectors of K_bᵀ K_b, K_b = diag(m_b) K, where p is the largest dimension whose
-    share of the eigenvalues stays below `threshold`, at least one; nothing covered gives P_b = 0. ECCV 2024 paper 4.2.
+    share of the eigenvalues stays below `threshold`, at least one; P_b = 0 if nothing is covered. ECCV 2024 paper 4.2.
     """
     masked = object_masks.double()[:, :, None, :, None] * keys.double()[:, None]  # [B,O,H,N,d]
     values, vectors = torch.linalg.eigh(masked.transpose(-1, -2) @ masked)  # ascending
@@ -83,7 +83,7 @@ def perturbed_cross_attention(
 ) -> Iterator[None]:
     """Inside, the outputs of the stock cross-attention `query` layers are perturbed; `pairs` are (query, key) layers.
 
-    `image_embeds` [B,N,C] is what the network is about to attend to, or [1,N,C] for one image met by a whole batch.
+    `image_embeds` [B,N,C] is what the network attends to, or [1,N,C] for one image with a whole batch.
     """
     with ExitStack() as hooks:
         for query, key in pairs:
@@ -95,8 +95,8 @@ def perturbed_cross_attention(
         yield
 
 
-class StockReference:
-    """The glue between the four graphs and the parts of a stock model; a subclass names those parts."""
+class UpstreamReference:
+    """Computes the four graphs with the parts of a stock model, which a subclass names."""
 
     name = "stock"
 
@@ -144,8 +144,8 @@ class StockReference:
     @torch.no_grad()
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs of `graph`, as the exported graph has them. `object_masks` [B,O,N] and `box_weights` [B,O] are
-        optional (without them, or with no box, the network is the stock one) in the stages that are perturbed. Features
-        may come in half precision.
+        optional in the perturbed stages; without them, or with no box, the network is the stock one. Features may have
+        half precision.
         """
         self._check(graph, inputs)
         arrays = {name: torch.from_numpy(np.array(value, order="C")) for name, value in inputs.items()}
@@ -162,7 +162,7 @@ class StockReference:
         return {name: value.float().contiguous().numpy() for name, value in outputs.items()}
 
     def _itm(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Image by image, [I,T]; one image's features are expanded over its T texts."""
+        """Scores [I,T], image by image; an image's features are expanded over its T texts."""
         texts = tensors["input_ids"].shape[1]
         rows = []
         for i in range(len(tensors["image_embeds"])):
@@ -203,7 +203,7 @@ class StockReference:
         """Drop the model."""
         self.model = None
 
-    def __enter__(self) -> StockReference:
+    def __enter__(self) -> UpstreamReference:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ from qpert.runtime.inputs.perturbation import Perturbation
 
 
 def open_huggingface(checkpoint: Checkpoint, settings: Perturbation) -> HuggingFaceReference:
-    """From the folder itself, or with a LAVIS checkpoint's weights; pictures and texts by the folder's stock tools."""
+    """The stock model of the folder, or with a LAVIS checkpoint's weights; inputs by the folder's stock tools."""
     folder, prefix = checkpoint.folder, checkpoint.tensors.store.prefix
     if folder is not None:
         reference = HuggingFaceReference.open(folder, prefix=prefix, **choices(settings))

@@ -1,4 +1,4 @@
-"""CLIP behind the families' seam. Importing this loads no torch."""
+"""CLIP as a model family. Importing this module does not load torch."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class ClipFamily(TwoTowers):
 
     card = FamilyCard(
         name="clip",
-        title="CLIP (ITC alone, no boxes)",
+        title="CLIP (ITC only, no boxes)",
         checkpoints=EXPECTED,
         stages=("none",),
-        note="CLIP pools the image at its class token and has no cross-attention, so it takes no boxes. It has no pair "
-        "scorer either: search ranks by ITC alone.",
+        note="CLIP pools the image at its class token and has no cross-attention, so it takes no boxes. It also has no "
+        "pair scorer: search ranks by ITC only.",
     )
 
     def folder_format(self) -> FolderFormat:

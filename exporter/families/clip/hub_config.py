@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qpert.exporter.hub.json_files import read_json_object, whole_number
-from qpert.exporter.hub.towers import Shape, check_class, meant_defaults, parameter_shapes, read_text, read_vision
+from qpert.exporter.hub.towers import Shape, assumed_defaults, check_class, parameter_shapes, read_text, read_vision
 from qpert.exporter.hub.towers import section as read_section
 from qpert.graphs.families.clip.config import ClipConfig
 from qpert.graphs.families.clip.model import ClipRetrieval
@@ -45,21 +45,21 @@ VISION_DEFAULTS: dict[str, Any] = {
 PROJECTION_DEFAULT = 512
 
 UNUSED = frozenset({"logit_scale", "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"})
-"""Tensors that a file may hold and retrieval does not need: the scale is the same for every score, and position ids are
-0, 1, 2, … (files before transformers 4.31 store them)."""
+"""Tensors that retrieval does not need: the scale is the same for every score, and position ids are 0, 1, 2, … (files
+from before transformers 4.31 store them)."""
 
 PREFIX_TOKENS = 1
-"""CLS stands before the patches."""
+"""CLS comes before the patches."""
 
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
-"""The parameter that another image size interpolates (`qpert.graphs.transformer.interpolate_positions`)."""
+"""The parameter to interpolate for another image size (`qpert.graphs.transformer.interpolate_positions`)."""
 
 
 def read_config(folder: Path, *, name: str) -> tuple[ClipConfig, tuple[str, ...]]:
-    """The architecture that `folder/config.json` describes, and notes on what it leaves out.
+    """The architecture that `folder/config.json` describes, and notes on what it omits.
 
     Raises:
-        CheckpointError: missing or unreadable, another model, or a value that is not supported, by name.
+        CheckpointError: missing or unreadable, another model, or an unsupported value, named in the message.
     """
     path = folder / "config.json"
     values = read_json_object(path)
@@ -79,19 +79,19 @@ def read_config(folder: Path, *, name: str) -> tuple[ClipConfig, tuple[str, ...]
 def _section(
     path: Path, values: Mapping[str, Any], name: str, defaults: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A section as transformers means it: where the old `…_config_dict` is there, it and the defaults win over
-    `…_config` in everything (OpenAI's files have both)."""
+    """A section as transformers reads it: an old `…_config_dict`, with the defaults, replaces `…_config` entirely
+    (OpenAI's files have both)."""
     old = f"{name}_dict"
     key = name if values.get(old) is None else old
     part = read_section(path, values, key, defaults)
-    return part, meant_defaults(key, values.get(key), defaults)
+    return part, assumed_defaults(key, values.get(key), defaults)
 
 
 def _eos_token_id(path: Path, text: Mapping[str, Any]) -> int:
     value = text["eos_token_id"]
     if isinstance(value, bool) or not isinstance(value, int):
         raise CheckpointError(
-            f"{path} has text_config.eos_token_id {value!r}; only a single id is supported, since the text is pooled "
+            f"{path} has text_config.eos_token_id {value!r}; only a single id is supported, because the text is pooled "
             "at that token",
             code="hub-config-unsupported",
         )
@@ -99,5 +99,5 @@ def _eos_token_id(path: Path, text: Mapping[str, Any]) -> int:
 
 
 def expected_shapes(config: ClipConfig) -> dict[str, Shape]:
-    """Every tensor that the file must hold (`UNUSED` ones may be there too)."""
+    """All required tensors (`UNUSED` ones may exist too)."""
     return parameter_shapes(lambda: ClipRetrieval(config))

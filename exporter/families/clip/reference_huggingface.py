@@ -22,7 +22,7 @@ class HuggingFaceReference(TwoTowerReference):
     def image_vector(
         self, image_tokens: Tensor, object_masks: Tensor | None = None, box_weights: Tensor | None = None
     ) -> Tensor:
-        """CLS, normalised and projected; boxes are never given."""
+        """CLS, normalised and projected. Boxes are never passed."""
         vector: Tensor = self.model.visual_projection(self.model.vision_model.post_layernorm(image_tokens[:, 0]))
         return vector
 

@@ -1,8 +1,8 @@
-"""CLIP's byte-level BPE from a Hugging Face folder, giving the ids of the stock `CLIPTokenizer`.
+"""CLIP's byte-level BPE from a Hugging Face folder, with the ids of the stock `CLIPTokenizer`.
 
-The stock class takes only the vocabulary, the merges and the added tokens from the files; cleaning and splitting are
-its own, whatever `tokenizer.json` says of them. It differs from OpenAI's and open_clip's tokenizers in cleaning: NFC
-instead of ftfy and HTML unescaping.
+The stock class takes only the vocabulary, the merges and the added tokens from the files; it cleans and splits in its
+own way and ignores `tokenizer.json` there. It differs from OpenAI's and open_clip's tokenizers in cleaning: NFC instead
+of ftfy and HTML unescaping.
 
 Source: transformers `tokenization_clip.py`.
 """
@@ -40,8 +40,8 @@ def build_tokenizer(folder: Path, config: ClipConfig) -> HubTokenizer:
     """The tokenizer of `folder`: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
     Raises:
-        CheckpointError: no vocabulary, an unreadable one, one that is no BPE, a setting that cannot be honoured, ids
-            that the token embedding does not have, or an end of text that the text tower would not find.
+        CheckpointError: the vocabulary is missing, unreadable or not BPE; a setting cannot be honoured; ids exceed the
+            token embedding; or the text tower would not find the end of text.
     """
     files = read_tokenizer_files(folder, NAMED)
     if files.settings.get("padding_side", "right") != "right":  # it would move texts to other positions
@@ -91,7 +91,7 @@ def _from_json(folder: Path, values: Any) -> tuple[dict[str, int], list[tuple[st
     try:
         return model["vocab"], [(left, right) for left, right in pairs]
     except (TypeError, ValueError) as error:
-        raise _unreadable(folder, "tokenizer.json has a merge that is no pair") from error
+        raise _unreadable(folder, "tokenizer.json has a merge that is not a pair") from error
 
 
 def _from_text(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -115,7 +115,7 @@ def _check_end(folder: Path, backend: Tokenizer, config: ClipConfig, eos: int) -
     if config.eos_token_id != LEGACY_EOS:
         if config.eos_token_id != eos:
             raise CheckpointError(
-                f"config.json pools texts at id {config.eos_token_id} and the tokenizer in {folder} ends them with "
+                f"config.json pools texts at id {config.eos_token_id}, but the tokenizer in {folder} ends them with "
                 f"{eos}; the two belong to different models, download the folder again",
                 code="tokenizer-end-of-text",
             )
@@ -123,7 +123,7 @@ def _check_end(folder: Path, backend: Tokenizer, config: ClipConfig, eos: int) -
     largest = max(backend.get_vocab(with_added_tokens=True).values())
     if largest != eos:
         raise CheckpointError(
-            f"config.json has the old eos_token_id {LEGACY_EOS}, which pools texts at their largest id, and the "
+            f"config.json has the old eos_token_id {LEGACY_EOS}, which pools texts at their largest id, but the "
             f"tokenizer in {folder} has ids above the end of text ({largest} > {eos}); set eos_token_id to {eos}",
             code="tokenizer-end-of-text",
         )

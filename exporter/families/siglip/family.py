@@ -1,4 +1,4 @@
-"""SigLIP behind the families' seam. Importing this loads no torch."""
+"""SigLIP as a model family. Importing this module does not load torch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 EXPECTED = "a Hugging Face folder, or a hub id (google/siglip-base-patch16-224)"
 ALPHA = 0.2
-"""The smallest of the paper's grid for models that pool once (CoCa, InternVL-G: 0.2 to 1.0, section 5.1). Nobody has
-calibrated it for SigLIP: `qpert calibrate` does."""
+"""The smallest value of the paper's grid for models that pool once (CoCa, InternVL-G: 0.2 to 1.0, section 5.1). It is
+not calibrated for SigLIP; use `qpert calibrate`."""
 
 
 class SiglipFamily(TwoTowers):
@@ -34,12 +34,12 @@ class SiglipFamily(TwoTowers):
 
     card = FamilyCard(
         name="siglip",
-        title="SigLIP and SigLIP 2 of fixed resolution (ITC alone; boxes are an extension)",
+        title="SigLIP and SigLIP 2 of fixed resolution (ITC only; boxes are an extension)",
         checkpoints=EXPECTED,
         stages=("itc", "none"),
         perturbation={"alpha": ALPHA},
         note="Boxes perturb the query of the pooling head. That is an extension of qpert: the paper does not test "
-        "SigLIP, and no setting is published. There is no pair scorer: search ranks by ITC alone.",
+        "SigLIP, and no setting is published. There is no pair scorer: search ranks by ITC only.",
     )
 
     def folder_format(self) -> FolderFormat:
@@ -65,7 +65,7 @@ class SiglipFamily(TwoTowers):
         return "T", config.text.max_positions
 
     def host(self, checkpoint: Checkpoint, limits: Limits) -> Host:
-        """The text tower reads the last of all its positions, so texts are padded to just as many.
+        """The text tower reads its last position, so texts are padded to all positions.
 
         Raises:
             CheckpointError: the tokenizer pads to another length.
@@ -74,7 +74,7 @@ class SiglipFamily(TwoTowers):
         positions = checkpoint.config.text.max_positions
         if host.tokenizer.max_length != positions:
             raise CheckpointError(
-                f"the tokenizer in {checkpoint.folder} pads texts to {host.tokenizer.max_length} tokens and the text "
+                f"the tokenizer in {checkpoint.folder} pads texts to {host.tokenizer.max_length} tokens but the text "
                 f"tower has {positions} positions; the two belong to different models, download the folder again",
                 code="tokenizer-length",
             )

@@ -16,8 +16,8 @@ from typing import Any
 from qpert.exporter.hub.json_files import read_json_object
 from qpert.exporter.hub.towers import (
     Shape,
+    assumed_defaults,
     check_class,
-    meant_defaults,
     parameter_shapes,
     read_text,
     read_vision,
@@ -63,21 +63,21 @@ UNUSED = frozenset(
         "vision_model.embeddings.position_ids",
     }
 )
-"""Tensors that a file may hold and retrieval does not need: scale and bias are the same for every score, and position
-ids are 0, 1, 2, … (early files store them)."""
+"""Tensors that retrieval does not need: scale and bias are the same for every score, and position ids are 0, 1, 2, …
+(early files store them)."""
 
 PREFIX_TOKENS = 0
 """There is no CLS: every image token is a patch."""
 
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
-"""The parameter that another image size interpolates (`qpert.graphs.transformer.interpolate_positions`)."""
+"""The parameter to interpolate for another image size (`qpert.graphs.transformer.interpolate_positions`)."""
 
 
 def read_config(folder: Path, *, name: str) -> tuple[SiglipConfig, tuple[str, ...]]:
-    """The architecture that `folder/config.json` describes, and notes on what it leaves out.
+    """The architecture that `folder/config.json` describes, and notes on what it omits.
 
     Raises:
-        CheckpointError: missing or unreadable, another model, or a value that is not supported, by name.
+        CheckpointError: missing or unreadable, another model, or an unsupported value, named in the message.
     """
     path = folder / "config.json"
     values = read_json_object(path)
@@ -88,8 +88,8 @@ def read_config(folder: Path, *, name: str) -> tuple[SiglipConfig, tuple[str, ..
     _check_head(path, vision)
     _check_width(path, text, vision)
     config = SiglipConfig(name, read_vision(path, vision), read_text(path, text))
-    notes = meant_defaults("vision_config", values.get("vision_config"), VISION_DEFAULTS)
-    return config, (*notes, *meant_defaults("text_config", values.get("text_config"), TEXT_DEFAULTS))
+    notes = assumed_defaults("vision_config", values.get("vision_config"), VISION_DEFAULTS)
+    return config, (*notes, *assumed_defaults("text_config", values.get("text_config"), TEXT_DEFAULTS))
 
 
 def _refuse_naflex(path: Path, values: Mapping[str, Any]) -> None:
@@ -111,16 +111,16 @@ def _check_head(path: Path, vision: Mapping[str, Any]) -> None:
 
 
 def _check_width(path: Path, text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
-    """The two vectors meet in a dot product. transformers takes the text's own width where projection_size is unset."""
+    """The two vectors meet in a dot product. Without projection_size, transformers uses the text's own width."""
     projected = text["hidden_size"] if text["projection_size"] is None else text["projection_size"]
     if projected != vision["hidden_size"]:
         raise CheckpointError(
-            f"{path}: the text vector has {projected!r} values (text_config.projection_size) and the image vector "
+            f"{path}: the text vector has {projected!r} values (text_config.projection_size), the image vector "
             f"{vision['hidden_size']!r} (vision_config.hidden_size); they must be equal: download it again",
             code="hub-config-value",
         )
 
 
 def expected_shapes(config: SiglipConfig) -> dict[str, Shape]:
-    """Every tensor that the file must hold (`UNUSED` ones may be there too)."""
+    """All required tensors (`UNUSED` ones may exist too)."""
     return parameter_shapes(lambda: SiglipRetrieval(config))

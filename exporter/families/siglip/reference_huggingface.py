@@ -18,7 +18,7 @@ class HuggingFaceReference(TwoTowerReference):
     """The parts of the stock model, put together as its own `forward` does (transformers `modeling_siglip.py`).
 
     Boxes: for each image, the stock head's projected query is multiplied by M = I + Σ_b w_b P_b (float64 `eigh`), and
-    the stock head runs with that query in place of its own.
+    the stock head runs with the result.
     """
 
     class_name = "SiglipModel"
@@ -73,7 +73,7 @@ class HuggingFaceReference(TwoTowerReference):
 
 @contextmanager
 def ready_query(head: Any, query: Tensor) -> Iterator[None]:
-    """Inside, the stock head attends with `query` [C] as it is: its probe is the query, its query projection I."""
+    """Inside, the stock head attends with `query` [C] unchanged: its probe is the query, its query projection I."""
     width = head.attention.embed_dim
     kept = head.probe, head.attention.in_proj_weight, head.attention.in_proj_bias
     weight, bias = kept[1].clone(), kept[2].clone()

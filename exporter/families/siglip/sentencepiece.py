@@ -1,4 +1,4 @@
-"""`spiece.model`, a SentencePiece model, read without the sentencepiece package.
+"""Reads `spiece.model`, a SentencePiece model, without the sentencepiece package.
 
 The file is one protocol buffer (google/sentencepiece, `sentencepiece_model.proto`); `protobuf` comes with onnx.
 """
@@ -17,7 +17,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of pieces."""
 UNIGRAM = 1
 NORMALIZER = "nmt_nfkc"
-"""SentencePiece's default, and T5's, whose vocabularies SigLIP uses. Others treat the ▁ before a text differently."""
+"""SentencePiece's default, and T5's, whose vocabularies SigLIP uses. Others treat the ▁ before a text
+differently."""
 
 STRING, FLOAT, INT32, BOOL, ENUM, BYTES, MESSAGE = 9, 2, 5, 8, 5, 12, 11  # FieldDescriptorProto.Type; enums as int32
 OPTIONAL, REPEATED = 1, 3
@@ -45,21 +46,21 @@ FIELDS: dict[str, tuple[tuple[str, int, int, int, str], ...]] = {
         ("normalizer_spec", 3, MESSAGE, OPTIONAL, "Normalizer"),
     ),
 }
-"""Name, number, type, label, and default or message type, of the fields that matter here."""
+"""Name, number, type, label, and default or message type of the fields that are used here."""
 
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """Pieces in id order as (text, score, kind), the compiled table of the normaliser, and whether characters without a
-    piece become pieces for their bytes instead of the unknown one."""
+    """Pieces in id order as (text, score, kind), the normaliser's compiled table, and whether a character without a
+    piece becomes byte pieces instead of the unknown one."""
 
     pieces: tuple[tuple[str, float, int], ...]
     charsmap: bytes
     byte_fallback: bool
 
     def hidden(self, kind: int) -> bool:
-        """Whether no caption gives pieces of this kind: SigLIP's cleaning removes the punctuation of user-defined ones
-        (mT5's `<extra_id_0>`), and SentencePiece itself skips the others."""
+        """Whether captions never contain pieces of this kind: SigLIP's cleaning removes the punctuation of user-defined
+        ones (mT5's `<extra_id_0>`), and SentencePiece itself skips the others."""
         return kind in (CONTROL, UNUSED, USER_DEFINED)
 
     @property
@@ -68,11 +69,11 @@ class SentencePieceModel:
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """A Unigram model as SigLIP's.
+    """Read a Unigram model like SigLIP's.
 
     Raises:
-        CheckpointError: missing or no SentencePiece model (`tokenizer-file`), or one of another kind, by the name of
-            the setting (`tokenizer-unsupported`).
+        CheckpointError: missing or not a SentencePiece model (`tokenizer-file`), or of another kind
+            (`tokenizer-unsupported`, with the setting's name).
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -86,7 +87,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     pieces = tuple((piece.piece, float(piece.score), int(piece.type)) for piece in model.pieces)
     if sum(kind == UNKNOWN for _, _, kind in pieces) != 1:
         raise CheckpointError(
-            f"{path} is no SentencePiece model: of its {len(pieces)} pieces not exactly one is the unknown one; "
+            f"{path} is not a SentencePiece model: it must have exactly one unknown piece among its {len(pieces)}; "
             "download it again",
             code="tokenizer-file",
         )
@@ -107,17 +108,17 @@ def _check_supported(path: Path, model: Any) -> None:
     wrong = [f"{name} {got!r} (expected {expected!r})" for name, (got, expected) in found.items() if got != expected]
     plain = [p.piece for p in model.pieces if p.type == USER_DEFINED and not set(p.piece) & set(string.punctuation)]
     if plain:
-        wrong.append(f"user-defined pieces that a caption may hold, {plain[0]!r} for instance")
+        wrong.append(f"user-defined pieces that may occur in captions, such as {plain[0]!r}")
     if wrong:
         raise CheckpointError(
-            f"{path} is a SentencePiece model of another kind than SigLIP's: {'; '.join(wrong)}",
+            f"{path} is not a SentencePiece model of SigLIP's kind: {'; '.join(wrong)}",
             code="tokenizer-unsupported",
         )
 
 
 @cache
 def _message_class() -> Any:
-    """The message class of a model file. Fields that are not declared are skipped while parsing."""
+    """The message class of a model file. The parser skips undeclared fields."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
 
     file = descriptor_pb2.FileDescriptorProto(name="qpert_sentencepiece.proto", package="qpert", syntax="proto2")

@@ -1,6 +1,6 @@
 """SigLIP's tokenizers from a Hugging Face folder: SentencePiece for SigLIP, Gemma's BPE for SigLIP 2.
 
-Texts are padded to one length always, and padding takes part: the tower has no mask and reads the last position.
+Texts are always padded to one length, and padding matters: the tower has no mask and reads the last position.
 
 Sources: transformers `tokenization_siglip.py`, `tokenization_siglip2.py`, `tokenization_gemma.py`.
 """
@@ -40,17 +40,17 @@ FINAL_SIGMA = rf"(?<={CASED}\p{{Case_Ignorable}}*)Σ(?!\p{{Case_Ignorable}}*{CAS
 PUNCTUATION = r"[!-/:-@\[-`{-~]"
 """Python's `string.punctuation`: ASCII alone."""
 INVISIBLE = "[\u200b\u200c\u200e\u200f\ufeff\ufffd]"
-"""What SentencePiece's nmt_nfkc takes for a space and is no white space to Python."""
+"""Characters that SentencePiece's nmt_nfkc treats as a space and Python does not."""
 WHITESPACE = r"[\s\x1c-\x1f]+"
-"""What Python's `\\s` matches; the four control characters are no white space to Unicode."""
+"""What Python's `\\s` matches. The four control characters are not white space in Unicode."""
 
 
 def build_tokenizer(folder: Path, config: SiglipConfig) -> HubTokenizer:
     """The tokenizer of `folder`, of the class that `tokenizer_config.json` names (SiglipTokenizer if it names none).
 
     Raises:
-        CheckpointError: another class, no vocabulary, an unreadable one, a setting that cannot be honoured, or ids that
-            the token embedding does not have.
+        CheckpointError: another class, a missing or unreadable vocabulary, a setting that cannot be honoured, or ids
+            that exceed the token embedding.
     """
     settings = read_tokenizer_files(folder, {}).settings
     kind = str(settings.get("tokenizer_class") or CLASSES[0]).removesuffix("Fast")
@@ -74,7 +74,7 @@ def _finished(
     cleaning: str,
     default_side: Literal["left", "right"],
 ) -> HubTokenizer:
-    """Truncation and padding to the one length."""
+    """Add truncation and padding to one length."""
     length = max_length(files, positions, DEFAULT_LENGTH)
     pad = token_id(backend, files, "pad_token", folder)
     eos = token_id(backend, files, "eos_token", folder)
@@ -100,8 +100,7 @@ def _sentencepiece(folder: Path, config: SiglipConfig) -> HubTokenizer:
     path = folder / "spiece.model"
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no spiece.model, the only vocabulary that the stock SiglipTokenizer reads; download the "
-            "whole folder",
+            f"{folder} has no spiece.model, which the stock SiglipTokenizer requires; download the whole folder",
             code="hub-file-missing",
         )
     model = read_sentencepiece(path)
@@ -109,7 +108,7 @@ def _sentencepiece(folder: Path, config: SiglipConfig) -> HubTokenizer:
     backend = _unigram(model, {*named, *(token.content for token in files.added.values())})
     lower = bool(files.settings.get("do_lower_case", True))
     backend.normalizer = _cleaning(lower, model.charsmap)
-    # Only the text's first piece gets a ▁: the stock class writes it before the text, then cuts at special tokens.
+    # Only the text's first piece gets a ▁: the stock class writes it before the text, then splits at special tokens.
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
     add_tokens(backend, _stripping(files))
     eos = token_id(backend, files, "eos_token", folder)
@@ -127,8 +126,10 @@ def _sentencepiece(folder: Path, config: SiglipConfig) -> HubTokenizer:
 
 
 def _unigram(model: SentencePieceModel, kept: set[str]) -> Tokenizer:
-    """Pieces that no caption gives in SentencePiece would be found by the `tokenizers` package. Those that are no added
-    tokens get a space before their text, which no cleaned text has: there it is ▁."""
+    """A Unigram backend that never matches pieces that SentencePiece skips.
+
+    Unless they are added tokens, such pieces get a space before their text. Cleaned texts have ▁ instead of spaces, so
+    they do not match."""
     from tokenizers import Tokenizer, decoders
     from tokenizers.models import Unigram
 
@@ -141,7 +142,7 @@ def _unigram(model: SentencePieceModel, kept: set[str]) -> Tokenizer:
 
 
 def _stripping(files: TokenizerFiles) -> TokenizerFiles:
-    """The stock class makes named tokens given as plain strings swallow the white space around them."""
+    """Like the stock class, let named tokens given as plain strings absorb the white space around them."""
     from tokenizers import AddedToken
 
     known = {token.content for token in files.added.values()}
@@ -157,12 +158,12 @@ def _stripping(files: TokenizerFiles) -> TokenizerFiles:
 def _cleaning(lower: bool, charsmap: bytes) -> normalizers.Normalizer:
     """`canonicalize_text`, then SentencePiece's own normaliser.
 
-    Punctuation at the start becomes a space, not nothing: the ▁ before a text is written where a piece begins at the
-    text's first character. In one place ids therefore differ from the stock class's, by a ▁ too many: behind the
-    literal text of a special token (`</s>`, `<unk>`) that punctuation follows.
+    Punctuation at the start becomes a space, because the ▁ before a text is only written if a piece begins at the
+    text's first character. In one case ids therefore differ from the stock class's, by an extra ▁: after the literal
+    text of a special token (`</s>`, `<unk>`) that is followed by punctuation.
 
-    `Precompiled` loses the marks that combine with a character which its table maps, so what can be mapped is mapped
-    before. NFKC sorts and composes several marks on one letter, which SentencePiece does not: a second difference.
+    `Precompiled` loses marks that combine with a character that its table maps, so NFKC runs before it. NFKC sorts and
+    composes several marks on one letter, which SentencePiece does not: a second difference.
     """
     from tokenizers import Regex, normalizers
 
@@ -195,7 +196,7 @@ def _frame(backend: Tokenizer, end: str, eos: int) -> None:
 
 
 def _gemma(folder: Path, config: SiglipConfig, kind: str) -> HubTokenizer:
-    """`Siglip2Tokenizer` is `GemmaTokenizer` with lower-casing. The frame is the one that `tokenizer.json` has."""
+    """`Siglip2Tokenizer` is `GemmaTokenizer` with lower-casing. The frame comes from `tokenizer.json`."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
     files = read_tokenizer_files(folder, GEMMA_NAMED)

@@ -1,4 +1,4 @@
-"""Architecture of a BLIP-2 retrieval model as data: the dimensions that its tensors have, and the named instances.
+"""Architecture of a BLIP-2 retrieval model as data: its dimensions, and the named instances.
 
 Sources: LAVIS `lavis/models/eva_vit.py`, `clip_vit.py`, `blip2_models/Qformer.py`, `blip2_models/blip2_qformer.py`.
 """
@@ -27,13 +27,11 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         if self.image_size < self.patch_size:
-            raise ValueError(
-                f"image size {self.image_size} is below the least, at least one patch of {self.patch_size}"
-            )
+            raise ValueError(f"image size {self.image_size} is smaller than one patch of {self.patch_size}")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image size {self.image_size} is not a multiple of the patch size {self.patch_size}; "
-                f"nearest that are: {self.grid * self.patch_size} and {(self.grid + 1) * self.patch_size}"
+                f"nearest multiples: {self.grid * self.patch_size} and {(self.grid + 1) * self.patch_size}"
             )
         if self.width % self.heads:
             raise ValueError(f"vision width {self.width} is not a multiple of its {self.heads} heads")

@@ -1,4 +1,4 @@
-"""BLIP-2 image-text retrieval, and its four stages as modules to be exported.
+"""BLIP-2 image-text retrieval, and its four stages as modules to export.
 
 Source: LAVIS `lavis/models/blip2_models/blip2_qformer.py`, `blip2_image_text_matching.py`. Parameters carry LAVIS's
 names, so that a LAVIS state dict loads without renaming.
@@ -24,7 +24,7 @@ class Blip2Retrieval(nn.Module):
     """The whole retrieval model in eager PyTorch; `perturbation` None is stock BLIP-2.
 
     `query_map` computes the queries' map: by default the float64 `eigh` oracle, which makes this module the reference;
-    the exporter puts the placeholder there while it traces.
+    the exporter passes the placeholder for tracing.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ def unit_length(x: Tensor) -> Tensor:
 
 
 class VisionStage(nn.Module):
-    """The `vision` graph. In bfloat16 its features are handed on in float32, which NumPy knows."""
+    """The `vision` graph. bfloat16 features are returned as float32, which NumPy supports."""
 
     def __init__(self, model: Blip2Retrieval) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class TextStage(nn.Module):
 
 
 class ItmStage(nn.Module):
-    """The `itm` graph; masks and weights only where the pair stage is perturbed too."""
+    """The `itm` graph; masks and weights only if the pair stage is perturbed too."""
 
     def __init__(self, model: Blip2Retrieval) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 """The Q-Former's three uses (queries to an image, a text alone, queries and text to an image), with LAVIS's names.
 
 Source: LAVIS `lavis/models/blip2_models/Qformer.py`. It is BERT with two changes: layers whose index is a multiple of
-the cross-attention frequency let the *queries* attend to image tokens, and queries have a feed-forward of their own
+the cross-attention frequency let the *queries* attend to image tokens, and queries have their own feed-forward
 (`intermediate_query`, `output_query`). LAVIS stacks queries and text in one tensor and slices it; here the two stay
-apart and meet only in self-attention.
+separate and are joined only in self-attention.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class SelfAttention(AttentionModule):
 
 
 class CrossAttention(AttentionModule):
-    """Queries to image tokens; the keys and values come ready-made in the `ImageContext`."""
+    """Queries to image tokens; keys and values come from the `ImageContext`."""
 
     def __init__(self, config: QFormerConfig, image_width: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class CrossAttention(AttentionModule):
 
 
 class Layer(nn.Module):
-    """One Q-Former layer. `crossattention` exists where the frequency says so."""
+    """One Q-Former layer. `crossattention` is None in layers without it."""
 
     def __init__(self, config: QFormerConfig, image_width: int, *, cross: bool) -> None:
         super().__init__()
@@ -162,8 +162,8 @@ class QFormer(nn.Module):
     def keys_and_values(self, image_embeds: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The keys and the values of all A cross-attentions.
 
-        A projection each: one that is 2·A·H·d wide gives a result that no CPU's cache holds, and adding its bias and
-        cutting it up took a seventh of the `itm` graph's time there.
+        Separate projections: the result of a single one, 2·A·H·d wide, exceeds a CPU's cache, and adding its bias and
+        splitting it took a seventh of the `itm` graph's time.
 
         Args:
             image_embeds: [B, N, C].
@@ -179,8 +179,8 @@ class QFormer(nn.Module):
     def encode_queries(self, query_tokens: Tensor, image: ImageContext) -> Tensor:
         """Queries to an image: query_tokens [1, Q, C] → [B, Q, C].
 
-        The batch axis stays 1 until the first cross-attention, because up to there nothing depends on the image; a
-        runtime folds that part to a constant.
+        The batch axis stays 1 until the first cross-attention, because nothing depends on the image before it; runtimes
+        precompute that part as a constant.
         """
         hidden = self.bert.embeddings.LayerNorm(query_tokens)
         index = 0
@@ -205,7 +205,7 @@ class QFormer(nn.Module):
     ) -> Tensor:
         """T texts for each of I images: input_ids and attention_mask int64 [I, T, L] → queries [I*T, Q, C].
 
-        In cross-attention all texts of an image share its keys and values: their queries lie in one row [I, T*Q, C].
+        In cross-attention all texts of an image share its keys and values: their queries form one row [I, T*Q, C].
         """
         images, texts = input_ids.shape[0], input_ids.shape[1]
         ids, text_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)  # [I*T, L]
@@ -223,7 +223,7 @@ class QFormer(nn.Module):
                 queries = rows.unflatten(1, (texts, count)).flatten(0, 1)  # [I*T, Q, C]
                 index += 1
             queries = layer.feed_forward_query(queries)
-            if number + 1 < self.config.layers:  # the text of the last layer is read by nobody
+            if number + 1 < self.config.layers:  # the text of the last layer is not used
                 text = layer.feed_forward_text(text)
         return queries
 

@@ -158,8 +158,8 @@ class ClipVisionTransformer(nn.Module):
 
 
 def embed_patches(pixel_values: Tensor, projection: nn.Conv2d) -> Tensor:
-    """A convolution whose stride is its kernel, as the matrix product that it is (ONNX's Conv takes no bfloat16 before
-    opset 22).
+    """A convolution whose stride equals its kernel, computed as a matrix product (ONNX's Conv does not support bfloat16
+    before opset 22).
 
     Args:
         pixel_values: [B, 3, S, S] in the dtype of the projection's weight.

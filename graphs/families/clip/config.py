@@ -8,8 +8,8 @@ from typing import Any
 from qpert.graphs.transformer import TextConfig, VisionConfig
 
 LEGACY_EOS = 2
-"""`eos_token_id` of configs written before transformers 4.31 (OpenAI's among them), where no token has that meaning:
-the text is then pooled at its largest id, which is the end of text."""
+"""`eos_token_id` of configs written before transformers 4.31 (including OpenAI's), where it is not the end of text: the
+text is then pooled at its largest id, which is."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """CLIP: two towers that meet in one dot product, with Hugging Face's parameter names.
 
-Source: transformers `modeling_clip.py`. `logit_scale` multiplies every score alike and is left out. CLIP pools the
+Source: transformers `modeling_clip.py`. `logit_scale` multiplies all scores equally and is left out. CLIP pools the
 image at its class token: it has no cross-attention, so there are no queries that boxes could perturb.
 """
 
@@ -37,17 +37,17 @@ class VisionModel(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
-        self.pre_layrnorm = LayerNorm(config.width, eps=config.layer_norm_eps)  # the name is misspelt in the state dict
+        self.pre_layrnorm = LayerNorm(config.width, eps=config.layer_norm_eps)  # sic, as in the state dict
         self.encoder = Encoder(config)
         self.post_layernorm = LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, S, S] → [B, N, C] before `post_layernorm`, which CLIP applies to CLS alone."""
+        """[B, 3, S, S] → [B, N, C] before `post_layernorm`, which CLIP applies to CLS only."""
         return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
 
 
 class TextModel(nn.Module):
-    """A causal text transformer. What follows the end of text cannot reach it, so padding needs no mask."""
+    """A causal text transformer. Tokens after the end of text cannot affect it, so padding needs no mask."""
 
     def __init__(self, config: TextConfig, eos_token_id: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class ClipRetrieval(nn.Module):
         return self.vision_model(pixel_values)
 
     def encode_queries(self, image_embeds: Tensor) -> Tensor:
-        """image_embeds [B, N, C] → float32 [B, 1, E] of unit length, from CLS alone."""
+        """image_embeds [B, N, C] → float32 [B, 1, E] of unit length, from CLS only."""
         class_token = image_embeds[:, :1].to(self.visual_projection.weight.dtype)
         return unit_length(self.visual_projection(self.vision_model.post_layernorm(class_token)))
 
@@ -97,10 +97,10 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
 
 
 def end_of_text(input_ids: Tensor, eos_token_id: int) -> Tensor:
-    """int64 [T, L] → int64 [T], where each text is pooled; the first of several places, 0 where there is none.
+    """int64 [T, L] → int64 [T], the position where each text is pooled: the first end of text, or 0 if there is none.
 
-    Written without argmax: among equal values (padding is often the end-of-text token) its choice is up to the
-    runtime.
+    Written without argmax, whose choice among equal values depends on the runtime (padding is often the end-of-text
+    token).
     """
     sought = input_ids.amax(dim=1, keepdim=True) if eos_token_id == LEGACY_EOS else eos_token_id
     length = input_ids.shape[1]

@@ -1,10 +1,10 @@
 """SigLIP: two towers, the image pooled by one learned query, with Hugging Face's parameter names.
 
-Source: transformers `modeling_siglip.py`. `logit_scale` and `logit_bias` change every score alike and are left out.
+Source: transformers `modeling_siglip.py`. `logit_scale` and `logit_bias` change all scores equally and are left out.
 
-Perturbing the pooling head's query is an extension of qpert's own: the paper (ECCV 2024) perturbs the cross-attentions
-of BLIP-2, CoCa and InternVL. The head is a cross-attention of one query to the patches, so the definition applies to it
-as it stands (A = 1, Q = 1). Zero box weights give stock SigLIP.
+Perturbing the pooling head's query is an extension of qpert: the paper (ECCV 2024) perturbs the cross-attentions of
+BLIP-2, CoCa and InternVL. The head is a cross-attention of one query to the patches, so the definition applies
+unchanged (A = 1, Q = 1). Zero box weights give stock SigLIP.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PoolingHead(nn.Module):
         return self.attention.project(image_tokens, 1)
 
     def forward(self, image_tokens: Tensor, mapped: Tensor | None, preserve_norm: bool) -> Tensor:
-        """image_tokens [B, N, C] and, where boxes are given, the query's map float32 [B, H, d, d] → [B, 1, C]."""
+        """image_tokens [B, N, C] and, if boxes are given, the query's map float32 [B, H, d, d] → [B, 1, C]."""
         query = self.attention.project(self.probe, 0)  # [1, H, 1, d]
         if mapped is not None:
             query = perturb_queries(query.float(), mapped, preserve_norm=preserve_norm).to(query.dtype)
@@ -84,12 +84,12 @@ class VisionModel(nn.Module):
         self.head = PoolingHead(config)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, S, S] → [B, N, C], normalised: what the pooling head attends to."""
+        """[B, 3, S, S] → [B, N, C], normalised, for the pooling head to attend to."""
         return self.post_layernorm(self.encoder(self.embeddings(pixel_values)))
 
 
 class TextModel(nn.Module):
-    """Bidirectional and without a mask: padding takes part, so texts have the one length of training."""
+    """Bidirectional and without a mask: padding matters, so all texts have the length used in training."""
 
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class TextModel(nn.Module):
         self.head = nn.Linear(config.width, embed_dim)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """int64 [T, L] → [T, E], from the last position, mostly padding."""
+        """int64 [T, L] → [T, E], from the last position, which is usually padding."""
         hidden = self.encoder(self.embeddings(input_ids))
         return self.head(self.final_layer_norm(hidden[:, -1]))
 
@@ -108,7 +108,7 @@ class SiglipRetrieval(nn.Module):
     """The whole model in eager PyTorch; `perturbation` None is stock SigLIP.
 
     `query_map` computes the query's map: by default the float64 `eigh` oracle, which makes this module the reference;
-    the exporter puts the placeholder there while it traces.
+    the exporter passes the placeholder for tracing.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class SiglipRetrieval(nn.Module):
     def encode_text(self, input_ids: Tensor) -> Tensor:
         """input_ids int64 [T, L] → float32 [T, E] of unit length.
 
-        L is `max_positions`: a shorter text, or one padded otherwise than in training, gives another vector.
+        L is `max_positions`: shorter texts, or other padding than in training, give other vectors.
         """
         return unit_length(self.text_model(input_ids))
 

@@ -114,8 +114,9 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> Non
     small_hf_model("a").save_pretrained(tmp_path, max_shard_size="400KB")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"'\.\./elsewhere\.safetensors'; expected files beside it"):
+    with pytest.raises(CheckpointError, match=r"'\.\./elsewhere\.safetensors'") as caught:
         open_checkpoint(str(tmp_path))
+    assert caught.value.code == "shard-outside"
 
 
 def test_a_pytorch_model_bin_of_tensors_only_is_read(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_values_that_config_json_leaves_out_are_transformers_defaults_and_said(t
     with open_checkpoint(str(folder)) as checkpoint:
         assert checkpoint.config.qformer.layer_norm_eps == 1e-12
         assert checkpoint.notes == (
-            "config.json leaves out qformer_config.layer_norm_eps: transformers' default 1e-12 is meant",
+            "config.json omits qformer_config.layer_norm_eps: transformers' default 1e-12 is used",
         )
 
 
@@ -168,7 +169,7 @@ def test_values_that_config_json_leaves_out_are_transformers_defaults_and_said(t
         ({"model_type": ...}, r"unknown architecture: model_type None"),
         (
             {"architectures": ["Blip2ForConditionalGeneration"]},
-            r"describes Blip2ForConditionalGeneration, which carries no ITC and ITM heads; expected "
+            r"describes Blip2ForConditionalGeneration, which has no ITC and ITM heads; expected "
             r"Blip2ForImageTextRetrieval.*Salesforce/blip2-itm-vit-g",
         ),
         ({"vision_config__hidden_act": "quick_gelu"}, r"vision_config.hidden_act 'quick_gelu'; only 'gelu'"),
@@ -193,16 +194,19 @@ def test_a_config_json_that_cannot_be_right_is_refused(tmp_path: Path, changes: 
 
 def test_an_option_that_contradicts_config_json_is_refused(tmp_path: Path) -> None:
     folder = str(small_hf_folder(tmp_path, "a"))
-    with pytest.raises(CheckpointError, match=r"--vision-heads says 8, config.json says 4"):
+    with pytest.raises(CheckpointError, match=r"--vision-heads is 8, .*config.json states 4") as caught:
         open_checkpoint(folder, options=ArchitectureOptions(vision_heads=8))
-    with pytest.raises(CheckpointError, match=r"--qformer-eps says 1e-05, config.json says 1e-12"):
+    assert caught.value.code == "option-contradicts-config"
+    with pytest.raises(CheckpointError, match=r"--qformer-eps is 1e-05, .*config.json states 1e-12") as caught:
         open_checkpoint(folder, options=ArchitectureOptions(qformer_eps=1e-5))
+    assert caught.value.code == "option-contradicts-config"
 
 
 def test_folders_that_are_no_checkpoints_say_what_is_in_them(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(CheckpointError, match=r"holds no config.json \(it has notes.txt\)"):
+    with pytest.raises(CheckpointError, match=r"it has notes.txt") as caught:
         open_checkpoint(str(tmp_path))
+    assert caught.value.code == "hub-file-missing"
     folder = small_hf_folder(tmp_path, "a")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"holds no weights: expected model.safetensors.*vocab.txt"):
@@ -214,5 +218,6 @@ def test_folders_that_are_no_checkpoints_say_what_is_in_them(tmp_path: Path) -> 
 
 def test_a_single_file_of_a_folder_asks_for_the_folder(tmp_path: Path) -> None:
     folder = small_hf_folder(tmp_path, "a")
-    with pytest.raises(CheckpointError, match=r"head counts are in config.json beside it; pass the folder"):
+    with pytest.raises(CheckpointError) as caught:
         open_checkpoint(str(folder / "model.safetensors"))
+    assert caught.value.code == "hub-folder-expected"

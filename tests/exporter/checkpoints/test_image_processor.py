@@ -139,8 +139,8 @@ def test_the_processor_file_of_transformers_5_wins_and_a_contradiction_is_noted(
     found = read(tmp_path, "CLIPImageProcessor", tower_size=32)
     assert found.preprocessing.fit == "squash"
     assert found.notes == (
-        "processor_config.json has fields that qpert does not know and does not use: odd",
-        "preprocessor_config.json says otherwise than processor_config.json, which wins, as in transformers 5",
+        "processor_config.json has unknown fields, which are not used: odd",
+        "preprocessor_config.json differs from processor_config.json, which wins, as in transformers 5",
     )
     (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
     assert read(tmp_path, "CLIPImageProcessor", tower_size=224).preprocessing.fit == "crop"
@@ -180,7 +180,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(values, code, named):
 
 def test_unknown_fields_that_are_off_are_noted():
     _, notes = read_fields(Path("p.json"), {"do_dance": False}, "BlipImageProcessor")
-    assert notes == ("p.json has fields that qpert does not know and does not use: do_dance",)
+    assert notes == ("p.json has unknown fields, which are not used: do_dance",)
 
 
 def test_pictures_of_another_size_than_the_tower_takes_are_refused_unless_a_size_is_asked_for(tmp_path):
@@ -191,7 +191,7 @@ def test_pictures_of_another_size_than_the_tower_takes_are_refused_unless_a_size
     assert "--image-size" in str(caught.value)
     found = read(tmp_path, "CLIPImageProcessor", tower_size=336, image_size=336)
     assert (found.preprocessing.size, found.preprocessing.shortest_side) == (336, 336)
-    assert found.notes == ("preprocessor_config.json says pictures of 224 px; --image-size 336 replaces that",)
+    assert found.notes == ("preprocessor_config.json states images of 224 px; --image-size 336 replaces that",)
 
 
 def test_a_folder_without_a_processor_means_the_familys_and_says_so_or_is_refused(tmp_path):
@@ -200,7 +200,7 @@ def test_a_folder_without_a_processor_means_the_familys_and_says_so_or_is_refuse
     assert caught.value.code == "hub-file-missing"
     found = read(tmp_path, "BlipImageProcessor", tower_size=56, usual=ImagePreprocessing(56))
     assert found.preprocessing == ImagePreprocessing(56)
-    assert "the family's preprocessing is meant (squash to 56×56, bicubic" in found.notes[0]
+    assert "the family's preprocessing is used (squash to 56×56, bicubic" in found.notes[0]
     assert read(None, "BlipImageProcessor", tower_size=56, usual=ImagePreprocessing(56)).notes == ()
 
 

@@ -76,7 +76,7 @@ def test_scores_from_picture_files_are_those_of_the_stock_processor_and_model(me
 
 def test_a_token_without_a_row_is_left_out_of_the_bundle_and_noted(meanstd: Path, bundle: Path) -> None:
     manifest = read_manifest(bundle)
-    assert manifest.notes == ("tokens without a row in the word embeddings are left out: '<image>'",)
+    assert manifest.notes == ("tokens without a row in the word embeddings were left out: '<image>'",)
     contents = [token["content"] for token in json.loads((bundle / "tokenizer.json").read_text())["added_tokens"]]
     assert "<image>" in (meanstd / "tokenizer.json").read_text()
     assert "<image>" not in contents
@@ -132,14 +132,14 @@ def gelu_python(folder: Path) -> None:
 
 REPORTED = {
     stray_index: [
-        "the weights are those of model.safetensors; not used, as in transformers: model.safetensors.index.json"
+        "the weights come from model.safetensors; not used, as in transformers: model.safetensors.index.json"
     ],
-    extra_tensor: ["1 tensor of the checkpoint not used, since no part of the network has that name: logit_scale"],
+    extra_tensor: ["1 tensor of the checkpoint not used, because no part of the network has such a name: logit_scale"],
     float64: [
-        "float64 and rounded to float32",
-        "config.json says dtype float32: the weights are taken as they are stored",
+        "float64 tensors are rounded to float32",
+        "config.json states dtype float32, but the weights are stored and read as ",
     ],
-    prefixed: ["names of tensors begin with 'module.', which was taken off"],
+    prefixed: ["tensor names begin with 'module.', which was removed"],
     gelu_python: [
         "vision_config.hidden_act 'gelu_python' is the exact GELU",
         "qformer_config.hidden_act 'gelu_python'",
@@ -237,8 +237,8 @@ def test_unknown_fields_and_a_dtype_that_is_not_the_stored_one_are_noted(tmp_pat
     edit(folder / "config.json", sparkle=3, dtype="float16")
     with open_checkpoint(str(folder)) as checkpoint:
         assert checkpoint.notes == (
-            "config.json has fields that qpert does not know and does not use: sparkle",
-            "config.json says dtype float16: the weights are taken as they are stored, float32",
+            "config.json has unknown fields, which are not used: sparkle",
+            "config.json states dtype float16, but the weights are stored and read as float32",
         )
 
 
@@ -246,7 +246,7 @@ def test_another_image_size_replaces_the_processors_and_is_noted(tmp_path: Path)
     folder = small_hf_folder(tmp_path, "b")
     with open_checkpoint(str(folder), image_size=48) as checkpoint:
         assert checkpoint.preprocessing.size == checkpoint.config.vision.image_size == 48
-        assert checkpoint.notes[0] == "preprocessor_config.json says pictures of 40 px; --image-size 48 replaces that"
+        assert checkpoint.notes[0] == "preprocessor_config.json states images of 40 px; --image-size 48 replaces that"
     edit(folder / "preprocessor_config.json", size={"height": 48, "width": 48})
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(str(folder))

@@ -211,7 +211,7 @@ def test_declared_tokens_get_their_rows_and_those_without_one_are_left_out_and_s
     tokenizer = build_tokenizer(folder_with(tmp_path, settings=settings), vocab_size=10, own=True, say=said.append)
     assert tokenizer.token_to_id("<image>") == 9
     assert tokenizer.get_vocab_size() == 10
-    assert said == ["tokens without a row in the word embeddings are left out: '<video>', '<late>'"]
+    assert said == ["tokens without a row in the word embeddings were left out: '<video>', '<late>'"]
 
 
 def test_a_token_with_two_ids_is_refused(tmp_path):
@@ -237,18 +237,18 @@ def test_what_is_not_used_is_said(tmp_path):
     write_vocabulary(tmp_path, without=["[MASK]"], extra=["[DEC]"])
     build_tokenizer(tmp_path, vocab_size=9, say=said.append)
     assert said == [
-        "tokenizer_config.json pads on the left: texts are padded on the right, which gives what each gives alone",
-        "tokenizer_config.json says model_max_length 20: pass --max-length 20 to cut texts there",
-        "tokenizer_config.json has fields that qpert does not know and does not use: odd",
-        "vocab.txt is another vocabulary than tokenizer.json (first at line 5, 'a'): tokenizer.json is used, as in "
-        "transformers",
+        "tokenizer_config.json pads on the left: texts are padded on the right, with "
+        "the same result as each text alone",
+        "tokenizer_config.json has model_max_length 20: pass --max-length 20 to truncate texts there",
+        "tokenizer_config.json has unknown fields, which are not used: odd",
+        "vocab.txt differs from tokenizer.json (first at line 5, 'a'): tokenizer.json is used, as in transformers",
     ]
 
 
 def test_a_frame_other_than_berts_is_refused_and_a_missing_one_said(tmp_path):
     said = []
     build_tokenizer(folder_with(tmp_path, post_processor=None), vocab_size=9, say=said.append)
-    assert said == ["tokenizer.json frames no text: texts are framed as [CLS] … [SEP], as BLIP-2 was trained"]
+    assert said == ["tokenizer.json does not frame texts: they are framed as [CLS] … [SEP], as in BLIP-2's training"]
     frame = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[DEC]", 8]}
     with pytest.raises(InputError) as caught:
         build_tokenizer(folder_with(tmp_path, post_processor=frame), vocab_size=9)

@@ -60,7 +60,7 @@ def test_what_a_clip_file_leaves_out_is_what_transformers_means(tmp_path):
     check_agrees(config, stock)
     assert config.embed_dim == stock.projection_dim
     assert config.eos_token_id == stock.text_config.eos_token_id
-    assert "config.json leaves out text_config.eos_token_id: transformers' default 49407 is meant" in notes
+    assert "config.json omits text_config.eos_token_id: transformers' default 49407 is used" in notes
 
 
 def test_what_a_siglip_file_leaves_out_is_what_transformers_means(tmp_path):

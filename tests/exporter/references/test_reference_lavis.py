@@ -237,13 +237,14 @@ def test_an_interpreter_without_lavis_says_what_to_do(tmp_path: Path):
     somewhere = shutil.which("python3", path="/usr/bin:/bin:/usr/local/bin") or shutil.which("python3")
     assert somewhere is not None
     (tmp_path / "a.pth").touch()
-    with pytest.raises(UnavailableError, match=r"environment is not complete: .*make lavis-env"):
+    with pytest.raises(UnavailableError, match=r"make lavis-env") as caught:
         LavisReference.open(tmp_path / "a.pth", config=Blip2Config.from_dict(SMALL), python=Path(somewhere))
+    assert caught.value.code == "lavis-environment-incomplete"
 
 
 def test_without_the_environment_it_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("QPERT_LAVIS_PYTHON", str(tmp_path / "python"))
-    with pytest.raises(UnavailableError, match=r"does not exist. `make lavis-env`.* or set QPERT_LAVIS_PYTHON"):
+    with pytest.raises(UnavailableError, match=r"does not exist. Run `make lavis-env`.* or set QPERT_LAVIS_PYTHON"):
         lavis_python()
 
 

@@ -69,8 +69,9 @@ def test_a_graph_that_is_as_declared_passes(tmp_path):
     ],
 )
 def test_a_graph_that_is_not_as_declared_is_an_error_with_both(tmp_path, spec):
-    with pytest.raises(GraphError, match=r"graph 'text' has .*, declared is .*; please report this") as caught:
+    with pytest.raises(GraphError, match=r"graph 'text' has .*, expected .* as declared") as caught:
         check_graph(write(tmp_path), spec)
+    assert caught.value.code == "graph-declaration"
     assert isinstance(caught.value, QpertError)
 
 

@@ -149,5 +149,5 @@ def test_shapes_that_do_not_belong_together_are_refused():
         key_subspaces(DIAGONAL, torch.ones(1, 1, 7), threshold=0.9)
     with pytest.raises(ValueError, match=r"expected \[B, A, H, N, d\]"):
         key_subspaces(DIAGONAL[0], torch.ones(1, 1, 4), threshold=0.9)
-    with pytest.raises(ValueError, match="one weight a box"):
+    with pytest.raises(ValueError, match="one weight per box"):
         query_map(DIAGONAL, everywhere(DIAGONAL), torch.ones(1, 2), threshold=0.9)

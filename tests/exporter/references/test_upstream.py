@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qpert.exporter.families.blip2.upstream import StockReference, perturbed_cross_attention, query_maps
+from qpert.exporter.families.blip2.upstream import UpstreamReference, perturbed_cross_attention, query_maps
 
 # Two heads of two dimensions, three tokens (CLS first). Head 0 has its keys along x (length 3) and y (length 1);
 # head 1 has every key along (1, 1).
@@ -69,7 +69,7 @@ def test_hooks_map_the_queries_of_each_head_and_go_away(preserve_norm: bool, exp
 
 
 def test_inputs_that_a_stage_does_not_take_are_refused_by_name():
-    reference = StockReference(nn.Linear(1, 1), heads=1, stages="itc")
+    reference = UpstreamReference(nn.Linear(1, 1), heads=1, stages="itc")
     masks = {"object_masks": np.zeros((1, 1, 3), np.float32), "box_weights": np.zeros((1, 1), np.float32)}
     itm = {"image_embeds": np.zeros(1), "input_ids": np.zeros(1), "attention_mask": np.zeros(1)}
     with pytest.raises(ValueError, match=r"itm was given .*object_masks.*perturbed stages: itc"):
@@ -77,4 +77,4 @@ def test_inputs_that_a_stage_does_not_take_are_refused_by_name():
     with pytest.raises(ValueError, match="graph is 'images', expected one of vision, image_query, text, itm"):
         reference.run("images", {})
     with pytest.raises(ValueError, match="stages is 'all', expected one of itc, both, none"):
-        StockReference(nn.Linear(1, 1), heads=1, stages="all")
+        UpstreamReference(nn.Linear(1, 1), heads=1, stages="all")
