@@ -105,7 +105,10 @@ def write_threshold(source: Path, target: Path, threshold: float) -> None:
     model = onnx.load_model(source, load_external_data=False)
     names = threshold_names(model.graph)
     if not names:
-        raise BundleError(f"{source} has no initializer named …/threshold; export the bundle again with this version")
+        raise BundleError(
+            f"{source} has no initializer named …/threshold; export the bundle again with this version",
+            code="threshold-missing",
+        )
     for tensor in model.graph.initializer:
         if tensor.name in names:
             value = np.array(threshold, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))

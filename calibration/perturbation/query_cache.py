@@ -66,8 +66,9 @@ class QueryBlocks:
                     write_atomically(self._file(start), stream.getvalue())
                 except OSError as error:
                     raise UnavailableError(
-                        f"{self._file(start)} cannot be written ({error.strerror}); make room and run the same command "
-                        "again, it goes on from there"
+                        f"{self._file(start)} cannot be written ({error.strerror}); free some space and run the same "
+                        "command again: it resumes from there",
+                        code="query-cache-write",
                     ) from error
             advance(len(rows))
 

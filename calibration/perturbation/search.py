@@ -67,19 +67,27 @@ def check_searchable(encoder: Encoder, data: EvaluationData, rerank: int) -> Non
     stages = encoder.manifest.perturbation.stages
     if stages == "none":
         raise InputError(
-            "this bundle was exported with --perturb none, so there is nothing to calibrate; export it again"
+            "this bundle was exported with --perturb none, so it has nothing to calibrate; export it again",
+            code="bundle-without-boxes",
         )
     if stages == "both" and rerank:
         raise InputError(
             "this bundle perturbs ITM too, so its ITM scores change with every setting and cannot be shared; "
-            "search by ITC with --rerank 0, or calibrate a bundle exported with --perturb itc"
+            "search by ITC with --rerank 0, or calibrate a bundle exported with --perturb itc",
+            code="rerank-perturbed",
         )
     if rerank < 0:
-        raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more")
+        raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more", code="rerank-negative")
     if len(data.dataset) < 2:
-        raise InputError("the split has one image, which every text finds; give a split of some hundred images")
+        raise InputError(
+            "the split has one image, which every text finds; give a split of a few hundred images",
+            code="split-one-image",
+        )
     if not any(len(boxes) for boxes in data.boxes):
-        raise InputError("no image of the split has a box, so all settings are the same; give boxes with --boxes")
+        raise InputError(
+            "no image of the split has a box, so all settings are the same; give boxes with --boxes",
+            code="split-without-boxes",
+        )
 
 
 def search(

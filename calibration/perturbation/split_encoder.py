@@ -92,7 +92,8 @@ class SplitEncoder:
         if not distance <= limit:
             raise BundleError(
                 f"the parts of {self.graph_file} give query embeddings that differ by {distance:.2g} from the whole "
-                f"graph's, expected at most {limit:g}; please report this, the search cannot be trusted"
+                f"graph's, expected at most {limit:g}; please report this, the search cannot be trusted",
+                code="split-graph-differs",
             )
         return distance
 

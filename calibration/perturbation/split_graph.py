@@ -64,7 +64,7 @@ def split_query_head(path: Path, head: GraphSpec, folder: Path) -> SplitGraph:
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(path))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise BundleError(f"onnx cannot read {path} with its weights: {error}") from error
+        raise BundleError(f"onnx cannot read {path} with its weights: {error}", code="graph-unreadable") from error
     if not head.takes_boxes:
         raise _no_perturbation(path)
     flow, vectors = _Flow(model.graph, head), head.output(IMAGE_VECTORS).name
@@ -75,7 +75,10 @@ def split_query_head(path: Path, head: GraphSpec, folder: Path) -> SplitGraph:
         raise _no_perturbation(path)
     thresholds = threshold_names(model.graph)
     if not thresholds:
-        raise BundleError(f"{path} has no initializer named …/threshold; export the bundle again with this version")
+        raise BundleError(
+            f"{path} has no initializer named …/threshold; export the bundle again with this version",
+            code="threshold-missing",
+        )
     from_image = [name for name in dict.fromkeys([*maps_in, *queries_in]) if name not in maps_out]
     folder.mkdir(parents=True, exist_ok=True)
     return SplitGraph(

@@ -89,18 +89,21 @@ def check_data(split: RetrievalDataset, samples: int) -> RetrievalDataset:
     if len(split) < MIN_SAMPLES:
         raise InputError(
             f"the split {split.split!r} of {split.root} has {len(split)} images, expected at least {MIN_SAMPLES} to "
-            "take ranges from; add images, or use another split"
+            "take ranges from; add images, or use another split",
+            code="samples-too-few",
         )
     chosen = split.take(min(samples, len(split)))
     if len({sha256_of(path) for path in chosen.images}) < MIN_SAMPLES:
         raise InputError(
             f"fewer than {MIN_SAMPLES} of the first {len(chosen)} images of {split.root} differ; ranges taken from "
-            "copies of a few images fit no others: give a sample of what will be searched"
+            "copies of a few images fit no others: give a sample of what will be searched",
+            code="samples-repeated",
         )
     if len(set(chosen.captions)) < MIN_SAMPLES:
         raise InputError(
             f"fewer than {MIN_SAMPLES} of the first {len(chosen.captions)} captions of {split.root} differ; the text "
-            "and pair graphs need captions such as will be searched with"
+            "and pair graphs need captions like the queries to come",
+            code="captions-repeated",
         )
     return chosen
 

@@ -36,7 +36,7 @@ class AccuracyError(QpertError):
     exit_code = 1
 
     def __init__(self, message: str, report: dict[str, Any]) -> None:
-        super().__init__(message)
+        super().__init__(message, code="accuracy-lost")
         self.report = report
 
 

@@ -36,7 +36,10 @@ def modelopt_python() -> Path:
     folder = Path(os.environ.get("QPERT_MODELOPT_ENV") or PROJECT / ".cache" / "modelopt")
     found = folder / "bin" / "python"
     if not found.is_file():
-        raise UnavailableError(f"FP8 needs NVIDIA ModelOpt in an environment of its own; {found} is not there. {HINT}")
+        raise UnavailableError(
+            f"FP8 needs NVIDIA ModelOpt in an environment of its own; {found} is missing. {HINT}",
+            code="modelopt-missing",
+        )
     return found
 
 
@@ -45,14 +48,18 @@ def modelopt_version() -> str:
     try:
         done = subprocess.run([modelopt_python(), "-I", "-c", code], capture_output=True, text=True, check=True)
     except subprocess.CalledProcessError as error:
-        raise UnavailableError(f"the environment of {modelopt_python()} holds no nvidia-modelopt. {HINT}") from error
+        raise UnavailableError(
+            f"nvidia-modelopt is not installed for {modelopt_python()}. {HINT}", code="modelopt-missing"
+        ) from error
     return done.stdout.strip()
 
 
 def check_method(method: str) -> None:
     """Raises InputError for ranges that ModelOpt cannot take."""
     if method not in METHODS:
-        raise InputError(f"--ranges {method} is not to be had for fp8, expected one of {', '.join(METHODS)}")
+        raise InputError(
+            f"--ranges {method} is not supported for fp8, expected one of {', '.join(METHODS)}", code="quantize-ranges"
+        )
 
 
 def quantize_with_modelopt(
@@ -90,7 +97,8 @@ def quantize_with_modelopt(
     if done.returncode or not made.is_file():
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
         raise QpertError(
-            f"ModelOpt could not quantise {path.name} to {precision}, it ended with {done.returncode}:\n{last}"
+            f"ModelOpt could not quantise {path.name} to {precision}, it exited with {done.returncode}:\n{last}",
+            code="modelopt-failed",
         )
     return onnx.load_model(made)
 

@@ -29,8 +29,9 @@ def measure_cold_start(bundle: Path, provider: str, *, threads: int = 0) -> dict
     took = time.perf_counter() - before
     if answer.returncode:
         raise UnavailableError(
-            f"a fresh process with {bundle} and provider {provider!r} ended with {answer.returncode}: "
-            f"{answer.stderr.strip()[-500:]}; run `qpert verify` on the bundle first"
+            f"a fresh process with {bundle} and provider {provider!r} exited with {answer.returncode}: "
+            f"{answer.stderr.strip()[-500:]}; run `qpert verify` on the bundle first",
+            code="cold-start-failed",
         )
     found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
     return found | {"process_seconds": took}
@@ -68,7 +69,9 @@ def peak_memory_mb() -> float:
     try:
         import resource
     except ImportError as error:
-        raise UnavailableError("this system does not tell a process's peak memory; run bench on Linux") from error
+        raise UnavailableError(
+            "this system does not report a process's peak memory; run bench on Linux", code="peak-memory"
+        ) from error
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

@@ -97,7 +97,9 @@ class _Bench:
         machine: dict[str, Any] = describe_machine()  # before: the load is that of others
         sizes = list(sizes_of(manifest, request.sizes, self._note))
         if not sizes:
-            raise InputError(f"nothing is left to measure: {'; '.join(self.notes)}; ask for smaller sizes")
+            raise InputError(
+                f"nothing is left to measure: {'; '.join(self.notes)}; ask for smaller sizes", code="bench-nothing-left"
+            )
         with self.progress.stage("measuring what this machine reaches"):
             self.peaks = measure_peaks()
         with self.progress.stage("cold start in a fresh process"):
@@ -226,7 +228,8 @@ def compare(
     limit = max(LARGEST_DIFFERENCE[precision], PERTURBED_DIFFERENCE if workload.boxes else 0) * np.abs(other).max()
     if not difference <= limit:
         raise InputError(
-            f"baseline {baseline!r} gives another {name} than the bundle for {workload}: largest difference "
-            f"{difference:.3g}, expected at most {limit:.3g}; run `qpert verify` to see which of them is wrong"
+            f"baseline {baseline!r} and the bundle differ in {name} for {workload}: largest difference "
+            f"{difference:.3g}, expected at most {limit:.3g}; run `qpert verify` to see which of them is wrong",
+            code="baseline-differs",
         )
     return difference

@@ -88,10 +88,11 @@ def command(
 
 def check_usage(texts: Sequence[str], image: Path | None, boxes: Path | None, texts_file: Path | None) -> None:
     if bool(texts) == (image is not None):
-        raise InputError('give either a text ("a red bus") or --image FILE')
+        raise InputError('give either a text ("a red bus") or --image FILE', code="search-query")
     if image is None and (boxes is not None or texts_file is not None):
         raise InputError(
-            "--boxes and --texts go with --image; boxes of the gallery's images are given to `qpert index`"
+            "--boxes and --texts need --image; give the boxes of the gallery's images to `qpert index`",
+            code="search-options",
         )
 
 
@@ -102,7 +103,8 @@ def open_retriever(gallery: Path, bundle: Path | None, provider: str) -> Retriev
     folder = bundle or local_path(spec.bundle)
     if bundle is None and not folder.is_dir():
         raise GalleryError(
-            f"the bundle that made the gallery {gallery} is no longer at {folder}; pass --bundle with where it is now"
+            f"the bundle that made the gallery {gallery} is no longer at {folder}; pass its new folder with --bundle",
+            code="gallery-bundle-moved",
         )
     opened = Bundle.open(folder)
     spec.require_identity(opened, gallery)  # before the sessions: others may not even follow the gallery's settings
@@ -112,8 +114,9 @@ def open_retriever(gallery: Path, bundle: Path | None, provider: str) -> Retriev
 def captions(gallery: StoredGallery) -> TextGallery:
     if not gallery.texts:
         raise GalleryError(
-            f"the gallery {gallery.folder} holds no texts to find for an image; index annotation JSON with captions, "
-            "or pass --texts FILE with one text a line"
+            f"the gallery {gallery.folder} has no texts to search for an image; index annotation JSON with captions, "
+            "or pass --texts FILE with one text a line",
+            code="gallery-without-texts",
         )
     return TextGallery(gallery.texts, gallery.text_embeds, tuple(gallery.images[row] for row in gallery.image_of_text))
 

@@ -113,7 +113,10 @@ def verify(
     """Level `tensor` against the recorded outputs, or against a live reference on the recorded and on fresh inputs."""
     samples = bundle.samples()
     if reference == "recorded" and checkpoint is not None:
-        raise InputError("--checkpoint is for a live reference; add --reference torch, hf or lavis")
+        raise InputError(
+            "--checkpoint is for a live reference; add --reference torch, hf or lavis",
+            code="checkpoint-without-reference",
+        )
     with closing(
         Encoder(bundle, provider)
     ) as encoder:  # first: a missing provider is an error before the reference runs
@@ -141,8 +144,9 @@ def verify_order(
     """Levels `rank` and `recall`: both sides score the same data set."""
     if reference == "recorded":
         raise InputError(
-            f"--level {level} ranks pictures and captions, and a bundle records neither's scores; use --reference "
-            "torch, hf or lavis, or --level tensor"
+            f"--level {level} compares rankings, and a bundle records no scores of pictures and captions; use "
+            "--reference torch, hf or lavis, or --level tensor",
+            code="level-needs-reference",
         )
     references = live_references(f"a live reference ({reference})")
     limits = limits_for(bundle.manifest.precision, allowed(data["allow"]))
@@ -169,7 +173,9 @@ def allowed(options: tuple[str, ...]) -> dict[str, float]:
         try:
             found[name] = parse_float(value)
         except ValueError:
-            raise InputError(f"--allow {option}: expected NAME=VALUE, --allow r1=0.3 for instance") from None
+            raise InputError(
+                f"--allow {option}: expected NAME=VALUE, such as --allow r1=0.3", code="allow-format"
+            ) from None
     return found
 
 

@@ -78,7 +78,9 @@ def check_data(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:
     try:
         return encoder.tokenize(data.dataset.captions)
     except TextError as error:
-        raise TextError(f"a caption of the {data.dataset.split} split of {data.dataset.root}: {error}") from error
+        raise TextError(
+            f"a caption of the {data.dataset.split} split of {data.dataset.root}: {error}", code="caption"
+        ) from error
 
 
 def check_boxes(encoder: Encoder, data: EvaluationData) -> None:
@@ -127,7 +129,10 @@ def opened_images(
     watch.measure("images", began)
     with StoredGallery.open(work / GALLERY_NAME, encoder) as gallery:
         if gallery.images != dataset.names:
-            raise InputError(f"the gallery in {work} does not hold the images of this split in order; delete {work}")
+            raise InputError(
+                f"the gallery in {work} does not hold the images of this split in order; delete {work}",
+                code="work-gallery",
+            )
         yield gallery
 
 

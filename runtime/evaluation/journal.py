@@ -36,7 +36,7 @@ class Journal(Protocol):
     def put(self, kind: str, number: int, key: bytes, values: Floats) -> None: ...
 
 
-class Forgetful:
+class NullJournal:
     """A journal that keeps nothing: for work of seconds."""
 
     def get(self, kind: str, number: int, key: bytes) -> Floats | None:
@@ -106,14 +106,19 @@ class DiskJournal:
         text = str(error)
         if "locked" in text:
             return InputError(
-                f"another process is evaluating in {self.path.parent}; wait for it, or give this one its own --work"
+                f"another process is evaluating in {self.path.parent}; wait for it, or give this one its own --work",
+                code="work-in-use",
             )
         if "full" in text or "I/O" in text:
             return UnavailableError(
-                f"{self.path} cannot be written ({text}); make room and run the same command again, it goes on from "
-                "what is committed"
+                f"{self.path} cannot be written ({text}); free some space and run the same command again: it "
+                "resumes from the last commit",
+                code="journal-write",
             )
-        return InputError(f"{self.path} is no journal of an evaluation ({text}); delete {self.path.parent}, start over")
+        return InputError(
+            f"{self.path} is not an evaluation journal ({text}); delete {self.path.parent} and start over",
+            code="journal-unreadable",
+        )
 
     def __enter__(self) -> DiskJournal:
         return self

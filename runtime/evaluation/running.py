@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
-from qpert.runtime.evaluation.journal import Forgetful, Journal, key_of
+from qpert.runtime.evaluation.journal import NullJournal, Journal, key_of
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.schedule import Schedule
 from qpert.runtime.inputs.text import TokenizedTexts
@@ -99,8 +99,8 @@ def score_pairs(
         InputError: a negative `rerank`, or NaN among the scores, which cannot be ranked.
     """
     if rerank < 0:
-        raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more")
-    journal, progress, watch = journal or Forgetful(), progress or Silent(), watch or Watch()
+        raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more", code="rerank-negative")
+    journal, progress, watch = journal or NullJournal(), progress or Silent(), watch or Watch()
     began = time.perf_counter()
     text_embeds = encode_all_texts(scorer, texts, journal, progress, watch)
     watch.measure("texts", began)
@@ -202,5 +202,6 @@ def check_itc(itc: Floats) -> None:
 def not_a_number(score: str, image: int, text: int, count: int) -> InputError:
     return InputError(
         f"{count} {score} scores are NaN, which cannot be ranked, the first of image {image} with text {text} (counted "
-        "from 0); `qpert verify` tells whether the bundle is sound, half precision may have overflowed: export in fp32"
+        "from 0); check the bundle with `qpert verify`: half precision may have overflowed, then export in fp32",
+        code="scores-nan",
     )

@@ -75,18 +75,24 @@ def open_work(folder: Path, binding: Binding) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             if any(folder.iterdir()):
-                raise InputError(f"the work folder {folder} holds other files; give --work a new or an empty folder")
+                raise InputError(
+                    f"the work folder {folder} holds other files; give --work a new or an empty folder",
+                    code="work-other-files",
+                )
             write_atomically(path, json.dumps(asdict(binding), indent=1) + "\n")
             return folder
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"the work folder {folder} cannot be used ({error}); give --work another one") from error
+        raise InputError(
+            f"the work folder {folder} cannot be used ({error}); give --work another one", code="work-unusable"
+        ) from error
     ours = asdict(binding)
     differing = [DIFFERENCES[one.name] for one in fields(Binding) if dict_of(found).get(one.name) != ours[one.name]]
     if differing:
         raise InputError(
             f"the work folder {folder} belongs to an evaluation with {', '.join(differing)}; "
-            "give --work another folder, or delete this one"
+            "give --work another folder, or delete this one",
+            code="work-other-evaluation",
         )
     return folder
 
@@ -117,7 +123,8 @@ def check_room(folder: Path, encoder: Encoder, images: int) -> None:
     if needed > free + kept:
         raise UnavailableError(
             f"the features of {images:,} images take {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free; "
-            "give --work a folder on a larger disk"
+            "give --work a folder on a larger disk",
+            code="work-disk-full",
         )
 
 

@@ -48,7 +48,7 @@ def generate(split: str, count: int, seed: int) -> Iterator[tuple[Scene, tuple[C
     """Scenes with their five captions, one after the other. A scene depends on its split, the seed and its index only:
     no scene of one split occurs in another, and a longer run begins with the shorter one."""
     if split not in SPLIT_SIZES:
-        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}")
+        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}", code="split")
     for index in range(count):
         name = f"{split}/{seed}/{index}"
         scene = sample_scene(name)
@@ -70,7 +70,7 @@ def write_dataset(
     number in `SPLIT_SIZES`.
     """
     if layout not in get_args(Layout):
-        raise InputError(f"layout is {layout!r}; expected one of {', '.join(get_args(Layout))}")
+        raise InputError(f"layout is {layout!r}; expected one of {', '.join(get_args(Layout))}", code="dataset-layout")
     tree, total = TREES[layout], SPLIT_SIZES.get(split, 0) if count is None else count
     for part in (tree.images, f"{tree.entities}/Annotations", f"{tree.entities}/Sentences", "annotations"):
         (folder / part).mkdir(parents=True, exist_ok=True)

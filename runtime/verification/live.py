@@ -51,9 +51,11 @@ def limits_for(precision: str, allowed: dict[str, float]) -> RankLimits:
     names = [field.name for field in fields(RankLimits)]
     for name, value in allowed.items():
         if name not in names:
-            raise InputError(f"--allow {name}={value:g} names no limit; expected one of {', '.join(names)}")
+            raise InputError(
+                f"--allow {name}={value:g} is not a limit; expected one of {', '.join(names)}", code="allow-unknown"
+            )
         if not value >= 0:
-            raise InputError(f"--allow {name}={value:g}: a limit is 0 or more")
+            raise InputError(f"--allow {name}={value:g}: expected a limit of 0 or more", code="allow-negative")
     return replace(RANK_LIMITS[precision], **allowed)
 
 

@@ -83,11 +83,14 @@ def require_cases(encoder: Encoder, cases: Sequence[Case]) -> None:
     for name, session in encoder.sessions.items():
         mine = [case for case in cases if case.graph == name]
         if not mine:
-            raise BundleError(f"there is no case for graph {name!r} to verify it with; export the bundle again")
+            raise BundleError(
+                f"graph {name!r} has no recorded case to verify it with; export the bundle again", code="case-missing"
+            )
         if session.spec.takes_boxes and not any(has_weight(session.spec, case) for case in mine):
             raise BundleError(
-                f"no case of graph {name!r} has a box of weight, so its perturbation would not be verified; "
-                "export the bundle again, or pass another --seed with a live reference"
+                f"no case of graph {name!r} has a box of nonzero weight, so its perturbation would not be verified; "
+                "export the bundle again, or pass another --seed with a live reference",
+                code="case-without-boxes",
             )
 
 
