@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
-from qpert.runtime.evaluation.journal import NullJournal, Journal, key_of
+from qpert.runtime.evaluation.journal import Journal, NullJournal, key_of
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.schedule import Schedule
 from qpert.runtime.inputs.text import TokenizedTexts
