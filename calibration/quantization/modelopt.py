@@ -20,18 +20,18 @@ from qpert.runtime.libraries import turn_off_telemetry
 PROJECT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("modelopt_worker.py")
 HINT = (
-    "Make it with `sh tools/modelopt_env.sh` (it pins other versions of onnx than qpert uses, so it lives apart), or "
+    "Make it with `sh tools/modelopt_env.sh` (it pins another version of onnx, so it is kept separate), or "
     "set QPERT_MODELOPT_ENV to an environment with nvidia-modelopt[onnx]"
 )
 METHODS = {"minmax": "max", "entropy": "entropy"}
-"""ModelOpt's names of what `--ranges` calls them."""
+"""`--ranges` → ModelOpt's name for it."""
 
 
 def modelopt_python() -> Path:
     """The interpreter of the ModelOpt environment: $QPERT_MODELOPT_ENV, or the one that tools/modelopt_env.sh made.
 
     Raises:
-        UnavailableError: it is not there.
+        UnavailableError: it is missing.
     """
     folder = Path(os.environ.get("QPERT_MODELOPT_ENV") or PROJECT / ".cache" / "modelopt")
     found = folder / "bin" / "python"
@@ -55,7 +55,7 @@ def modelopt_version() -> str:
 
 
 def check_method(method: str) -> None:
-    """Raises InputError for ranges that ModelOpt cannot take."""
+    """Raise InputError for ranges that ModelOpt does not support."""
     if method not in METHODS:
         raise InputError(
             f"--ranges {method} is not supported for fp8, expected one of {', '.join(METHODS)}", code="quantize-ranges"
@@ -65,10 +65,10 @@ def check_method(method: str) -> None:
 def quantize_with_modelopt(
     path: Path, feeds: Sequence[Feed], candidates: Sequence[Candidate], *, precision: str, method: str, folder: Path
 ) -> onnx.ModelProto:
-    """The graph with every candidate between Q/DQ pairs, as ModelOpt makes them; weights are still in float.
+    """The graph with ModelOpt's Q/DQ pairs around every candidate; weights are still in float.
 
     Raises:
-        UnavailableError: there is no environment with ModelOpt.
+        UnavailableError: the ModelOpt environment is missing.
         QpertError: ModelOpt failed; its last lines are in the message.
     """
     python = modelopt_python()
@@ -84,7 +84,7 @@ def quantize_with_modelopt(
         "method": METHODS[method],
         "nodes": [candidate.node for candidate in candidates],
     }
-    turn_off_telemetry()  # of the ONNX Runtime there, which inherits this environment
+    turn_off_telemetry()  # for the ONNX Runtime there, which inherits this environment
     done = subprocess.run(
         [python, "-I", "-W", "ignore", WORKER],
         input=json.dumps(job),
@@ -104,7 +104,7 @@ def quantize_with_modelopt(
 
 
 def taken(model: onnx.ModelProto, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The products that ModelOpt has quantised. It leaves out such as TensorRT has no 8-bit kernel for: a matrix of two
+    """The products that ModelOpt has quantised. It skips those without an 8-bit kernel in TensorRT: a matrix of two
     columns, the head of the pair graph.
     """
     reads = {node.name: node.input[0] for node in model.graph.node if node.input}

@@ -1,7 +1,7 @@
-"""Published figures beside this run's, where the data set is recognisably one of the paper's.
+"""Published figures to compare a run with, if its data set is recognised as one of the paper's.
 
-`published.json` holds the numbers with the setting that each row stands for. Flickr-FG and COCO-FG have the same
-pictures with other captions, so a data set is recognised by its size, one of its pictures and that picture's caption.
+`published.json` contains the numbers and the setting of each row. Flickr-FG and COCO-FG have the same pictures with
+other captions, so a data set is recognised by its size, one of its pictures and that picture's caption.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qpert.runtime.inputs.text import clean_caption
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row: recalls in percent by direction and metric name, as in `eval --json`; what was not published lacks."""
+    """One row: recalls in percent by direction and metric name, as in `eval --json`; unpublished ones are absent."""
 
     source: str
     label: str
@@ -32,7 +32,7 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class Published:
-    """What was published on one data set, best known setting and all."""
+    """Everything published on one data set, with settings."""
 
     title: str
     about: str
@@ -48,7 +48,7 @@ def _document() -> dict[str, Any]:
 
 
 def published_for(dataset: RetrievalDataset) -> Published | None:
-    """The figures for a data set of the paper, or None for any other (a part of one, or other captions, included)."""
+    """The figures for a data set of the paper; None for any other, including part of one or other captions."""
     document = _document()
     for name, facts in document["datasets"].items():
         if _is(dataset, facts):
