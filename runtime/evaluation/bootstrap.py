@@ -32,8 +32,8 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Queries that find their target among the first. hits float64 [B, S]: of each image's queries on S sides or settings;
-    queries [B]; bins [B], −1 for an image without boxes."""
+    """Queries that find their target among the first. hits float64 [B, S]: of each image's queries on S sides or under
+    S settings; queries [B]; bins [B], −1 for an image without boxes."""
 
     hits: Floats = field(repr=False)
     queries: Floats = field(repr=False)

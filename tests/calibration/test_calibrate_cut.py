@@ -124,9 +124,8 @@ def test_a_graph_without_a_threshold_cannot_be_cut(encoder, tmp_path):
     for node in model.graph.node:
         node.input[:] = ["query_map/tau" if name == "query_map/threshold" else name for name in node.input]
     onnx.save_model(model, tmp_path / "other.onnx")
-    with pytest.raises(BundleError, match=r"other\.onnx") as caught:
+    with pytest.raises(BundleError, match="has no initializer named …/threshold"):
         split_query_head(tmp_path / "other.onnx", tmp_path / "parts")
-    assert caught.value.code == "threshold-missing"
 
 
 def test_half_precision_is_cut_too(half_bundle, tmp_path, boxed_data):
