@@ -2,7 +2,7 @@
 
 Source: Sogi, Shibata, Terao, ECCV 2024, section 5.1: α in 2, 4 … 10, five weight functions of a box's share S of the
 image, contribution-ratio thresholds 0.85, 0.9, 0.95 and 0.99. Whether boxes are summed (the paper) or averaged (the
-authors' release) is a choice of its own here.
+authors' release) is a separate choice here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Setting:
     alpha: float
 
     def perturbation(self, exported: Perturbation) -> Perturbation:
-        """The exported settings with this point's; the rest (coverage, stages, norm) stays."""
+        """The exported settings with this point's values; the rest (coverage, stages, norm) stays."""
         beta, gamma = WEIGHT_FUNCTIONS[self.weight]
         return replace(
             exported,

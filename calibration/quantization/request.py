@@ -1,4 +1,4 @@
-"""What the user asks of `qpert quantize`, and what can be refused before any work is done."""
+"""The options of `qpert quantize`, and the checks that need no work."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class QuantizeRequest:
     """One call of `qpert quantize`.
 
     dataset: the root of a data set, or `demo`. skip_bad_boxes: leave out its boxes that cannot be used. samples: images
-    that ranges are taken from. limit: images of the split that the gate judges, None for all. graphs: which graphs are
-    quantised; None leaves those alone that get slower. max_drop: points of R@1. min_agreement: percent of queries whose
+    to measure ranges on. limit: images of the split for the gate, None for all. graphs: the graphs to quantise; None is
+    all that do not get slower. max_drop: points of R@1. min_agreement: percent of queries whose
     first result stays the same.
     """
 
@@ -46,7 +46,7 @@ class QuantizeRequest:
     command: str = ""
 
     def check(self) -> None:
-        """Raises InputError for what no bundle could make right."""
+        """Raise InputError for options that are wrong for any bundle."""
         for name, value, allowed in (
             ("--precision", self.precision, PRECISIONS),
             ("--target", self.target, TARGETS),
@@ -58,8 +58,8 @@ class QuantizeRequest:
             raise InputError("--graphs names no graph; leave it out, or name some", code="quantize-graphs")
         if self.samples < MIN_SAMPLES:
             raise InputError(
-                f"--samples is {self.samples}, expected at least {MIN_SAMPLES}: a range taken from a few images cuts "
-                "off what others need",
+                f"--samples is {self.samples}, expected at least {MIN_SAMPLES}: ranges of a few images "
+                "clip the activations of others",
                 code="samples-too-few",
             )
         if self.limit is not None and self.limit < self.samples:
@@ -97,7 +97,7 @@ class QuantizeRequest:
                 )
 
     def check_bundle(self, bundle: Bundle) -> None:
-        """Raises InputError where the bundle is not one to quantise, or has no graph of a name that was asked for."""
+        """Raise InputError if the bundle cannot be quantised, or lacks a requested graph."""
         manifest = bundle.manifest
         if unknown := [name for name in self.graphs or () if name not in manifest.graphs]:
             raise InputError(

@@ -74,7 +74,7 @@ class Disagreement:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Data for a report's rank sections: final scores of the same pairs, float32 [P] each, and the worst disagreements."""
+    """Data of a report's rank sections: final scores of the same pairs, float32 [P] each; the worst disagreements."""
 
     reference: npt.NDArray[np.float32]
     deployed: npt.NDArray[np.float32]
