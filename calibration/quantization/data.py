@@ -34,8 +34,8 @@ TEXTS_A_PAIR_CALL = 16
 class CalibrationData:
     """The images for the gate, and those of them for ranges.
 
-    split: all images for the gate. chosen: the part of the split to measure ranges on. sha256: over the chosen images' bytes
-    and captions.
+    split: all images for the gate. chosen: the part of the split to measure ranges on. sha256: over the chosen images'
+    bytes and captions.
     """
 
     split: RetrievalDataset
