@@ -36,7 +36,7 @@ def check_score(data: EvaluationData, score: Score) -> None:
     if score == "mr1" and empty:
         counts = ", ".join(str(int((bins == number).sum())) for number in range(BINS))
         raise InputError(
-            f"mR@1 is the mean over ten size bins, and {len(empty)} of them have no image (images a bin: {counts}); "
+            f"mR@1 is the mean over ten size bins, and {len(empty)} of them have no image (images per bin: {counts}); "
             "use --score r1, or a larger split",
             code="empty-size-bin",
         )

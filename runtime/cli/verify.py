@@ -50,7 +50,7 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank"
 @click.option("--seed", type=int, default=1, help="seed of the fresh inputs for a live reference")
 @click.option("--dataset", help="rank, recall: a folder in LAVIS's layout, or demo [default: demo, generated scenes]")
 @click.option("--split", help="rank, recall: train, val or test [default: test]")
-@click.option("--boxes", help="rank, recall: entities, none, or a box file [default: entities where there are any]")
+@click.option("--boxes", help="rank, recall: entities, none, or a box file [default: entities if there are any]")
 @click.option("--skip-bad-boxes", is_flag=True, help="rank, recall: leave out boxes that cannot be used")
 @click.option("--limit", type=click.IntRange(min=1), help="rank, recall: images to use [default: 50, 100]")
 @click.option(

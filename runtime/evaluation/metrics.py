@@ -187,11 +187,11 @@ def _harmonic_mean(bins: Sequence[BinRecall], cut: int) -> tuple[float | None, s
     counts = ", ".join(str(one.queries) for one in bins)
     empty = [number for number, one in enumerate(bins) if not one.queries]
     if empty:
-        return None, f"no queries in size bin {_listed(empty)} (queries a bin: {counts})"
+        return None, f"no queries in size bin {_listed(empty)} (queries per bin: {counts})"
     values = [one.recall[cut] or 0.0 for one in bins]
     zero = [number for number, value in enumerate(values) if value == 0]
     if zero:
-        return None, f"R@{cut} is 0 in size bin {_listed(zero)} (queries a bin: {counts})"
+        return None, f"R@{cut} is 0 in size bin {_listed(zero)} (queries per bin: {counts})"
     return harmonic_mean(values), None  # exact sums, so that a hundred ten times is a hundred
 
 
