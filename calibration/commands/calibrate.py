@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option("--direction", type=click.Choice(["t2i", "i2t"]), default="t2i", help="text to image or image to text")
 @click.option("--out", type=shared.PATH, help="write a bundle with the best setting here")
 @click.option("--apply", "in_place", is_flag=True, help="write the best setting into BUNDLE itself")
-@click.option("--regardless", is_flag=True, help="write it even if no perturbation scores as high")
+@click.option("--regardless", is_flag=True, help="write it even if it does not beat no perturbation")
 @click.option(
     "--checkpoint", help="the weights, for a new threshold's reference outputs [default: the exported checkpoint]"
 )

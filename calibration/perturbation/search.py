@@ -187,7 +187,7 @@ def _rank_settings(
     missing = [setting for setting, ranks in found.items() if ranks is None]
     watch.resumed["settings"] = len(settings) - len(missing)
     if watch.resumed["settings"]:
-        progress.say(f"{watch.resumed['settings']} of {len(settings)} settings were computed before")
+        progress.say(f"{watch.resumed['settings']} of {len(settings)} settings are already computed")
     if missing:
         _check_cut(split, cut)
     by_threshold = {one: [each for each in missing if each.threshold == one] for one in grid.thresholds}

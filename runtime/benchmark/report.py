@@ -27,7 +27,16 @@ def rows_table(result: Benchmark) -> Table:
     calls: dict[tuple[str, int, int], list[Row]] = {}
     for row in result.rows:
         calls.setdefault((row.stage, row.batch, row.boxes), []).append(row)
-    head = ("stage", "batch", "boxes", "ms", "p95", "per second", "of peak", *(f"× {name}" for name in result.baselines))
+    head = (
+        "stage",
+        "batch",
+        "boxes",
+        "ms",
+        "p95",
+        "per second",
+        "of peak",
+        *(f"× {name}" for name in result.baselines),
+    )
     return Table(head, tuple(cells(rows, result.baselines) for rows in calls.values()))
 
 

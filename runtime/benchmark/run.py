@@ -100,7 +100,7 @@ class _Bench:
             raise InputError(
                 f"nothing is left to measure: {'; '.join(self.notes)}; ask for smaller sizes", code="bench-nothing-left"
             )
-        with self.progress.stage("measuring what this machine reaches"):
+        with self.progress.stage("measuring this machine's peak"):
             self.peaks = measure_peaks()
         with self.progress.stage("cold start in a fresh process"):
             cold = measure_cold_start(self.encoder.bundle.folder, request.provider, threads=request.threads)

@@ -87,7 +87,9 @@ def command(
     if level == "tensor":
         check_no_data(data)
         if reference is None:
-            progress.say("comparing with the outputs recorded at export; --reference torch|hf|lavis runs a live one")
+            progress.say(
+                "comparing with the outputs recorded at export; use --reference torch|hf|lavis for a live reference"
+            )
         found = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
     else:
         found = verify_order(opened, level, reference or "torch", checkpoint, data, provider, progress)

@@ -180,5 +180,5 @@ def run_facts(evaluation: Evaluation) -> dict[str, str]:
     """Settings, times and versions."""
     settings = {f"perturbation: {name}": str(value) for name, value in evaluation.perturbation.to_dict().items()}
     seconds = {f"seconds: {name}": f"{value:,.1f}" for name, value in evaluation.seconds.items()}
-    resumed = {f"computed before: {name}": f"{count:,}" for name, count in evaluation.resumed.items() if count}
+    resumed = {f"resumed: {name}": f"{count:,}" for name, count in evaluation.resumed.items() if count}
     return settings | seconds | resumed | evaluation.environment

@@ -181,7 +181,7 @@ def recorded(
     missing = [number for number, values in enumerate(found) if values is None]
     watch.resumed[kind] = sum(sizes) - sum(sizes[number] for number in missing)
     if watch.resumed[kind]:
-        progress.say(f"{watch.resumed[kind]:,} of {sum(sizes):,} {kind} were computed before")
+        progress.say(f"{watch.resumed[kind]:,} of {sum(sizes):,} {kind} are already computed")
     if not missing:
         return [values for values in found if values is not None]
     with progress.stage(what, sum(sizes[number] for number in missing)) as advance:
