@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 )
 @shared.bundle_argument
 @shared.dataset_option
-@click.option("--split", default="val", help="train, val or test: take one that nothing is reported on")
-@click.option("--boxes", default="entities", help="what perturbs: entities, or a box file")
+@click.option("--split", default="val", help="train, val or test: use one that you report no results on")
+@click.option("--boxes", default="entities", help="boxes that perturb: entities, or a box file")
 @shared.bin_boxes_option
 @shared.xml_option
 @shared.skip_bad_option
 @shared.limit_option
-@click.option("--alphas", default="2,4,6,8,10", help="strengths, with commas between them")
+@click.option("--alphas", default="2,4,6,8,10", help="strengths, comma-separated")
 @click.option("--weights", default=",".join(WEIGHT_FUNCTIONS), help="weight functions of a box's share S of the image")
 @click.option("--thresholds", default="0.85,0.9,0.95,0.99", help="contribution ratios of the key subspace")
 @click.option("--reduction", type=click.Choice(["sum", "mean", "both"]), default="both", help="over an image's boxes")
@@ -49,19 +49,21 @@ if TYPE_CHECKING:
     "--rerank",
     type=click.IntRange(min=0),
     default=0,
-    help="score ITC + ITM of the best so many; 0 is ITC alone, which is all that a setting changes",
+    help="re-rank this many candidates by ITC + ITM; 0 is ITC alone, the only score that a setting changes",
 )
 @click.option(
     "--score",
     type=click.Choice(["mr1", "r1", "small"]),
     default="mr1",
-    help="what chooses: mR@1 as in the paper, R@1, or R@1 of the images with small objects only",
+    help="what to maximise: mR@1 as in the paper, R@1, or R@1 of the images with small objects only",
 )
 @click.option("--direction", type=click.Choice(["t2i", "i2t"]), default="t2i", help="text to image or image to text")
 @click.option("--out", type=shared.PATH, help="write a bundle with the best setting here")
-@click.option("--apply", "in_place", is_flag=True, help="give BUNDLE itself the best setting")
-@click.option("--regardless", is_flag=True, help="write it also where no perturbation scores as high")
-@click.option("--checkpoint", help="the weights, for a new threshold's reference outputs [default: what was exported]")
+@click.option("--apply", "in_place", is_flag=True, help="write the best setting into BUNDLE itself")
+@click.option("--regardless", is_flag=True, help="write it even if it does not beat no perturbation")
+@click.option(
+    "--checkpoint", help="the weights, for a new threshold's reference outputs [default: the exported checkpoint]"
+)
 @shared.work_option
 @shared.threads_option
 @shared.html_option
@@ -70,12 +72,12 @@ if TYPE_CHECKING:
 def command(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> int:
     """Search the perturbation settings that score best on a validation split of images with boxes.
 
-    Images and texts are encoded once for all settings, key subspaces once for each threshold. With --rerank the ITM
-    pairs on any setting's shortlists are scored once: that is the paper's measure (with 64), and several times the work
-    of one evaluation. What is done is kept: after Ctrl-C, a crash or a kill, the same command resumes it. The report is
-    written to BUNDLE/reports.
+    Images and texts are encoded once for all settings, key subspaces once per threshold. With --rerank the ITM pairs on
+    any setting's shortlists are scored once: that is the paper's measure (with 64), and several times the work of one
+    evaluation. Finished work is kept: after Ctrl-C, a crash or a kill, the same command resumes. The report is written
+    to BUNDLE/reports.
 
-    Exits 1, and writes no bundle, where --out or --apply asks for one and no setting beats no perturbation.
+    Exits 1, and writes no bundle, if --out or --apply asks for one and no setting beats no perturbation.
     """
     shared.require("calibrating", ("onnx",), "export")
     from qpert.calibration.perturbation.report import calibration_report
@@ -96,7 +98,7 @@ def command(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> i
     shared.print_result(document, lambda: report, as_json=as_json)
     if written is not None and not as_json:
         click.echo(written.folder)
-    if options["work"] is None:  # a folder in the cache that nobody asked for, and by now nothing can be lost
+    if options["work"] is None:  # in the cache and no longer needed
         shutil.rmtree(folder, ignore_errors=True)
     return report_next_step(found, target, written, progress)
 
@@ -133,11 +135,11 @@ def grid_of(options: dict[str, Any]) -> Grid:
 
 
 def target_of(bundle: Path, options: dict[str, Any]) -> Path | None:
-    """Where a bundle is to be written, if at all; refused before hours of work where it cannot be."""
+    """The folder to write a bundle to, if any; a folder that cannot be used is refused before hours of work."""
     out: Path | None = options["out"]
     if out is not None and options["in_place"]:
         raise InputError(
-            "got --out and --apply; --out leaves BUNDLE as it is, --apply changes it: give one of them",
+            "got --out and --apply; --out leaves BUNDLE unchanged, --apply changes it: give one of them",
             code="out-and-apply",
         )
     if options["in_place"]:
@@ -152,7 +154,7 @@ def target_of(bundle: Path, options: dict[str, Any]) -> Path | None:
 
 
 def opened_work(encoder: Encoder, data: EvaluationData, provider: str, asked: Path | None) -> Path:
-    """The work folder, bound to bundle and data; the settings of the grid may differ from run to run."""
+    """The work folder, bound to bundle and data; the grid may differ between runs."""
     settings = encoder.manifest.perturbation
     fixed = {"search": True, "coverage": settings.coverage, "preserve_norm": settings.preserve_norm}
     binding = replace(Binding.of(encoder, data, provider), perturbation=fixed)
@@ -169,7 +171,7 @@ def write_bundle(
     checkpoint: str | None,
     progress: Progress,
 ) -> Bundle:
-    """The bundle with the best setting, and the search that it comes from."""
+    """Write the bundle with the best setting and a record of the search."""
     from qpert.calibration.perturbation.apply import apply_settings
 
     return apply_settings(
@@ -184,13 +186,13 @@ def write_bundle(
 
 
 def report_next_step(found: Calibration, target: Path | None, written: Bundle | None, progress: Progress) -> int:
-    """The exit code: 1 where a bundle was asked for and no setting deserves one."""
+    """The exit code: 1 if a bundle was asked for and no setting beats no perturbation."""
     if written is not None:
         progress.say(f"wrote {written.folder} with {found.best}; next: qpert verify {written.folder}")
     elif target is not None:
         progress.say(
             "no bundle was written: no setting beats no perturbation on this split. Leave boxes out when you search, "
-            "or pass --regardless to write the best setting all the same"
+            "or pass --regardless to write the best setting anyway"
         )
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""`qpert quantize`: a float bundle to INT8 or FP8. Exits 1, leaving no bundle, where that costs too much accuracy."""
+"""`qpert quantize`: a float bundle to INT8 or FP8. Exits 1 without a bundle if that costs too much accuracy."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from qpert.runtime.progress import Terminal
 @shared.bundle_argument
 @click.option("--out", type=shared.PATH, required=True, help="the quantised bundle's folder")
 @click.option("--precision", default="int8", help="int8 or fp8 (GPUs from sm89 on; needs NVIDIA ModelOpt)")
-@click.option("--target", default="cpu", help="what will run it: cpu or tensorrt; they take different Q/DQ")
-@click.option("--arch", help="for tensorrt: GPU architectures that the precision must fit, such as sm80,sm89")
-@click.option("--dataset", default="demo", help="images and captions as they will be searched: a folder, or demo")
-@click.option("--split", default="val", help="split of the data set: take one that nothing is reported on")
+@click.option("--target", default="cpu", help="what will run it: cpu or tensorrt, which need different Q/DQ")
+@click.option("--arch", help="for tensorrt: GPU architectures that must support the precision, such as sm80,sm89")
+@click.option("--dataset", default="demo", help="images and captions like those to be searched: a folder, or demo")
+@click.option("--split", default="val", help="split of the data set: use one that you report no results on")
 @click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
-@click.option("--samples", type=int, default=64, help="images that activations' ranges are taken from")
-@click.option("--limit", type=int, help="images that the gate judges [default: the whole split]")
-@click.option("--graphs", help="graphs to quantise, comma-separated [default: those that do not get slower]")
-@click.option("--ranges", default="minmax", help="of activations: minmax, percentile or entropy")
+@click.option("--samples", type=int, default=64, help="images to measure activation ranges on")
+@click.option("--limit", type=int, help="images to judge the gate on [default: the whole split]")
+@click.option("--graphs", help="graphs to quantise, comma-separated [default: all that do not get slower]")
+@click.option("--ranges", default="minmax", help="how to measure activation ranges: minmax, percentile or entropy")
 @click.option("--reduce-range", is_flag=True, help="7-bit weights, for CPUs without VNNI (their products saturate)")
-@click.option("--max-drop", type=float, default=0.5, help="points of R@1 that may be lost, in either direction")
+@click.option("--max-drop", type=float, default=0.5, help="largest loss of R@1 in points, in either direction")
 @click.option("--min-agreement", type=float, default=80.0, help="percent of queries that must keep their first result")
 @click.option(
     "--sensitivity/--no-sensitivity",
     default=True,
-    help="measure each block, and compute the worst in float where the gate fails",
+    help="measure each block, and compute the worst in float if the gate fails",
 )
 @click.option("--force", is_flag=True, help="replace an existing bundle")
 @shared.json_option
 def command(**options: Any) -> int:
     """Quantise BUNDLE: 8-bit products with ranges from a data set, judged by R@1 against the float bundle.
 
-    The products that stay in float: the perturbation's own, attention's, and those of blocks that the gate makes give
-    up. The report, with each block's sensitivity, is in the new bundle's reports.
+    The products of the perturbation and of attention stay in float, and those of blocks that fail the gate. The report,
+    with each block's sensitivity, is in the new bundle's reports.
     """
     shared.require("quantising", ("onnx", "onnxruntime"), "quantize")
     from qpert.calibration.quantization.build import quantize_bundle

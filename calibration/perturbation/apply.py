@@ -1,7 +1,7 @@
-"""A bundle with other perturbation settings: as if it had been exported with them, and with where they came from.
+"""A bundle with other perturbation settings, as if exported with them, and with their provenance.
 
 α, weight and reduction are defaults in the manifest. The threshold is a number inside the graphs, so it is replaced
-there; what PyTorch recorded with boxes depends on it too and is recorded anew, from the checkpoint.
+there; the reference outputs with boxes depend on it too and are recorded again, from the checkpoint.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def apply_settings(
     """Write a bundle with `settings` to `target`, which may be the bundle itself.
 
     Args:
-        bundle: the source; it is not changed unless it is the target, and then it is replaced whole or not at all.
-        settings: of the same coverage, stages and norm as the bundle's, which its graphs and files have fixed.
+        bundle: the source; unchanged unless it is the target, which is then replaced completely or not at all.
+        settings: with the bundle's coverage, stages and norm, which are fixed in its graphs and files.
         target: a new folder, or `bundle.folder`.
         provenance: becomes the manifest's `calibration`.
-        reports: files to write below `reports/`, by name.
-        checkpoint: where the weights are, if not where they were exported from; only a new threshold needs them.
+        reports: files to write in `reports/`, by name.
+        checkpoint: the weights, if they have moved since the export; only a new threshold needs them.
 
     Raises:
-        InputError: the target exists, or the checkpoint is not the exported one. UnavailableError: it cannot be had.
+        InputError: the target exists, or the checkpoint is not the exported one. UnavailableError: it is not available.
     """
     from qpert.runtime.bundle.staging import staged_folder
 
@@ -85,7 +85,7 @@ def apply_settings(
         )
         write_atomically(folder / MANIFEST_NAME, new.to_json())
     if retuned and (bundle.folder / ENGINES).is_dir():
-        progress.say(f"engines were built for another threshold and are left out; next: qpert build {target}")
+        progress.say(f"engines built for the old threshold are left out; next: qpert build {target}")
     return Bundle.just_written(target)
 
 
@@ -95,17 +95,20 @@ def perturbed_graphs(manifest: Manifest) -> list[GraphSpec]:
 
 
 def write_threshold(source: Path, target: Path, threshold: float) -> None:
-    """The graph in `source` with another τ, its weights where they were.
+    """Write the graph in `source` with another τ; its weights stay in their file.
 
     Raises:
-        BundleError: there is no τ in the graph.
+        BundleError: the graph has no τ.
     """
     import onnx
 
     model = onnx.load_model(source, load_external_data=False)
     names = threshold_names(model.graph)
     if not names:
-        raise BundleError(f"{source} has no initializer named …/threshold; export the bundle again with this version")
+        raise BundleError(
+            f"{source} has no initializer named …/threshold; export the bundle again with this version",
+            code="threshold-missing",
+        )
     for tensor in model.graph.initializer:
         if tensor.name in names:
             value = np.array(threshold, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
@@ -114,10 +117,10 @@ def write_threshold(source: Path, target: Path, threshold: float) -> None:
 
 
 def carry_files(bundle: Bundle, folder: Path, *, leave_out: set[str], engines: bool, link: bool) -> None:
-    """The bundle's files but reports and what `leave_out` names, and its engines if wanted.
+    """Copy the bundle's files, except reports and `leave_out`, and its engines if `engines`.
 
-    `link`: the bundle is about to be deleted, so its files may be the new folder's as they are. They must not stay in
-    two folders: the onnx library takes a data file with several hard links for an attack and does not read it.
+    `link`: the bundle is about to be deleted, so its files can be linked. They must not stay in two folders: the onnx
+    library treats a data file with several hard links as an attack and does not read it.
     """
     names = [name for name in bundle.manifest.files if not name.startswith(REPORTS) and name not in leave_out]
     if engines:
@@ -147,7 +150,7 @@ def new_samples(bundle: Bundle, settings: Perturbation, checkpoint: str | None) 
 def recorded_again(
     bundle: Bundle, samples: Samples, settings: Perturbation, checkpoint: str | None
 ) -> tuple[Case, ...]:
-    """The cases, those with boxes recorded anew from PyTorch at the new threshold."""
+    """The cases; those with boxes are recorded again from PyTorch at the new threshold."""
     from qpert.exporter.families import find_family
     from qpert.exporter.references.eager import TorchReference
     from qpert.exporter.references.recording import InputMaker
@@ -167,7 +170,7 @@ def recorded_again(
 def with_boxes(
     reference: MarginReference, maker: InputMaker, samples: Samples, manifest: Manifest, name: str
 ) -> dict[str, Case]:
-    """The cases of a graph that depend on the threshold, by name; none where it takes no boxes."""
+    """The cases of a graph that depend on the threshold, by name; none if it takes no boxes."""
     from qpert.exporter.references.recording import box_cases
 
     graph, tower = manifest.graphs[name], manifest.image_tower
@@ -179,7 +182,7 @@ def with_boxes(
     for kind, objects in box_cases(reference, maker, features, graph).items():
         if kind not in known:
             raise InputError(
-                f"the samples hold no case {kind!r} of graph {name!r}; export the bundle again", code="sample-missing"
+                f"the samples have no case {kind!r} of graph {name!r}; export the bundle again", code="sample-missing"
             )
         inputs = known[kind].inputs | graph.bind(objects)
         found[kind] = Case(name, kind, inputs, reference.run(name, inputs))

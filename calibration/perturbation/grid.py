@@ -2,7 +2,7 @@
 
 Source: Sogi, Shibata, Terao, ECCV 2024, section 5.1: α in 2, 4 … 10, five weight functions of a box's share S of the
 image, contribution-ratio thresholds 0.85, 0.9, 0.95 and 0.99. Whether boxes are summed (the paper) or averaged (the
-authors' release) is a choice of its own here.
+authors' release) is a separate choice here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Setting:
     alpha: float
 
     def perturbation(self, exported: Perturbation) -> Perturbation:
-        """The exported settings with this point's; the rest (coverage, stages, norm) stays."""
+        """The exported settings with this point's values; the rest (coverage, stages, norm) stays."""
         beta, gamma = WEIGHT_FUNCTIONS[self.weight]
         return replace(
             exported,
@@ -61,15 +61,23 @@ class Grid:
     def __post_init__(self) -> None:
         for name, values in asdict(self).items():
             if not values:
-                raise InputError(f"{name} is empty; give at least one value")
+                raise InputError(f"{name} is empty; give at least one value", code="grid-empty")
             if len(set(values)) < len(values):
-                raise InputError(f"{name} is {_listed(values)}, which repeats a value; give each once")
+                raise InputError(
+                    f"{name} is {_listed(values)}, which repeats a value; give each once", code="grid-repeated"
+                )
         for alpha in self.alphas:
             if not (math.isfinite(alpha) and alpha > 0):
-                raise InputError(f"got α {alpha}, expected numbers above 0 such as 2,4,6,8,10 (none is tried anyway)")
+                raise InputError(
+                    f"got α {alpha}, expected numbers above 0 such as 2,4,6,8,10 (no perturbation is always tried)",
+                    code="grid-alpha",
+                )
         for threshold in self.thresholds:
             if not 0 < threshold < 1:
-                raise InputError(f"got threshold {threshold}, expected contribution ratios between 0 and 1, as 0.95")
+                raise InputError(
+                    f"got threshold {threshold}, expected contribution ratios between 0 and 1, such as 0.95",
+                    code="grid-threshold",
+                )
         _check_choices("weights", self.weights, tuple(WEIGHT_FUNCTIONS))
         _check_choices("reductions", self.reductions, REDUCTIONS)
 
@@ -93,7 +101,7 @@ class Grid:
 def _check_choices(name: str, values: tuple[str, ...], choices: tuple[str, ...]) -> None:
     for value in values:
         if value not in choices:
-            raise InputError(f"{name} has {value!r}; expected some of {', '.join(choices)}")
+            raise InputError(f"{name} has {value!r}; expected values from {', '.join(choices)}", code="grid-choice")
 
 
 def _listed(values: tuple[object, ...]) -> str:

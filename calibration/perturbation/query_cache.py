@@ -1,8 +1,8 @@
 """Query embeddings of many images under many settings, on disk until the settings of one threshold are scored.
 
 They are computed image by image (an image's projectors serve all settings) and read setting by setting (recall needs
-all images). One file holds some images under all settings; it appears whole or not at all, so an interrupted search
-goes on after the last complete one.
+all images). One file holds some images under all settings and is written atomically, so an interrupted search resumes
+after the last complete file.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ PLAN_NAME = "settings.json"
 
 
 class QueryBlocks:
-    """Files `<first image>.npy`, float32 [S, n, Q, E], in a folder that remembers its settings.
+    """Files `<first image>.npy`, float32 [S, n, Q, E], in a folder that records its settings.
 
-    `settings` may be more than were asked for: those of an earlier run whose files are still good.
+    `settings` may include more than were requested: those of an earlier run whose files are still valid.
     """
 
     def __init__(self, folder: Path, settings: Sequence[Setting], *, images: int, numbers: int) -> None:
@@ -39,7 +39,7 @@ class QueryBlocks:
         self.step = max(1, BLOCK_BYTES // (4 * numbers * len(self.settings)))
 
     def _plan(self, wanted: Sequence[Setting]) -> tuple[Setting, ...]:
-        """The settings of the files that are there, if all that is wanted is among them; else they are deleted."""
+        """The settings of the existing files if they include all `wanted`; else the files are deleted."""
         plan = self.folder / PLAN_NAME
         try:
             found = tuple(Setting(**values) for values in json.loads(plan.read_text(encoding="utf-8")))
@@ -53,7 +53,7 @@ class QueryBlocks:
         return tuple(wanted)
 
     def fill(self, compute: Callable[[int], Floats], advance: Callable[[int], None]) -> None:
-        """Compute what is missing: `compute` gives one image's [S, Q, E]; `advance` hears of finished images.
+        """Compute what is missing: `compute` gives one image's [S, Q, E]; `advance` gets the count of finished images.
 
         Raises UnavailableError for a full disk.
         """
@@ -66,13 +66,14 @@ class QueryBlocks:
                     write_atomically(self._file(start), stream.getvalue())
                 except OSError as error:
                     raise UnavailableError(
-                        f"{self._file(start)} cannot be written ({error.strerror}); make room and run the same command "
-                        "again, it goes on from there"
+                        f"{self._file(start)} cannot be written ({error.strerror}); free some space and run the same "
+                        "command again: it resumes from there",
+                        code="query-cache-write",
                     ) from error
             advance(len(rows))
 
     def of(self, setting: Setting) -> Floats:
-        """float32 [B, Q, E] of one setting, once `fill` is done."""
+        """float32 [B, Q, E] of one setting, after `fill`."""
         place = self.settings.index(setting)
         parts = [self._read(start) for start in range(0, self.images, self.step)]
         return np.concatenate([part[place] for part in parts if part is not None])
@@ -84,7 +85,7 @@ class QueryBlocks:
         return self.folder / f"{start:07}.npy"
 
     def _read(self, start: int) -> Floats | None:
-        """One file, mapped; None where it is missing or not what was planned."""
+        """One file, memory-mapped; None if it is missing or has another shape than planned."""
         try:
             block: Floats = np.load(self._file(start), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):

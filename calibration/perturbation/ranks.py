@@ -1,4 +1,4 @@
-"""What a search keeps of one setting: its ranks by ITC, and its shortlists with their ITC scores.
+"""What a search stores for one setting: its ranks by ITC, and its shortlists with their ITC scores.
 
 ITM does not depend on the setting (only ITC is perturbed), so once the pairs on any setting's shortlists are matched,
 the final ranks of every setting follow from this. Ranks count from 0; ties go to the lower index, as everywhere.
@@ -58,7 +58,7 @@ class SettingRanks:
     def final(self, image_of_text: Indices, matched: Schedule, itm: Floats) -> tuple[Indices, Indices]:
         """Ranks by ITM + ITC, text to image [T] and image to text [B].
 
-        A shortlist comes first, by its final scores; the rest follows by ITC, so whoever is not on it keeps that rank.
+        A shortlist comes first, by its final scores; the rest follows by ITC, so candidates outside it keep their rank.
 
         Args:
             image_of_text: int64 [T].
@@ -74,12 +74,12 @@ class SettingRanks:
         return _best(t2i, self.by_text, own_images, self.t2i), _best(i2t, self.by_image, own_texts, self.i2t)
 
     def pack(self) -> Floats:
-        """All of it as one flat float32 array, in which indices are exact below 2²⁴."""
+        """All arrays as one flat float32 array; indices below 2²⁴ are exact."""
         return np.concatenate([np.ravel(array).astype(np.float32) for array in self._arrays()])
 
     @classmethod
     def unpack(cls, values: Floats, images: int, texts: int, rerank: int) -> SettingRanks | None:
-        """The inverse of `pack`; None where the length does not belong to these sizes."""
+        """The inverse of `pack`; None if the length does not match these sizes."""
         by_text, by_image = (texts, min(rerank, images)), (images, min(rerank, texts))
         shapes = [(texts,), (images,), by_text, by_image, by_text, by_image]
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
@@ -94,7 +94,7 @@ class SettingRanks:
 
 
 def _best(scores: Floats, candidates: Indices, own: npt.NDArray[np.bool_], otherwise: Indices) -> Indices:
-    """For each row, the rank of its best own candidate among the candidates; `otherwise` where none is its own."""
+    """For each row, the rank of its best own candidate among the candidates; `otherwise` if none is its own."""
     order = np.lexsort((candidates, -scores), axis=1)
     found = np.take_along_axis(own, order, axis=1)
     return np.where(found.any(axis=1), found.argmax(axis=1), otherwise)

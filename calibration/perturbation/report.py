@@ -45,7 +45,7 @@ def tone_of(found: Calibration) -> m.Tone:
 
 
 def headline(found: Calibration) -> str:
-    """One line: is any setting better than none, and which."""
+    """One line: which setting is better than no perturbation, if any."""
     if not found.improves:
         return "No setting beats no perturbation: nothing is recommended"
     if found.none_within_noise:
@@ -54,7 +54,7 @@ def headline(found: Calibration) -> str:
 
 
 def verdict(found: Calibration) -> list[str]:
-    """How good the best is, and how much of that may be chance."""
+    """How good the best setting is, and how much of that may be chance."""
     best, none = found.value(found.result.trials[found.best]), found.value(found.result.none)
     low, high = found.uncertainty.gain_interval
     count = len(found.result.trials)
@@ -69,7 +69,7 @@ def verdict(found: Calibration) -> list[str]:
 
 
 def reduction_lines(found: Calibration) -> list[str]:
-    """Sum against mean, where both were searched: the best, mean and worst of each half of the grid."""
+    """Sum against mean, if both were searched: the best, mean and worst of each half of the grid."""
     if len(found.grid.reductions) < 2:
         return []
     lines = []
@@ -80,7 +80,7 @@ def reduction_lines(found: Calibration) -> list[str]:
     return lines
 
 
-# m.Heat maps
+# Heat maps
 
 
 def reduction_maps(found: Calibration, reduction: str) -> m.Section:
@@ -118,7 +118,7 @@ def gain(found: Calibration, setting: Setting) -> float:
 
 
 def ranking_table(found: Calibration) -> m.Table:
-    """The best settings, the bundle's present one where it was tried, and no perturbation."""
+    """The best settings, the bundle's current one if it was tried, and no perturbation."""
     ranked, trials = found.ranked(), found.result.trials
     rows = [(setting.short, *cells(trials[setting])) for setting in ranked[:BEST_ROWS]]
     present = present_setting(found)
@@ -142,7 +142,7 @@ def cells(trial: Trial) -> tuple[str, ...]:
 
 
 def present_setting(found: Calibration) -> Setting | None:
-    """The grid's setting that the bundle has already, if there is one."""
+    """The bundle's current setting, if the grid includes it."""
     now = found.exported
     for setting in found.result.trials:
         beta, gamma = WEIGHT_FUNCTIONS[setting.weight]
@@ -153,7 +153,7 @@ def present_setting(found: Calibration) -> Setting | None:
 
 
 def run_facts(found: Calibration) -> dict[str, str]:
-    """Data, settings that stayed as they were, times and versions."""
+    """Data, the bundle's own settings, times and versions."""
     data = {f"data: {name}": str(value) for name, value in found.dataset().items()}
     kept = {f"bundle: {name}": str(value) for name, value in found.exported.to_dict().items()}
     seconds = {f"seconds: {stage}": f"{value:,.1f}" for stage, value in found.result.seconds.items()}

@@ -1,4 +1,4 @@
-"""What a search found: which setting is best, by how much, and whether that is more than chance."""
+"""The result of a search: which setting is best, by how much, and whether that is more than chance."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SCORE_NAMES: dict[Score, str] = {"mr1": "mR@1", "r1": "R@1", "small": "small R@1
 
 
 def score_of(metrics: RetrievalMetrics, score: Score, direction: Direction) -> float:
-    """One number of a direction, in percent; mR@1 is 0, its limit, where a bin's R@1 is 0."""
+    """One number of a direction, in percent; mR@1 is 0, its limit, if a bin's R@1 is 0."""
     way: DirectionMetrics = getattr(metrics, direction)
     found = {"mr1": way.mean_recall[1], "r1": way.recall[1], "small": way.bins[SMALL_BIN].recall[1]}[score]
     return 0.0 if found is None else found
 
 
 def check_score(data: EvaluationData, score: Score) -> None:
-    """Raises InputError where the score is not defined on this split, whatever the setting."""
+    """Raise InputError if the score is undefined on this split for every setting."""
     bins = size_bins(data.largest_areas)
     if score == "small" and not (bins == SMALL_BIN).any():
         raise InputError(
@@ -36,7 +36,7 @@ def check_score(data: EvaluationData, score: Score) -> None:
     if score == "mr1" and empty:
         counts = ", ".join(str(int((bins == number).sum())) for number in range(BINS))
         raise InputError(
-            f"mR@1 is the mean over ten size bins, and {len(empty)} of them have no image (images a bin: {counts}); "
+            f"mR@1 is the mean over ten size bins, and {len(empty)} of them have no image (images per bin: {counts}); "
             "use --score r1, or a larger split",
             code="empty-size-bin",
         )
@@ -44,7 +44,7 @@ def check_score(data: EvaluationData, score: Score) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A search judged by one score. `best` is the highest of the grid, also where no perturbation scores higher."""
+    """A search judged by one score. `best` is the highest of the grid, even if no perturbation scores higher."""
 
     result: SearchResult = field(repr=False)
     data: EvaluationData = field(repr=False)
@@ -133,7 +133,7 @@ class Calibration:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What a bundle that was calibrated remembers: the manifest's `calibration` block."""
+        """The manifest's `calibration` block of a calibrated bundle."""
         keys = ("score", "direction", "rerank", "best", "none", "beaten", "gain", "spread", "grid", "dataset")
         whole = self.to_dict()
         return {key: whole[key] for key in keys} | {"settings": len(self.result.trials)}

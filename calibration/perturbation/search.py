@@ -51,8 +51,8 @@ class Trial:
 class SearchResult:
     """`trials` in the grid's order, and `none`: stock BLIP-2, without perturbation.
 
-    itm_pairs: on any setting's shortlists, each matched once. seconds, resumed: of this process, by stage; images,
-    texts, settings and pairs that an earlier one had computed.
+    itm_pairs: pairs on any setting's shortlists, each matched once. seconds: of this process, by stage. resumed:
+    images, texts, settings and pairs computed by an earlier process.
     """
 
     none: Trial
@@ -63,23 +63,31 @@ class SearchResult:
 
 
 def check_searchable(encoder: Encoder, data: EvaluationData, rerank: int) -> None:
-    """Raises InputError where a search could not say anything, or not what was asked for."""
+    """Raise InputError if a search cannot give a result, or not the requested one."""
     stages = encoder.manifest.perturbation.stages
     if stages == "none":
         raise InputError(
-            "this bundle was exported with --perturb none, so there is nothing to calibrate; export it again"
+            "this bundle was exported with --perturb none, so it has nothing to calibrate; export it again",
+            code="bundle-without-boxes",
         )
     if stages == "both" and rerank:
         raise InputError(
             "this bundle perturbs ITM too, so its ITM scores change with every setting and cannot be shared; "
-            "search by ITC with --rerank 0, or calibrate a bundle exported with --perturb itc"
+            "search by ITC with --rerank 0, or calibrate a bundle exported with --perturb itc",
+            code="rerank-perturbed",
         )
     if rerank < 0:
-        raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more")
+        raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more", code="rerank-negative")
     if len(data.dataset) < 2:
-        raise InputError("the split has one image, which every text finds; give a split of some hundred images")
+        raise InputError(
+            "the split has one image, which every text finds; give a split of a few hundred images",
+            code="split-one-image",
+        )
     if not any(len(boxes) for boxes in data.boxes):
-        raise InputError("no image of the split has a box, so all settings are the same; give boxes with --boxes")
+        raise InputError(
+            "no image of the split has a box, so all settings are the same; give boxes with --boxes",
+            code="split-without-boxes",
+        )
 
 
 def search(
@@ -96,14 +104,14 @@ def search(
     """Recall of every setting of `grid`, and without perturbation.
 
     Args:
-        encoder: the opened bundle; its settings matter only where the grid leaves them (coverage, norm).
+        encoder: the opened bundle; only its settings outside the grid matter (coverage, norm).
         data: the split and its boxes.
-        work: a folder bound to bundle and data (`open_work`); what is in it is not computed again.
+        work: a folder bound to bundle and data (`open_work`); results in it are not computed again.
         rerank: length of the ITM shortlists, as in `evaluate`; 0 ranks by ITC alone.
 
     Raises:
-        InputError: see `check_searchable`; or NaN among the scores. BundleError: the graph cannot be cut.
-        UnavailableError: the disk is full; the same call goes on from there.
+        InputError: see `check_searchable`; or NaN among the scores. BundleError: the graph cannot be split.
+        UnavailableError: the disk is full; the same call resumes.
     """
     progress, watch = progress or Silent(), Watch()
     began = time.perf_counter()
@@ -128,7 +136,7 @@ def search(
 
 
 def without_boxes(data: EvaluationData) -> EvaluationData:
-    """The same split, to be encoded without perturbation."""
+    """The same split, to encode it without perturbation."""
     return replace(data, boxes=tuple(Boxes.empty(boxes.size) for boxes in data.boxes))
 
 
@@ -172,14 +180,14 @@ def _rank_settings(
     progress: Progress,
     watch: Watch,
 ) -> dict[Setting, SettingRanks]:
-    """Ranks and shortlists of all settings, threshold by threshold; those in the journal are taken from there."""
+    """Ranks and shortlists of all settings, from the journal or computed threshold by threshold."""
     images, texts = len(split.data.dataset), len(split.text_embeds)
     settings = grid.settings()
     found = {setting: _recorded(journal, setting, images, texts, split.rerank) for setting in settings}
     missing = [setting for setting, ranks in found.items() if ranks is None]
     watch.resumed["settings"] = len(settings) - len(missing)
     if watch.resumed["settings"]:
-        progress.say(f"{watch.resumed['settings']} of {len(settings)} settings were computed before")
+        progress.say(f"{watch.resumed['settings']} of {len(settings)} settings are already computed")
     if missing:
         _check_cut(split, cut)
     by_threshold = {one: [each for each in missing if each.threshold == one] for one in grid.thresholds}
@@ -213,7 +221,7 @@ def _of_threshold(
 
 
 def _check_cut(split: _Split, cut: SplitEncoder) -> None:
-    """On the first image with the most boxes."""
+    """Check the split graph on the first image with the most boxes."""
     counts = [len(boxes) for boxes in split.data.boxes]
     row = int(np.argmax(counts))
     cut.check(split.store.features_of([row]).image_embeds, split.data.boxes[row])
@@ -230,13 +238,13 @@ def _match(
 ) -> tuple[Schedule, Floats]:
     """ITM of every pair on any setting's shortlists."""
     keys = np.unique(np.concatenate([each.keys() for each in ranks]))
-    nobody = np.zeros((0, 0), np.int64)
-    matched = Schedule(len(split.data.dataset), len(texts), nobody, nobody, keys)
+    no_lists = np.zeros((0, 0), np.int64)
+    matched = Schedule(len(split.data.dataset), len(texts), no_lists, no_lists, keys)
     return matched, match_all(encoder, split.store, texts, matched, journal, progress, watch)
 
 
 KEY = key_of(np.zeros(0))
-"""The work folder is bound to bundle and data, and a record's kind names its setting: nothing else decides it."""
+"""Constant: the work folder is bound to bundle and data, and a record's kind names its setting."""
 
 
 def _kind(setting: Setting, rerank: int) -> str:

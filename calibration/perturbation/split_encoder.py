@@ -1,4 +1,4 @@
-"""Query embeddings of one image under many settings, through the parts of its bundle's own graph.
+"""Query embeddings of one image under many settings, with the parts of the bundle's own graph.
 
 The projectors of an image's boxes are computed once for each threshold. A query map is affine in the weights of the
 boxes, M(w) = M(0) + Σ_b w_b (M(e_b) − M(0)) (paper, equation 3), so the maps of all settings are one matrix product.
@@ -30,17 +30,17 @@ Floats = npt.NDArray[np.float32]
 Arrays = dict[str, np.ndarray]
 
 KEYS_AT_ONCE = 1 << 27
-"""Bytes of keys that are repeated for the boxes of one call: 10 boxes of the full-size model, all of a small one's."""
+"""Bytes of keys repeated for the boxes of one call: 10 boxes of the full-size model, all boxes of a small one."""
 CHECKED = (
     Setting(0.0, "sum", "constant", 8.0),
     Setting(0.0, "mean", "1-S", 2.0),
     Setting(0.0, "sum", "S-0.5", 10.0),
 )
-"""Settings under which the parts are compared with the whole; at the bundle's own threshold."""
+"""Settings to compare the parts with the whole graph, at the bundle's own threshold."""
 
 
 class SplitEncoder:
-    """The query head of a bundle in parts, in ONNX Runtime. A context manager."""
+    """The query head of a bundle, split into parts, in ONNX Runtime. A context manager."""
 
     def __init__(self, encoder: Encoder, folder: Path, provider: str, *, threads: int = 0) -> None:
         self.encoder = encoder
@@ -59,7 +59,7 @@ class SplitEncoder:
         self._sessions.clear()
 
     def of_image(self, image_embeds: npt.NDArray[np.floating]) -> Arrays:
-        """image_embeds [1, N, C] → keys, values and whatever else the other parts need of the image."""
+        """image_embeds [1, N, C] → keys, values and everything else that the other parts need from the image."""
         return self._run(self.split.keys, {self._image: image_embeds})
 
     def query_embeds(self, image: Mapping[str, np.ndarray], boxes: Boxes, settings: Sequence[Setting]) -> Floats:
@@ -92,12 +92,13 @@ class SplitEncoder:
         if not distance <= limit:
             raise BundleError(
                 f"the parts of {self.graph_file} give query embeddings that differ by {distance:.2g} from the whole "
-                f"graph's, expected at most {limit:g}; please report this, the search cannot be trusted"
+                f"graph's, expected at most {limit:g}; please report this, the search cannot be trusted",
+                code="split-graph-differs",
             )
         return distance
 
     def _maps(self, image: Mapping[str, np.ndarray], boxes: Boxes, weights: Floats, threshold: float) -> Arrays:
-        """Query maps [S, …] for weights [S, O], by the name of each graph output they stand for."""
+        """Query maps [S, …] for weights [S, O], by graph output."""
         masks = self._masks(boxes)[0][:, None]  # [O, 1, N]: each box as an image of its own
         if self._origin is None:
             self._origin = self._single(image, np.zeros((1, *masks.shape[1:]), np.float32), threshold, weight=0.0)
@@ -123,7 +124,7 @@ class SplitEncoder:
         return object_masks([boxes], grid=manifest.token_grid, coverage=self.encoder.perturbation.coverage)
 
     def _sizes(self, count: int) -> Arrays:
-        """Graph inputs of which only the size is read: `count` images, no boxes."""
+        """Graph inputs whose size alone is read: `count` images, no boxes."""
         found = {}
         for tensor in self.encoder.manifest.query_head.inputs:
             shape = [{"B": count, "O": 0}.get(str(axis), axis) for axis in tensor.shape]

@@ -1,12 +1,12 @@
-"""Graph surgery: a bundle's query head in three parts, so that a grid of settings shares what it can.
+"""Split a bundle's query head into three parts, so that a grid of settings shares as much as possible.
 
     image tokens ── keys ─┬── keys ── maps ── query maps ──┐
                           └── all else of the image ───────┴── queries ── image vectors
 
-Keys and values depend on the image alone; the projectors inside the query maps on keys, boxes and threshold; only what
-follows depends on the boxes' weights. Where to cut is found from what depends on what, and from the names that the
-lowering gives to what it adds. Every operator of the three parts is one of the bundle's own, and
-`qpert.calibration.perturbation.split_encoder` compares them with the whole graph before it relies on them.
+Keys and values depend on the image alone; the projectors inside the query maps on keys, boxes and threshold; only the
+rest depends on the boxes' weights. The cuts follow from the dependencies between tensors and from the names that the
+lowering gives to its nodes. Every operator of the parts comes from the bundle, and
+`qpert.calibration.perturbation.split_encoder` compares them with the whole graph before using them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 _LOWERED = re.compile(rf"{PREFIX}(_\d+)?/")
 _SIZE_OPERATORS = ("Shape", "Size")
-"""They read how large a tensor is, not what is in it."""
+"""They read the size of a tensor, not its values."""
 
 
 @dataclass(frozen=True)
 class GraphPart:
-    """One part in a file of its own, with the names of what goes in and out."""
+    """One part in its own file, with the names of its inputs and outputs."""
 
     file: Path
     inputs: tuple[str, ...]
@@ -43,9 +43,9 @@ class GraphPart:
 class SplitGraph:
     """The parts of one query head.
 
-    keys: image tokens → what the others need of the image. maps: keys, object masks, box weights and `threshold`
-    (float32 scalar) → query maps. queries: the rest of the image and query maps → image vectors; a graph input of which
-    it only reads the size is an input too.
+    keys: image tokens → what the others need from the image. maps: keys, object masks, box weights and `threshold`
+    (float32 scalar) → query maps. queries: the rest of the image and query maps → image vectors; a graph input
+    whose size alone is read is an input too.
     """
 
     keys: GraphPart
@@ -57,14 +57,14 @@ def split_query_head(path: Path, head: GraphSpec, folder: Path) -> SplitGraph:
     """Cut the query head in the file `path` and write the parts, each with its weights, into `folder`.
 
     Raises:
-        BundleError: the graph has no query maps, or no threshold that can be replaced, or cannot be read.
+        BundleError: the graph has no query maps, no threshold that can be replaced, or cannot be read.
     """
     import onnx
 
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(path))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise BundleError(f"onnx cannot read {path} with its weights: {error}") from error
+        raise BundleError(f"onnx cannot read {path} with its weights: {error}", code="graph-unreadable") from error
     if not head.takes_boxes:
         raise _no_perturbation(path)
     flow, vectors = _Flow(model.graph, head), head.output(IMAGE_VECTORS).name
@@ -75,7 +75,10 @@ def split_query_head(path: Path, head: GraphSpec, folder: Path) -> SplitGraph:
         raise _no_perturbation(path)
     thresholds = threshold_names(model.graph)
     if not thresholds:
-        raise BundleError(f"{path} has no initializer named …/threshold; export the bundle again with this version")
+        raise BundleError(
+            f"{path} has no initializer named …/threshold; export the bundle again with this version",
+            code="threshold-missing",
+        )
     from_image = [name for name in dict.fromkeys([*maps_in, *queries_in]) if name not in maps_out]
     folder.mkdir(parents=True, exist_ok=True)
     return SplitGraph(
@@ -98,7 +101,7 @@ def threshold_names(graph: GraphProto) -> list[str]:
 
 
 class _Flow:
-    """What depends on what in a graph."""
+    """Dependencies between the tensors of a graph."""
 
     def __init__(self, graph: GraphProto, head: GraphSpec) -> None:
         self.graph = graph
@@ -108,7 +111,7 @@ class _Flow:
         self.of_boxes = self._influenced({head.input(slot).name for slot in BOX_SLOTS})
 
     def _influenced(self, sources: set[str]) -> set[str]:
-        """Tensors whose values follow from `sources`; nodes are in topological order."""
+        """Tensors whose values depend on `sources`; nodes are in topological order."""
         found = {name for name in sources if name in self.inputs}
         for node in self.graph.node:
             if node.op_type not in _SIZE_OPERATORS and not found.isdisjoint(node.input):
@@ -116,20 +119,20 @@ class _Flow:
         return found
 
     def comes_from_image(self, name: str) -> bool:
-        """Follows from the image alone, and the lowering did not make it."""
+        """Whether a tensor depends on the image alone and was not added by the lowering."""
         if name not in self.of_image or name in self.of_boxes or name in self.inputs:
             return False
         return not _LOWERED.match(self.producer[name].name)
 
     def leaving_scope(self) -> list[str]:
-        """Outputs of lowered nodes that other nodes, or nobody inside the graph, read."""
+        """Outputs of lowered nodes that other nodes read, or that are graph outputs."""
         readers = [name for node in self.graph.node if not _LOWERED.match(node.name) for name in node.input]
         outside = {*readers, *(value.name for value in self.graph.output)}
         lowered = [node for node in self.graph.node if _LOWERED.match(node.name)]
         return [name for node in lowered for name in node.output if name in outside]
 
     def needed_by(self, outputs: Iterable[str], *, stop: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-        """Going back from `outputs`: the tensors where `stop` says so, and the graph inputs reached otherwise."""
+        """Walking back from `outputs`: the tensors at which `stop` is true, and the graph inputs reached otherwise."""
         stopped: dict[str, None] = {}
         reached: dict[str, None] = {}
         seen: set[str] = set()

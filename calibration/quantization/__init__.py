@@ -1,5 +1,5 @@
 """INT8 and FP8 bundles: explicit Q/DQ in the graphs, ranges from data, and a gate on recall.
 
 bundle ─ ranges ─ quantise (ONNX Runtime or ModelOpt) ─ sensitivity ─┬─ write ─ gate ─ bundle
-                                                                      └─ give up the worst blocks ─┘
+                                                                      └─ worst blocks in float ────┘
 """

@@ -1,4 +1,4 @@
-"""`qpert quantize`: from a float bundle to a quantised one, or to nothing where the gate fails."""
+"""`qpert quantize`: from a float bundle to a quantised one, or to nothing if the gate fails."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification import Gate
 
 WORK = "work"
-"""Folder of intermediate files inside the staged bundle; gone before the bundle stands."""
+"""Folder of intermediate files inside the staged bundle, deleted before the bundle is complete."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is quantised: the graphs, the blocks (graph, block) given up, and speed against float on this CPU."""
+    """What is quantised: the graphs, the blocks (graph, block) left in float, and speed against float on this CPU."""
 
     graphs: dict[str, QuantizedGraph]
     ratios: dict[str, float]
@@ -59,7 +59,7 @@ def quantize_bundle(request: QuantizeRequest, progress: Progress | None = None) 
     Raises:
         InputError: the request, the bundle or the data cannot be used.
         UnavailableError: FP8 without ModelOpt.
-        AccuracyError: too much was lost, with every block given up that can be. Nothing is written.
+        AccuracyError: the gate fails even with all blocks in float that can be. Nothing is written.
     """
     progress = progress or Silent()
     request.check()
@@ -100,7 +100,7 @@ def quantize_bundle(request: QuantizeRequest, progress: Progress | None = None) 
 def make_plan(
     bundle: Bundle, request: QuantizeRequest, encoder: Encoder, data: CalibrationData, folder: Path, progress: Progress
 ) -> Plan:
-    """Quantise every graph that is asked for; on the CPU, leave those alone that get slower unless they are named."""
+    """Quantise the requested graphs; on the CPU, graphs that get slower stay in float unless they are named."""
     graphs, ratios = {}, {}
     names = request.graphs or tuple(bundle.manifest.graphs)
     with progress.stage(f"quantising to {request.precision}", len(names)) as advance:
@@ -112,7 +112,7 @@ def make_plan(
             if request.graphs is None and ratios.get(name, 1.0) < SLOWER:
                 progress.say(
                     f"graph {name} is slower in {request.precision} on this CPU ({ratios[name]:.2f} times the speed of "
-                    f"fp32) and stays in float; --graphs {','.join(names)} quantises it all the same"
+                    f"fp32) and stays in float; --graphs {','.join(names)} quantises it anyway"
                 )
             else:
                 graphs[name] = graph
@@ -124,7 +124,7 @@ Blocks = tuple[tuple[str, str], ...]
 
 
 def steps(costs: list[BlockCost]) -> Iterator[Blocks]:
-    """Blocks that compute in float, attempt after attempt: none, then the most sensitive 1, 2, 4, 8 … of them."""
+    """Blocks that compute in float in each attempt: none, then the most sensitive 1, 2, 4, 8 …."""
     order = tuple((cost.graph, cost.block) for cost in costs)
     count = 0
     while True:
@@ -141,7 +141,7 @@ def report_given_up(plan: Plan, progress: Progress) -> None:
 
 
 def write_bundle(folder: Path, bundle: Bundle, request: QuantizeRequest, plan: Plan, data: CalibrationData) -> None:
-    """Graphs, what is copied, and the manifest; what an earlier attempt has written is replaced."""
+    """Write graphs, copied files and manifest; the output of an earlier attempt is replaced."""
     shutil.rmtree(folder / "onnx", ignore_errors=True)
     manifest = bundle.manifest
     models, locations = {}, {}
@@ -176,7 +176,7 @@ def tool_of(request: QuantizeRequest) -> dict[str, str]:
 
 
 def description(manifest: Manifest, request: QuantizeRequest, plan: Plan, data: CalibrationData) -> dict[str, Any]:
-    """The manifest's `quantization` block: what was quantised how, for what, with which data."""
+    """The manifest's `quantization` block: what was quantised, how, for which target, with which data."""
     activations = "float8e4m3fn" if request.precision == "fp8" else FORMATS[request.target].activations
     return {
         "precision": request.precision,
@@ -212,7 +212,7 @@ def graph_description(name: str, plan: Plan) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest with the hash of every file that stands now, the work folder's not."""
+    """Write the manifest with the hash of every file now in the bundle, except the work folder's."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -223,7 +223,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Both bundles on one split, and the gates. owners: int64 [T], the image of each caption."""
+    """Scores of both bundles on one split, and the gates. owners: int64 [T], the image of each caption."""
 
     reference: Measured
     got: Measured
@@ -248,7 +248,7 @@ def judge_bundle(
     shortlists: npt.NDArray[np.int64],
     progress: Progress,
 ) -> Judged:
-    """Run the bundle as it was written and compare it with the float one."""
+    """Run the written bundle and compare it with the float one."""
     with closing(Encoder(Bundle.open(folder), "cpu")) as encoder:
         got, _ = measure(encoder, data.split, shortlists, progress, request.precision)
     owners = data.split.image_of_caption
@@ -260,7 +260,7 @@ def failure(gates: tuple[Gate, ...], costs: list[BlockCost]) -> str:
     worst = "; ".join(f"{gate.name}: {gate.value:.3g}, allowed {gate.limit:.3g}" for gate in gates if not gate.passed)
     tried = f"even with all {len(costs)} blocks computing in float" if costs else "and no sensitivity was measured"
     return (
-        f"the quantised bundle fails its gate ({worst}) {tried}; nothing was written: take more --samples, other "
+        f"the quantised bundle fails its gate ({worst}) {tried}; nothing was written: use more --samples, other "
         "--ranges, fewer --graphs, or allow more with --max-drop and --min-agreement"
     )
 
@@ -270,7 +270,7 @@ def graph_bytes(folder: Path) -> int:
 
 
 def finish(folder: Path, report: dict[str, Any]) -> None:
-    """Write the reports and enter the gates in the manifest, last of all."""
+    """Write the reports, and last the gates into the manifest."""
     files = {"quantize.json": json_text(report), "quantize.html": to_html(quantization_report(report))}
     manifest = Bundle.open(folder).add_reports(files).manifest
     block = (manifest.quantization or {}) | {"gates": report["gates"], "recall_at_1": report["recall_at_1"]}

@@ -1,7 +1,7 @@
-"""What can be quantised in a graph: products of an activation with a constant matrix, by block of the network.
+"""The parts of a graph that can be quantised: products of an activation and a constant matrix, by block.
 
 Everything else stays in float: LayerNorm, softmax, GELU, products of two activations, and the perturbation's subgraph,
-whose iteration needs the float32 that it was proved with.
+whose iteration needs the float32 in which it was verified.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LAYER = re.compile(r"^(?P<block>.*?\.(?:blocks|resblocks|layer)\.\d+)\.")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One product: its node, its activation and its constant matrix (tensor names), the block that it belongs to."""
+    """One product: its node, its activation and its constant matrix (tensor names), and its block."""
 
     node: str
     activation: str

@@ -1,4 +1,4 @@
-"""Calibration data: images, captions and boxes of a split, and what they become as inputs of each graph."""
+"""Calibration data: images, captions and boxes of a split, and the inputs of each graph made from them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from qpert.runtime.retrieval.encoder import Encoder, token_slots
 Feed = dict[str, np.ndarray]
 """Inputs of one call of a graph, by name."""
 TEXTS_A_PAIR_CALL = 16
-"""Texts that meet each image when the pair graph is calibrated: its own and others."""
+"""Texts paired with each image to calibrate the pair graph: its own and others."""
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationData:
-    """The images that the gate judges, and which of them ranges are taken from.
+    """The images for the gate, and those of them for ranges.
 
-    split: all that is judged. chosen: the split cut to the images of the ranges. sha256: over the chosen images' bytes
-    and captions.
+    split: all images for the gate. chosen: the part of the split to measure ranges on. sha256: over the chosen images'
+    bytes and captions.
     """
 
     split: RetrievalDataset
@@ -44,7 +44,7 @@ class CalibrationData:
     feeds: dict[str, tuple[Feed, ...]] = field(default_factory=dict, repr=False)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """The entry in the manifest."""
         return {
             "dataset": name,
             "split": self.split.split,
@@ -69,7 +69,7 @@ def open_split(request: QuantizeRequest, progress: Progress) -> RetrievalDataset
 
 
 def demo_split(split: str, count: int | None, progress: Progress) -> RetrievalDataset:
-    """The split that `qpert eval` draws too; a part of it is drawn alone, which is quicker."""
+    """The split that `qpert eval` uses too; for part of it only that part is drawn, which is faster."""
     from qpert.runtime.scenes import write_dataset
 
     if count is None:
@@ -81,32 +81,35 @@ def demo_split(split: str, count: int | None, progress: Progress) -> RetrievalDa
 
 
 def check_data(split: RetrievalDataset, samples: int) -> RetrievalDataset:
-    """The images that ranges are taken from, after a look whether they say anything.
+    """The images to measure ranges on, after checking that they differ enough.
 
     Raises:
-        InputError: fewer than `MIN_SAMPLES` images, all the same image, or all the same caption.
+        InputError: fewer than `MIN_SAMPLES` images, distinct images, or distinct captions.
     """
     if len(split) < MIN_SAMPLES:
         raise InputError(
             f"the split {split.split!r} of {split.root} has {len(split)} images, expected at least {MIN_SAMPLES} to "
-            "take ranges from; add images, or use another split"
+            "measure ranges on; add images, or use another split",
+            code="samples-too-few",
         )
     chosen = split.take(min(samples, len(split)))
     if len({sha256_of(path) for path in chosen.images}) < MIN_SAMPLES:
         raise InputError(
-            f"fewer than {MIN_SAMPLES} of the first {len(chosen)} images of {split.root} differ; ranges taken from "
-            "copies of a few images fit no others: give a sample of what will be searched"
+            f"fewer than {MIN_SAMPLES} of the first {len(chosen)} images of {split.root} differ; ranges measured on "
+            "copies of a few images do not fit other images: give a sample of those to be searched",
+            code="samples-repeated",
         )
     if len(set(chosen.captions)) < MIN_SAMPLES:
         raise InputError(
             f"fewer than {MIN_SAMPLES} of the first {len(chosen.captions)} captions of {split.root} differ; the text "
-            "and pair graphs need captions such as will be searched with"
+            "and pair graphs need captions like the queries to come",
+            code="captions-repeated",
         )
     return chosen
 
 
 def calibration_data(request: QuantizeRequest, encoder: Encoder, progress: Progress) -> CalibrationData:
-    """Read, check, and run the float graphs so that each graph's inputs are those that it will see.
+    """Read and check the data, and run the float graphs to get realistic inputs for each graph.
 
     Raises:
         InputError: see `open_split` and `check_data`. LimitError: an image has more boxes than the bundle takes.
@@ -121,7 +124,7 @@ def calibration_data(request: QuantizeRequest, encoder: Encoder, progress: Progr
 
 
 def with_usable_boxes(split: RetrievalDataset, encoder: Encoder, progress: Progress) -> RetrievalDataset:
-    """The split as the bundle can take it: without boxes, which is reported, where it was exported with none.
+    """The split, without its boxes if the bundle takes none, which is reported.
 
     Raises:
         LimitError: an image has more boxes than the bundle takes.

@@ -25,18 +25,18 @@ from qpert.runtime.retrieval.scores import final_scores, itc_scores
 from qpert.runtime.verification import Gate
 
 PAIR_IMAGES = 64
-"""Images whose shortlists the pair stage is judged on: pairs cost more than features."""
+"""Images whose shortlists judge the pair stage: pairs cost more than features."""
 SHORTLIST = 16
 Floats = npt.NDArray[np.float32]
 
 
 class AccuracyError(QpertError):
-    """The quantised bundle lost too much. `report` is what was measured."""
+    """The quantised bundle lost too much accuracy. `report`: the measurements."""
 
     exit_code = 1
 
     def __init__(self, message: str, report: dict[str, Any]) -> None:
-        super().__init__(message)
+        super().__init__(message, code="accuracy-lost")
         self.report = report
 
 
@@ -54,7 +54,7 @@ class Measured:
 def measure(
     encoder: Encoder, split: RetrievalDataset, shortlists: npt.NDArray[np.int64] | None, progress: Progress, what: str
 ) -> tuple[Measured, npt.NDArray[np.int64]]:
-    """Score a split; without shortlists, the ITC scores of this very run make them. Returns them too."""
+    """Score a split and return the shortlists too; if they are None, they come from this run's ITC scores."""
     with progress.stage(f"scoring {len(split)} images ({what})", len(split)) as advance:
         texts = encoder.encode_texts(split.captions)
         queries: list[npt.NDArray[np.floating]] = []
@@ -84,14 +84,14 @@ def recall_at_1(itc: Floats, owners: npt.NDArray[np.int64]) -> dict[str, float]:
 
 
 def changed_first(reference: Floats, got: Floats) -> float:
-    """Percent of rows whose best column is another one."""
+    """Percent of rows whose best column differs."""
     return float(100 * np.mean(reference.argmax(axis=1) != got.argmax(axis=1)))
 
 
 def judge(
     reference: Measured, got: Measured, owners: npt.NDArray[np.int64], *, max_drop: float, min_agreement: float
 ) -> tuple[Gate, ...]:
-    """The gates. A NaN among the scores fails them all."""
+    """The gates. A score that is not finite fails the verdict."""
     if not (np.isfinite(got.itc).all() and np.isfinite(got.final).all()):
         return (Gate("scores not finite", float((~np.isfinite(got.itc)).sum() + (~np.isfinite(got.final)).sum()), 0.0),)
     before, after = recall_at_1(reference.itc, owners), recall_at_1(got.itc, owners)
@@ -105,7 +105,7 @@ def judge(
 
 
 def reranked_gates(reference: Floats, got: Floats, most: float) -> tuple[Gate, ...]:
-    """How many shortlists have another first result; none where the bundle does not re-rank."""
+    """A gate on shortlists whose first result differs; none if the bundle does not re-rank."""
     if not got.size:
         return ()
     return (Gate("i2t re-ranked: first results that changed, %", changed_first(reference, got), most),)

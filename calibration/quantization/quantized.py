@@ -1,4 +1,4 @@
-"""One graph with everything quantised that can be, whichever tool did it."""
+"""One graph with every candidate quantised, by either tool."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from qpert.runtime.bundle.folder import Bundle
 
 @dataclass(frozen=True, eq=False)
 class QuantizedGraph:
-    """A graph of the bundle: where its float form is, everything quantised, and what that was.
+    """A graph of the bundle: the file of its float form, its fully quantised form, and the quantised products.
 
-    tables: embedding tables that are stored in 8 bits. left: products that the tool would not quantise.
+    tables: embedding tables stored in 8 bits. left: products that the tool did not quantise.
     """
 
     name: str
@@ -42,7 +42,7 @@ class QuantizedGraph:
 def quantize_graph(
     bundle: Bundle, name: str, request: QuantizeRequest, data: CalibrationData, folder: Path
 ) -> QuantizedGraph:
-    """Quantise every candidate of one graph with the tool that the precision calls for."""
+    """Quantise every candidate of one graph with the tool for the precision."""
     path = copied(bundle.graph_path(bundle.manifest.graphs[name]), folder)
     make = QUANTIZERS[request.precision]
     made, candidates = make(path, name, request, data, folder)
@@ -55,8 +55,8 @@ def quantize_graph(
 
 
 def copied(path: Path, folder: Path) -> Path:
-    """The graph and its data files in the working folder: the tools write beside what they read, and a bundle is not
-    theirs to write in. (Links would do, were they not refused as a possible attack on external data.)
+    """Copy the graph and its data files to the working folder: the tools write next to their input, and must not write
+    into a bundle. (Links are not possible: external data behind a link is refused as a possible attack.)
     """
     model = onnx.load_model(path, load_external_data=False)
     names = {

@@ -1,4 +1,4 @@
-"""`reports/quantize.html`: what quantising cost, block by block."""
+"""`reports/quantize.html`: the cost of quantising, block by block."""
 
 from __future__ import annotations
 

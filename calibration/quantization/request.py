@@ -1,4 +1,4 @@
-"""What the user asks of `qpert quantize`, and what can be refused before any work is done."""
+"""The options of `qpert quantize`, and the checks that need no work."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class QuantizeRequest:
     """One call of `qpert quantize`.
 
     dataset: the root of a data set, or `demo`. skip_bad_boxes: leave out its boxes that cannot be used. samples: images
-    that ranges are taken from. limit: images of the split that the gate judges, None for all. graphs: which graphs are
-    quantised; None leaves those alone that get slower. max_drop: points of R@1. min_agreement: percent of queries whose
+    to measure ranges on. limit: images of the split for the gate, None for all. graphs: the graphs to quantise; None is
+    all that do not get slower. max_drop: points of R@1. min_agreement: percent of queries whose
     first result stays the same.
     """
 
@@ -46,37 +46,49 @@ class QuantizeRequest:
     command: str = ""
 
     def check(self) -> None:
-        """Raises InputError for what no bundle could make right."""
+        """Raise InputError for options that are wrong for any bundle."""
         for name, value, allowed in (
             ("--precision", self.precision, PRECISIONS),
             ("--target", self.target, TARGETS),
             ("--ranges", self.ranges, RANGES),
         ):
             if value not in allowed:
-                raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+                raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}", code="quantize-option")
         if self.graphs == ():
             raise InputError("--graphs names no graph; leave it out, or name some", code="quantize-graphs")
         if self.samples < MIN_SAMPLES:
             raise InputError(
-                f"--samples is {self.samples}, expected at least {MIN_SAMPLES}: a range taken from a few images cuts "
-                "off what others need"
+                f"--samples is {self.samples}, expected at least {MIN_SAMPLES}: ranges of a few images "
+                "clip the activations of others",
+                code="samples-too-few",
             )
         if self.limit is not None and self.limit < self.samples:
-            raise InputError(f"--limit is {self.limit}, expected at least the {self.samples} images of --samples")
+            raise InputError(
+                f"--limit is {self.limit}, expected at least the {self.samples} images of --samples",
+                code="limit-below-samples",
+            )
         if not 0 <= self.max_drop <= 100 or not 0 <= self.min_agreement <= 100:
-            raise InputError("--max-drop and --min-agreement are percentages; expected numbers from 0 to 100")
+            raise InputError(
+                "--max-drop and --min-agreement are percentages; expected numbers from 0 to 100", code="gate-percent"
+            )
         self._check_target()
         check_target(self.out, force=self.force)
 
     def _check_target(self) -> None:
         if self.precision == "fp8" and self.target == "cpu":
-            raise InputError("fp8 is for GPUs, a CPU has no FP8 products; use --target tensorrt, or --precision int8")
+            raise InputError(
+                "fp8 needs a GPU, as CPUs have no FP8 products; use --target tensorrt, or --precision int8",
+                code="fp8-on-cpu",
+            )
         if self.arch and self.target != "tensorrt":
-            raise InputError(f"--arch {','.join(self.arch)} is for --target tensorrt, got --target {self.target}")
+            raise InputError(
+                f"--arch {','.join(self.arch)} is for --target tensorrt, got --target {self.target}",
+                code="arch-without-tensorrt",
+            )
         for arch in self.arch:
             number = arch.removeprefix("sm")
             if not arch.startswith("sm") or not number.isdigit():
-                raise InputError(f"--arch is {arch!r}, expected names such as sm80,sm89")
+                raise InputError(f"--arch is {arch!r}, expected names such as sm80,sm89", code="arch-format")
             if self.precision == "fp8" and int(number) < FIRST_WITH["fp8"]:
                 raise InputError(
                     f"{arch} has no FP8 products, they begin with sm{FIRST_WITH['fp8']}; use --precision int8 for it, "
@@ -85,7 +97,7 @@ class QuantizeRequest:
                 )
 
     def check_bundle(self, bundle: Bundle) -> None:
-        """Raises InputError where the bundle is not one to quantise, or has no graph of a name that was asked for."""
+        """Raise InputError if the bundle cannot be quantised, or lacks a requested graph."""
         manifest = bundle.manifest
         if unknown := [name for name in self.graphs or () if name not in manifest.graphs]:
             raise InputError(
@@ -94,12 +106,14 @@ class QuantizeRequest:
             )
         if manifest.quantization is not None or manifest.precision in PRECISIONS:
             raise InputError(
-                f"{bundle.folder} is quantised already ({manifest.precision}); give the fp32 bundle that it was made of"
+                f"{bundle.folder} is already quantised ({manifest.precision}); give the fp32 bundle it was made from",
+                code="bundle-quantized",
             )
         if manifest.precision != "fp32":
             raise InputError(
                 f"{bundle.folder} is a {manifest.precision} bundle, expected fp32: ranges and the gate need the "
-                "original numbers; export it with --precision fp32 first"
+                "original numbers; export it with --precision fp32 first",
+                code="bundle-precision",
             )
         if self.out.resolve() == bundle.folder.resolve():
-            raise InputError(f"--out {self.out} is the bundle itself; choose another folder")
+            raise InputError(f"--out {self.out} is the bundle itself; choose another folder", code="out-is-bundle")

@@ -1,4 +1,4 @@
-"""What each block costs: it alone is quantised, the rest of the network stays in float."""
+"""The cost of each block: it alone is quantised, the rest of the network stays in float."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class BlockCost:
 
 @dataclass(frozen=True, eq=False)
 class FloatOutputs:
-    """What the float graphs make of the calibration data, call by call."""
+    """The float graphs' outputs for the calibration data, call by call."""
 
     by_graph: dict[str, Outputs]
 
@@ -128,7 +128,7 @@ def first(scores: np.ndarray) -> np.ndarray:
 
 
 def itc(encoder: Encoder, data: CalibrationData, reference: FloatOutputs, name: str, changed: Outputs) -> np.ndarray:
-    """ITC scores [B, T] of the calibration data, without boxes, with the outputs of one graph exchanged."""
+    """ITC scores [B, T] of the calibration data, without boxes, with the outputs of one graph replaced."""
     manifest = encoder.manifest
     made = reference.by_graph | {name: changed}
     count = len(data.feeds[manifest.image_tower.name])
@@ -138,7 +138,7 @@ def itc(encoder: Encoder, data: CalibrationData, reference: FloatOutputs, name: 
 
 
 def requeried(encoder: Encoder, data: CalibrationData, image_tokens: Outputs) -> Iterator[np.ndarray]:
-    """Image vectors of other image tokens, in float and without boxes (the query head's first calls are such)."""
+    """Image vectors of other image tokens, in float and without boxes (as in the query head's first calls)."""
     head = encoder.graph(QUERY_HEAD)
     name = head.spec.input(IMAGE_TOKENS).name
     for feed, array in zip(data.feeds[head.spec.name], image_tokens, strict=False):

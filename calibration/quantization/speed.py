@@ -11,13 +11,13 @@ from qpert.runtime.sessions.protocol import Session
 
 ROUNDS = 7
 SLOWER = 0.95
-"""Below this ratio a graph counts as slower: what repeats of one graph differ by on a machine that others use."""
+"""Below this ratio a graph counts as slower: the variation between repeats of one graph on a shared machine."""
 
 
 def speed_ratio(
     before: Session, after: Session, feeds: Sequence[Feed], *, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """How many times as fast `after` is: the median over rounds of one call of each, the first round not counted."""
+    """How many times as fast `after` is: the median over rounds of one call each, without the first round."""
     ratios = []
     for number in range(ROUNDS + 1):
         feed = feeds[number % len(feeds)]

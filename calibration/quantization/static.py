@@ -1,7 +1,7 @@
 """Static quantisation by ONNX Runtime's tools: ranges by its calibrators, Q/DQ by its quantiser.
 
-Static, not dynamic, on the CPU too: dynamic ranges span a whole call, so that a row's result would depend on its
-neighbours, and `Encoder` splits calls because it does not.
+Static, not dynamic, on the CPU too: dynamic ranges span a whole call, so a row's result would depend on its neighbours;
+`Encoder` splits calls on the assumption that it does not.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from qpert.runtime.libraries import turn_off_telemetry
 
 PERCENTILE = 99.99
 HISTOGRAM_CALLS = 4
-"""Calls whose activations are held at once while histograms are made."""
+"""Calls whose activations are in memory at once for histograms."""
 PRODUCTS = ["MatMul", "Gemm"]
 
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """How ONNX Runtime's quantiser is to write activations for a target.
+    """How ONNX Runtime's quantiser writes activations for a target.
 
-    CPU: u8 with a zero point, which is what its products of u8 × s8 take. TensorRT: s8 without one, which is all it
-    takes.
+    CPU: u8 with a zero point, for its u8 × s8 products. TensorRT: s8 without one, the only form it accepts.
     """
 
     activations: str
@@ -41,7 +40,7 @@ FORMATS = {"cpu": NumberFormat("QUInt8", False), "tensorrt": NumberFormat("QInt8
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """A graph with its weights in memory and the shapes of everything between."""
+    """A graph with its weights in memory and all shapes inferred."""
     model = onnx.shape_inference.infer_shapes(onnx.load_model(path, load_external_data=False))
     onnx.load_external_data_for_model(model, str(path.parent))
     return model
@@ -50,15 +49,15 @@ def load(path: Path) -> onnx.ModelProto:
 def tensor_ranges(
     path: Path, feeds: Sequence[Feed], candidates: Sequence[Candidate], *, method: str, symmetric: bool, folder: Path
 ) -> Any:
-    """Ranges of the activations that candidates read, as ONNX Runtime's `TensorsData`.
+    """Ranges of the candidates' activations, as ONNX Runtime's `TensorsData`.
 
     Args:
         path: the float graph.
         feeds: its inputs, call by call.
-        candidates: whose activations are measured.
+        candidates: the products whose activations are measured.
         method: `minmax`, `percentile` or `entropy`.
         symmetric: whether ranges are centred on 0.
-        folder: where working files may be written.
+        folder: for working files.
     """
     wanted = {candidate.activation for candidate in candidates}
     calibrator = make_calibrator(path, wanted, method=method, symmetric=symmetric, folder=folder)
@@ -97,7 +96,7 @@ def make_calibrator(path: Path, wanted: set[str], *, method: str, symmetric: boo
 
 
 class Reader:
-    """What ONNX Runtime's calibrators read from: `get_next` until it gives None."""
+    """Input of ONNX Runtime's calibrators, which call `get_next` until it returns None."""
 
     def __init__(self, feeds: Sequence[Feed]) -> None:
         self._feeds: Iterator[Feed] = iter(feeds)
@@ -111,7 +110,7 @@ def quantize_all(
 ) -> onnx.ModelProto:
     """The graph with every candidate quantised: per tensor activations, per output channel symmetric s8 weights.
 
-    `model` becomes the result: a copy of a full-size tower would be another 4 GB.
+    `model` is changed in place: a copy of a full-size tower would take another 4 GB.
     """
     turn_off_telemetry()
     from onnxruntime.quantization import QuantType
@@ -144,7 +143,7 @@ def quantize_all(
 
 @contextmanager
 def quiet_root_logger() -> Iterator[None]:
-    """ONNX Runtime's quantiser advises through the root logger; what applies here is done already."""
+    """Silence ONNX Runtime's quantiser, whose advice on the root logger does not apply here."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

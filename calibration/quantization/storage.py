@@ -1,4 +1,4 @@
-"""Graphs to files: what several graphs share is stored once, weights beside the graphs as the export lays them out."""
+"""Write graphs to files in the layout of an export: weights in separate files, shared weights stored once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import BinaryIO
 import onnx
 
 SMALL = 256
-"""Bytes up to which a constant stays inside its graph's file."""
+"""Largest constant, in bytes, that stays inside its graph's file."""
 PAGE, CACHE_LINE = 4096, 64
 LARGE = 1 << 18
-"""Bytes from which a weight begins on a page of its own. Smaller ones are packed: a page for each bias would make a
-twentieth of a small bundle."""
+"""Bytes from which a weight starts on its own page. Smaller ones are packed: a page per bias would take a twentieth of
+a small bundle."""
 
 
 def write_models(folder: Path, models: Mapping[str, onnx.ModelProto], locations: Mapping[str, str]) -> None:
     """Write `folder/<name>.onnx` and the data files that `locations` names for each graph.
 
-    The models are changed: their weights point to the files afterwards.
+    The models are changed: their weights then point to the files.
     """
     folder.mkdir(exist_ok=True)
     for location in dict.fromkeys(locations[name] for name in models):
@@ -35,7 +35,7 @@ def write_models(folder: Path, models: Mapping[str, onnx.ModelProto], locations:
 
 
 def store(stream: BinaryIO, location: str, models: list[onnx.ModelProto]) -> None:
-    """Move the weights of some graphs into one file; equal ones lie there once."""
+    """Move the weights of several graphs into one file; equal weights are stored once."""
     stored: dict[bytes, tuple[int, int]] = {}
     for model in models:
         for tensor in model.graph.initializer:
@@ -59,7 +59,7 @@ def point_to(tensor: onnx.TensorProto, location: str, offset: int, length: int) 
 
 
 def data_location(path: Path) -> str:
-    """The data file that a graph's weights lie in."""
+    """The data file of a graph's weights."""
     model = onnx.load_model(path, load_external_data=False)
     found = {
         entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"

@@ -1,4 +1,4 @@
-"""What is stored: embedding tables in 8 bits a row, constant weights folded into their 8-bit numbers."""
+"""Stored weights: embedding tables in 8 bits with a scale per row, constant weights as their 8-bit numbers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 TABLE_ROWS = 256
-"""Tables with fewer rows (position embeddings) stay in float: there is nothing to gain."""
+"""Tables with fewer rows (position embeddings) stay in float: they are too small to matter."""
 
 
 def quantize_tables(model: onnx.ModelProto, *, target: str) -> tuple[str, ...]:
     """Store embedding tables as s8 with a scale for each row; returns their names.
 
-    On the CPU rows are gathered in 8 bits and scaled afterwards, so that a call pays for the words it has. TensorRT
-    folds the constant table when it builds, and takes no 8-bit gather.
+    On the CPU rows are gathered in 8 bits and then scaled, so that a call pays only for its own words. TensorRT
+    dequantises the constant table when it builds, and has no 8-bit gather.
     """
     tables = {
         tensor.name: tensor
@@ -69,7 +69,7 @@ def scale_then_gather(
 
 
 def replace(graph: onnx.GraphProto, node: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
-    """Put nodes in the place of one, where the topological order wants them."""
+    """Replace one node by several, keeping the topological order."""
     place = next(index for index, other in enumerate(graph.node) if other.name == node.name)
     graph.node.remove(node)
     for offset, one in enumerate(new):
@@ -77,16 +77,16 @@ def replace(graph: onnx.GraphProto, node: onnx.NodeProto, new: list[onnx.NodePro
 
 
 def fold_weights(model: onnx.ModelProto) -> None:
-    """Compute QuantizeLinear of constants now, so that a file holds the 8-bit weights and not the float ones."""
+    """Compute QuantizeLinear of constants now, so that a file contains the 8-bit weights instead of the float ones."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in list(model.graph.node):
         if node.op_type != "QuantizeLinear" or node.input[0] not in constants:
             continue
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
         values, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
-        folded = in_8_bits(values, scale, axis, constants[node.input[2]].data_type)
-        folded.name = node.output[0]
-        model.graph.initializer.append(folded)
+        stored = in_8_bits(values, scale, axis, constants[node.input[2]].data_type)
+        stored.name = node.output[0]
+        model.graph.initializer.append(stored)
         model.graph.node.remove(node)
     read = {name for node in model.graph.node for name in node.input}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
@@ -108,4 +108,4 @@ def in_8_bits(values: np.ndarray, scale: np.ndarray, axis: int, dtype: int) -> o
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     (result,) = ReferenceEvaluator(model).run(None, {"x": values})
-    return numpy_helper.from_array(result, "folded")
+    return numpy_helper.from_array(result, "stored")

@@ -1,7 +1,7 @@
 """Variants of a quantised graph: which products compute in 8 bits, and which take float numbers.
 
-A variant is made by rewiring, so it does not matter which tool quantised the graph. A product that is given up computes
-in float from the 8-bit weights that are stored anyway (`weights`), or from the original ones (`float`).
+A variant is made by rewiring, so it does not matter which tool quantised the graph. A product that is not quantised
+computes in float from the stored 8-bit weights (`weights`) or from the original ones (`float`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qpert.runtime.sessions.protocol import Session
 Form = Literal["quantized", "weights", "float"]
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 LARGEST_FILE = 1 << 30
-"""Bytes above which weights are written beside a graph: protobuf ends at 2 GB."""
+"""Bytes above which weights get their own file: protobuf is limited to 2 GB."""
 
 
 def variant(
@@ -34,7 +34,7 @@ def variant(
     """The quantised graph with each product in its form.
 
     Args:
-        original: the float graph with its weights; None where no product takes the form `float`.
+        original: the float graph with its weights; None if no product has the form `float`.
         quantized: the same graph with every candidate quantised.
         candidates: the products.
         forms: by node name; a product that is not named stays quantised.
@@ -57,7 +57,7 @@ def variant(
 
 
 def free_other_readers(model: onnx.ModelProto, candidates: Sequence[Candidate]) -> None:
-    """Give the float activation back to whatever reads it beside the products.
+    """Connect all other readers of a product's activation to the float activation again.
 
     ONNX Runtime's quantiser puts Q/DQ between an activation and all its readers. After a LayerNorm one of them is the
     residual sum (the Q-Former adds after the norm), which 8 bits would round for nothing.
@@ -103,7 +103,7 @@ def stored_bytes(model: onnx.ModelProto) -> int:
 
 @contextmanager
 def running(model: onnx.ModelProto, spec: GraphSpec, folder: Path, *, threads: int = 0) -> Iterator[Session]:
-    """A session of a graph that is in memory; its file lives below `folder` as long as the session."""
+    """A session of a graph in memory; its file is in `folder` while the session is open."""
     with TemporaryDirectory(dir=folder, prefix="variant-") as name:
         path = Path(name) / "graph.onnx"
         save(model, path)
@@ -115,10 +115,10 @@ def running(model: onnx.ModelProto, spec: GraphSpec, folder: Path, *, threads: i
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph, its weights beside it where they are too large for one file; the model stays as it is."""
+    """Write a graph, with weights in a second file if they are too large for one; the model is not changed."""
     if stored_bytes(model) < LARGEST_FILE:
         onnx.save_model(model, path)
         return
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # saving beside clears the weights in the model
+    copy.CopyFrom(model)  # saving with external data clears the weights in the model
     onnx.save_model(copy, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)

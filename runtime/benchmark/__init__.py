@@ -1,1 +1,1 @@
-"""How fast a bundle is: every graph and both directions end to end, beside baselines measured in the same minutes."""
+"""How fast a bundle is: every graph and both directions end to end, next to baselines measured at the same time."""

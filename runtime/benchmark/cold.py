@@ -1,9 +1,9 @@
-"""Cold start: a fresh process from its beginning to its first search result, and the most memory that it held.
+"""Cold start: a fresh process from its start to its first search result, and its peak memory.
 
     python -m qpert.runtime.benchmark.cold BUNDLE PROVIDER
 
-is that process; it prints one JSON object. `measure_cold_start` runs it. The bundle's files have been hashed before, so
-hashing is not part of it: it happens once for a bundle, not at every start.
+is that process; it prints one JSON object. `measure_cold_start` runs it. Hashing is not included, because the files are
+already hashed: that happens once per bundle, not at every start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def measure_cold_start(bundle: Path, provider: str, *, threads: int = 0) -> dict
     """Seconds to import, to open, to the first result and in all, and the peak of resident memory in MB.
 
     Raises:
-        UnavailableError: the process failed; its last words are in the message.
+        UnavailableError: the process failed; the end of its stderr is in the message.
     """
     command = [sys.executable, "-m", "qpert.runtime.benchmark.cold", str(bundle), provider, str(threads)]
     before = time.perf_counter()
@@ -29,8 +29,9 @@ def measure_cold_start(bundle: Path, provider: str, *, threads: int = 0) -> dict
     took = time.perf_counter() - before
     if answer.returncode:
         raise UnavailableError(
-            f"a fresh process with {bundle} and provider {provider!r} ended with {answer.returncode}: "
-            f"{answer.stderr.strip()[-500:]}; run `qpert verify` on the bundle first"
+            f"a fresh process with {bundle} and provider {provider!r} exited with {answer.returncode}: "
+            f"{answer.stderr.strip()[-500:]}; run `qpert verify` on the bundle first",
+            code="cold-start-failed",
         )
     found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
     return found | {"process_seconds": took}
@@ -57,9 +58,9 @@ def first_search(bundle: Path, provider: str, threads: int) -> dict[str, float]:
 
 
 def peak_memory_mb() -> float:
-    """The most resident memory that this program has held, as the kernel counts it.
+    """The peak resident memory of this process, as the kernel counts it, in MB.
 
-    Linux's `ru_maxrss` does not do: a process inherits it from the one that started it, even across `exec`.
+    Linux's `ru_maxrss` is not usable: a process inherits it from its parent, even across `exec`.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -68,7 +69,9 @@ def peak_memory_mb() -> float:
     try:
         import resource
     except ImportError as error:
-        raise UnavailableError("this system does not tell a process's peak memory; run bench on Linux") from error
+        raise UnavailableError(
+            "this system does not report a process's peak memory; run bench on Linux", code="peak-memory"
+        ) from error
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

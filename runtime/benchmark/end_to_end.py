@@ -1,4 +1,4 @@
-"""Both directions as an application sees them: picture files to embeddings, and a text to the best ten of a gallery."""
+"""Both directions as in an application: picture files to embeddings, and a text to the best ten of a gallery."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TEXT = "a small red box on a table"
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """A picture file and a gallery in memory. The gallery holds `GALLERY` copies of one image's features: what a search
-    costs does not depend on what it finds."""
+    """A picture file and a gallery in memory. The gallery holds `GALLERY` copies of one image's features: the cost
+    of a search does not depend on its results."""
 
     picture: Path
     gallery: Gallery
@@ -59,7 +59,7 @@ def encode(encoder: Encoder, pictures: list[Path], boxes: list[Boxes | None]) ->
 
 
 def draw(path: Path) -> None:
-    """A JPEG of soft colours with grain, as a photograph compresses."""
+    """A JPEG of soft colours with grain, which compresses like a photograph."""
     from PIL import Image
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The machine that was measured on: what it is, and what it can reach. No names of hosts or users."""
+"""The machine of a benchmark and its peak speed. No names of hosts or users."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTEMPTS = 5
 
 
 def describe_machine() -> dict[str, Any]:
-    """Names, sizes and versions, and how busy the machine was when this was called."""
+    """Names, sizes and versions, and the current load."""
     return {
         "cpu": cpu_name(),
         "gpu": gpu_name(),
@@ -41,7 +41,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def measure_peaks() -> dict[str, float]:
-    """What the CPU reaches here and now: float32 GFLOP/s of a large product, GB/s read and written of a large copy."""
+    """The CPU's peak, measured now: float32 GFLOP/s of a large product, GB/s read and written of a large copy."""
     rng = np.random.default_rng(0)
     left, right = rng.random((2, PRODUCT_SIDE, PRODUCT_SIDE), dtype=np.float32)
     source = np.ones(COPIED_BYTES, np.uint8)
@@ -55,7 +55,7 @@ def measure_peaks() -> dict[str, float]:
 
 
 def quickest(call: Callable[[], object]) -> float:
-    """Seconds of the quickest of some calls: a peak is what the machine can do, not what it does as a rule."""
+    """Seconds of the quickest of several calls: a peak is the best that the machine can do, not the average."""
     best = float("inf")
     for _ in range(ATTEMPTS):
         before = time.perf_counter()
@@ -65,7 +65,7 @@ def quickest(call: Callable[[], object]) -> float:
 
 
 def cpu_name() -> str:
-    """The processor as Linux names it; elsewhere what Python knows."""
+    """The processor's name from Linux, elsewhere from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -94,7 +94,7 @@ def memory_gb() -> float | None:
 
 
 def load() -> float | None:
-    """Processes that wanted to run in the last minute; well above 0 before the start says that others were at work."""
+    """Load average of the last minute; well above 0 before the start means that other processes were running."""
     try:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):

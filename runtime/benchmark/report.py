@@ -1,4 +1,4 @@
-"""What `qpert bench` shows: what was measured on, the rows beside their baselines, the cold start."""
+"""The report of `qpert bench`: the machine, each row with its baselines, the cold start."""
 
 from __future__ import annotations
 
@@ -23,16 +23,25 @@ def benchmark_report(result: Benchmark) -> Report:
 
 
 def rows_table(result: Benchmark) -> Table:
-    """One line for each call, one column for each baseline: how many times as long it took."""
+    """One row per call, one column per baseline: how many times as long it took."""
     calls: dict[tuple[str, int, int], list[Row]] = {}
     for row in result.rows:
         calls.setdefault((row.stage, row.batch, row.boxes), []).append(row)
-    head = ("stage", "batch", "boxes", "ms", "p95", "a second", "of peak", *(f"× {name}" for name in result.baselines))
+    head = (
+        "stage",
+        "batch",
+        "boxes",
+        "ms",
+        "p95",
+        "per second",
+        "of peak",
+        *(f"× {name}" for name in result.baselines),
+    )
     return Table(head, tuple(cells(rows, result.baselines) for rows in calls.values()))
 
 
 def cells(rows: list[Row], baselines: tuple[str, ...]) -> tuple[str, ...]:
-    """One call beside its baselines."""
+    """One call with its baselines."""
     row = rows[0]
     share = "" if row.share_of_peak is None else f"{100 * row.share_of_peak:.0f} %"
     numbers = (f"{row.median_ms:.2f}", f"{row.p95_ms:.2f}", f"{row.per_second:.1f}", share)

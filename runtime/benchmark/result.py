@@ -1,4 +1,4 @@
-"""What a benchmark found, as data: rows for others to read, and what they were measured on."""
+"""The result of a benchmark as data: rows, and the machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qpert.runtime.benchmark.timing import Timing
 
 @dataclass(frozen=True)
 class Row:
-    """One call at one size, beside one baseline; without baselines the last six are None.
+    """One call at one size, compared with one baseline; without baselines the last six fields are None.
 
     batch: images (vision, image_query, encode), texts (text), texts of one image (itm), searches
-    (search). per_second: how many of those a second, at the median. share_of_peak: products a second over those of one
-    large product; the perturbation's count as none. ratio: the baseline's median over this one, so above 1 this is
+    (search). per_second: how many of those per second, at the median. share_of_peak: FLOP/s as a share of those of one
+    large product; the perturbation's are not counted. ratio: the baseline's median over this one, so above 1 this is
     faster. baseline_max_abs: largest difference of their outputs, None end to end.
     """
 
@@ -36,8 +36,8 @@ class Row:
     ratio: float | None = None
     cpu_ratio: float | None = None
 
-    def beside(self, baseline: str, timing: Timing, max_abs: float | None) -> Row:
-        """This row compared with a baseline that was measured in the same rounds."""
+    def compared_with(self, baseline: str, timing: Timing, max_abs: float | None) -> Row:
+        """This row, compared with a baseline measured in the same rounds."""
         values = asdict(self) | {
             "baseline": baseline,
             "baseline_median_ms": timing.median_ms,
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything that `qpert bench` measured. `notes`: what was asked for and could not be measured, and why."""
+    """Everything that `qpert bench` measured. `notes`: what could not be measured, and why."""
 
     rows: tuple[Row, ...]
     machine: dict[str, Any]
@@ -75,5 +75,5 @@ class Benchmark:
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:
-    """Floats to five significant digits: nothing here is known better."""
+    """Floats to five significant digits: no measurement is more precise."""
     return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in values.items()}

@@ -1,7 +1,7 @@
 """Running a benchmark: each workload's session and its baselines in turns, then both directions end to end.
 
-Before anything is timed, a baseline's outputs are compared with the session's: a benchmark against something that
-computes something else is worthless.
+Before timing, a baseline's outputs are compared with the session's: a benchmark against a different computation is
+worthless.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from qpert.runtime.sessions.protocol import Arrays
 from qpert.runtime.verification.reference import Baseline
 
 LARGEST_DIFFERENCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 5e-1, "fp8": 5e-1}
-"""Between a session's output and a baseline's, as a share of the baseline's largest number: some ten times what
-`qpert verify` finds. It tells another computation from another rounding, no more; verify judges rounding."""
+"""Between a session's output and a baseline's, as a share of the baseline's largest number: about ten times what
+`qpert verify` finds. It only detects a different computation; `verify` judges rounding."""
 PERTURBED_DIFFERENCE = 5e-2
-"""With boxes: at random ones a rank may hang on rounding, and a projector then has one dimension more or less."""
+"""With boxes: for random ones a rank may depend on rounding, so that a projector has one dimension more or less."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def benchmark(
         encoder: the opened bundle; stays open.
         request: sizes, repeats and provider.
         baselines: what to compare with, ready to run.
-        progress: told what is being measured, and what is left out.
-        clock: seconds; tests bring their own.
+        progress: reports what is measured and what is left out.
+        clock: in seconds; replaced in tests.
 
     Raises:
-        InputError: nothing that was asked for can be measured, or a baseline computes something else.
+        InputError: nothing requested can be measured, or a baseline computes something else.
     """
     return _Bench(encoder, request, tuple(baselines), progress, clock).measure()
 
@@ -94,11 +94,13 @@ class _Bench:
 
     def measure(self) -> Benchmark:
         manifest, request = self.encoder.manifest, self.request
-        machine: dict[str, Any] = describe_machine()  # before: the load is that of others
+        machine: dict[str, Any] = describe_machine()  # first: the load must be that of other processes
         sizes = list(sizes_of(manifest, request.sizes, self._note))
         if not sizes:
-            raise InputError(f"nothing is left to measure: {'; '.join(self.notes)}; ask for smaller sizes")
-        with self.progress.stage("measuring what this machine reaches"):
+            raise InputError(
+                f"nothing is left to measure: {'; '.join(self.notes)}; ask for smaller sizes", code="bench-nothing-left"
+            )
+        with self.progress.stage("measuring this machine's peak"):
             self.peaks = measure_peaks()
         with self.progress.stage("cold start in a fresh process"):
             cold = measure_cold_start(self.encoder.bundle.folder, request.provider, threads=request.threads)
@@ -139,7 +141,7 @@ class _Bench:
         return found
 
     def _end_to_end(self, direct: EndToEnd, size: tuple[str, int, int]) -> list[Row]:
-        """One direction; a baseline runs in the sessions' place, so preprocessing and ranking are the same for all."""
+        """One direction; a baseline replaces the sessions, so preprocessing and ranking are the same for all."""
         stage, batch, boxes = size
         calls: dict[str, Callable[[], object]] = {"": direct.call(self.encoder, stage, batch, boxes)}
         for baseline in self._usable(boxes):
@@ -167,7 +169,7 @@ class _Bench:
     ) -> list[Row]:
         timings = interleaved(calls, self.request.schedule, self.clock)
         row = self._row(size, timings.pop(""), count, flops)
-        compared = [row.beside(name, timing, (differences or {}).get(name)) for name, timing in timings.items()]
+        compared = [row.compared_with(name, timing, (differences or {}).get(name)) for name, timing in timings.items()]
         return compared or [row]
 
     def _row(self, size: tuple[str, int, int], own: Timing, count: int, flops: int) -> Row:
@@ -226,7 +228,8 @@ def compare(
     limit = max(LARGEST_DIFFERENCE[precision], PERTURBED_DIFFERENCE if workload.boxes else 0) * np.abs(other).max()
     if not difference <= limit:
         raise InputError(
-            f"baseline {baseline!r} gives another {name} than the bundle for {workload}: largest difference "
-            f"{difference:.3g}, expected at most {limit:.3g}; run `qpert verify` to see which of them is wrong"
+            f"baseline {baseline!r} and the bundle differ in {name} for {workload}: largest difference "
+            f"{difference:.3g}, expected at most {limit:.3g}; run `qpert verify` to see which of them is wrong",
+            code="baseline-differs",
         )
     return difference

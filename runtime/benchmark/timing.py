@@ -1,6 +1,6 @@
-"""Timing calls side by side. A machine's speed drifts, by half and more where others use it too: only what was measured
-in turns (A B A B …) can be compared, and only by medians. CPU time is the second measure: it leaves out the time in
-which other processes ran.
+"""Timing calls side by side. A machine's speed drifts, by half or more if it is shared: only calls measured in turns
+(A B A B …) can be compared, and only by medians. CPU time is the second measure: it excludes the time in which other
+processes ran.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 Clock = Callable[[], float]
-"""Seconds from anywhere, never going back."""
+"""A monotonic clock, in seconds."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How often each call is measured: `repeats` times after `warmup` rounds that do not count.
+    """How often each call is measured: `repeats` times after `warmup` rounds that are not measured.
 
-    Once `seconds` have passed no further round begins, but `least` are always done.
+    After `seconds` no further round begins, but at least `least` rounds are run.
 
-    `settle`: seconds for which a call is made without being measured at the start of each of its turns. Threads of the
-    library before it wait by spinning, on the cores that this one needs (ONNX Runtime's for some 50 ms), while its own
-    have gone to sleep; what is measured is how it runs in a program that uses nothing else.
+    `settle`: seconds for which a call is repeated, not measured, at the start of each turn. Threads of the library that
+    ran before still spin on the cores that this one needs (ONNX Runtime's for about 50 ms), while its own are asleep;
+    the measurement is of a program that uses nothing else.
     """
 
     repeats: int = 20
@@ -46,12 +46,12 @@ class Timing:
 
     @property
     def p95_ms(self) -> float:
-        """The 95th percentile, interpolated between neighbours; of twenty calls, about the slowest but one."""
+        """The 95th percentile, interpolated between neighbours; of twenty calls, about the second slowest."""
         return float(np.quantile(self.seconds, 0.95)) * 1e3
 
     @property
     def cpu_ms(self) -> float:
-        """The median. It counts threads that wait by spinning, as ONNX Runtime's do."""
+        """The median. Includes threads that spin while waiting, as ONNX Runtime's do."""
         return float(np.median(self.cpu_seconds)) * 1e3
 
 
@@ -61,7 +61,7 @@ def interleaved(
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
 ) -> dict[str, Timing]:
-    """Call each in turn, round after round; every round begins with another one, so that none always goes first."""
+    """Call each in turn, round after round; each round starts with another call, so that none is always first."""
     for _ in range(schedule.warmup):
         for call in calls.values():
             call()

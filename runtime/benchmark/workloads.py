@@ -1,4 +1,4 @@
-"""What is measured: each graph's inputs at each size, as data."""
+"""The workloads: each graph's inputs at each size, as data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ END_TO_END = ("encode", "search")
 TEXT_LENGTH = 16
 """Tokens of a caption; those of COCO have about twelve words."""
 AXES = {IMAGE_TOWER: "B", QUERY_HEAD: "B", TEXT_TOWER: "T", PAIR_SCORER: "T"}
-"""The axis of each role's graph that `batch` is."""
+"""Role of a graph → the axis that `batch` sets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What was asked for; no stages means all."""
+    """The requested sizes; no stages means all."""
 
     stages: tuple[str, ...]
     batches: tuple[int, ...]
@@ -63,7 +63,7 @@ class Sizes:
 
 
 def stages_of(manifest: Manifest, asked: Sequence[str]) -> tuple[str, ...]:
-    """Graphs by name, then both directions; all where nothing was asked for. Raises InputError for an unknown one."""
+    """Graphs by name, then both directions; all if none are requested. Raises InputError for an unknown one."""
     known = (*(name for name, graph in manifest.graphs.items() if graph.role in AXES), *END_TO_END)
     if unknown := sorted(set(asked) - set(known)):
         raise InputError(
@@ -73,7 +73,7 @@ def stages_of(manifest: Manifest, asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def sizes_of(manifest: Manifest, sizes: Sizes, skip: Callable[[str], None]) -> Iterator[tuple[str, int, int]]:
-    """(stage, batch, boxes) of all that can be measured; `skip` is told what the bundle is too small for."""
+    """(stage, batch, boxes) of everything that can be measured; `skip` is called with a note for what cannot."""
     head = manifest.query_head
     for stage in stages_of(manifest, sizes.stages):
         graph = head if stage in END_TO_END else manifest.graphs[stage]

@@ -1,7 +1,7 @@
 """The command line: `qpert …`, and `qpert-export …` for `qpert export …`.
 
-Errors are handled here, at the edge: a `QpertError` becomes one line on stderr and its exit code, and so does what the
-machine is to blame for (`edge`). Anything else is a bug and keeps its traceback.
+Errors are handled here, at the edge: a `QpertError` becomes one line on stderr and its exit code, and so does an error
+caused by the machine (`edge`). Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ORDER = (
 """The order in which `qpert --help` lists commands; others follow by name."""
 
 OWN = ("verify", "eval", "index", "search", "bench", "inspect", "doctor")
-"""Commands of this package: each lives in the module of its name."""
+"""Commands of this package, each in the module of its name."""
 
 ENTRY_POINTS = "qpert.commands"
 """The entry-point group in which other packages (`qpert.exporter`, `qpert.calibration`, yours) register commands."""
@@ -50,7 +50,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError as error:  # of no standard stream, and click would make it exit code 1: a failed gate
+        except BrokenPipeError as error:  # not a standard stream; click would exit with 1, a failed gate
             raise RuntimeError("a pipe to another process broke") from error
 
 
@@ -61,7 +61,7 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns the exit code: 0 fine, 1 a gate failed, 2 bad input, 3 not possible here."""
+    """Run one command line; returns the exit code: 0 success, 1 a gate failed, 2 bad input, 3 not possible here."""
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         warnings.simplefilter("always", QpertWarning)
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def refused_by_click(error: click.ClickException) -> int:
-    """Show what click says of an argument. A path that may not be read is the machine's, not bad input."""
+    """Show click's message. A path without read permission is the machine's fault, not bad input."""
     if " is not readable" in error.message:
         click.echo(f"error: {error.message.rstrip('.')}; {MACHINE[errno.EACCES]}", err=True)
         return UnavailableError.exit_code
@@ -97,13 +97,13 @@ def refused_by_click(error: click.ClickException) -> int:
 
 
 def show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    """One line for the user's own warnings; other libraries' warnings are not the user's business."""
+    """Print our own warnings as one line; drop those of other libraries."""
     if issubclass(category, QpertWarning):
         click.echo(f"warning: {message}", err=True)
 
 
 def run_process(arguments: Sequence[str]) -> int:
-    """`run` with this process's own standard streams made safe first."""
+    """`run`, after making this process's standard streams safe."""
     try:
         open_streams()
     except QpertError as error:

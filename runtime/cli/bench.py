@@ -1,4 +1,4 @@
-"""`qpert bench`: how fast a bundle is here, compared with PyTorch in the same minutes."""
+"""`qpert bench`: how fast a bundle runs here, compared with PyTorch measured at the same time."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ from qpert.runtime.verification.reference import Baseline, live_references
     "bench", short_help="how fast a bundle is here, compared with PyTorch", context_settings={"show_default": True}
 )
 @shared.bundle_argument
-@click.option(
-    "--baseline", "baselines", default="", help="torch, torch-sdpa, torch-compile, hf; several with commas between"
-)
-@click.option("--checkpoint", help="the weights for the baselines [default: the checkpoint that was exported]")
+@click.option("--baseline", "baselines", default="", help="torch, torch-sdpa, torch-compile, hf; comma-separated")
+@click.option("--checkpoint", help="the weights of the baselines [default: the exported checkpoint]")
 @click.option("--stage", "stages", default="", help="graphs by name, encode, search [default: all]")
-@click.option("--batch", "batches", default="1,8", help="images or texts a call")
-@click.option("--boxes", default="0,1,8,32", help="boxes an image, where boxes are taken")
-@click.option("--repeats", type=click.IntRange(3), default=20, help="measured calls a row")
-@click.option("--seconds", type=click.FloatRange(0), default=30.0, help="a row ends early after so long")
+@click.option("--batch", "batches", default="1,8", help="images or texts per call")
+@click.option("--boxes", default="0,1,8,32", help="boxes per image, for graphs that take boxes")
+@click.option("--repeats", type=click.IntRange(3), default=20, help="measured calls per row")
+@click.option("--seconds", type=click.FloatRange(0), default=30.0, help="time limit per row")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads [0: the runtime's choice]")
 @shared.provider_option
 @shared.json_option
@@ -65,7 +63,7 @@ def command(
 
 
 def distinct(names: str) -> tuple[str, ...]:
-    """Names with commas between, none twice."""
+    """Comma-separated names, without repeats."""
     return tuple(dict.fromkeys(shared.parse_names(names)))
 
 
@@ -74,7 +72,7 @@ def opened_baselines(
     names: str, bundle: Bundle, checkpoint: str | None, request: BenchRequest, progress: Progress
 ) -> Iterator[tuple[Baseline, ...]]:
     if not names:
-        progress.say("measuring without comparison; --baseline torch,torch-sdpa,torch-compile,hf adds it")
+        progress.say("measuring without a baseline; add one with --baseline torch,torch-sdpa,torch-compile,hf")
         yield ()
         return
     with live_references("a baseline").open_baselines(

@@ -1,7 +1,7 @@
 """Where the command line meets the machine: its streams, and errors of the operating system.
 
-An error that the machine is to blame for (a full disk, a folder that may not be written) becomes one line on stderr and
-exit code 3. `MACHINE` names all of them: any other `OSError` is a bug of ours, and keeps its traceback.
+An error caused by the machine (a full disk, a folder without write permission) becomes one line on stderr and exit
+code 3. `MACHINE` lists them all: any other `OSError` is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, TextIO
 from qpert.runtime.errors import QpertError, UnavailableError
 
 BROKEN_PIPE = 128 + 13
-"""The exit code where whoever reads our results has gone (`qpert … | head -1`): that of a process that SIGPIPE ends."""
+"""The exit code when the reader of our results has gone (`qpert … | head -1`): that of a process ended by SIGPIPE."""
 
 MACHINE: dict[int, str] = {
     errno.ENOSPC: "free some space, or choose another disk",
     errno.EDQUOT: "your quota there is used up: delete something, or choose another disk",
     errno.EFBIG: "the file system or `ulimit -f` allows no file of that size; choose another disk",
     errno.EROFS: "it is mounted read-only; choose another folder",
-    errno.EACCES: "you may not use it; ask its owner, or choose another path",
-    errno.EPERM: "you may not do that there; ask its owner, or choose another path",
-    errno.EIO: "the disk reports an error; look at the system's log, and do not trust that disk",
+    errno.EACCES: "permission denied; ask its owner, or choose another path",
+    errno.EPERM: "not permitted there; ask its owner, or choose another path",
+    errno.EIO: "the disk reports an error; check the system log, and do not rely on that disk",
     errno.ESTALE: "the network file system lost it; mount it again",
     errno.ETIMEDOUT: "the network file system does not answer; mount it again",
     errno.EMFILE: "too many files are open; raise `ulimit -n`",
@@ -34,7 +34,7 @@ MACHINE: dict[int, str] = {
     errno.ENOMEM: "there is not enough memory; end other programs",
     errno.EAGAIN: "there are too many processes or threads; end other programs, or raise `ulimit -u`",
 }
-"""What to do about each error of the operating system that is the machine's and not ours."""
+"""What to do about each error of the operating system that the machine causes."""
 
 SQLITE: dict[str, int] = {
     "database or disk is full": errno.ENOSPC,
@@ -46,7 +46,7 @@ SQLITE: dict[str, int] = {
 
 
 def machine_error(error: BaseException) -> UnavailableError | None:
-    """The error to show for one that is the machine's fault; None for any other, which is a bug."""
+    """The error to show for one that the machine causes; None for any other, which is a bug."""
     number = errno_of(error)
     if number not in MACHINE:
         return None
@@ -61,7 +61,7 @@ def machine_error(error: BaseException) -> UnavailableError | None:
 def errno_of(error: BaseException | None) -> int:
     """The number of an error of the operating system, however it is wrapped; 0 for anything else."""
     if isinstance(error, OSError):
-        if error.errno is None and " requested and " in str(error):  # how NumPy says that a disk is full
+        if error.errno is None and " requested and " in str(error):  # NumPy's error for a full disk
             return errno.ENOSPC
         return error.errno or 0
     if isinstance(error, sqlite3.OperationalError):
@@ -72,16 +72,16 @@ def errno_of(error: BaseException | None) -> int:
 
 
 def exit_code_of(error: QpertError) -> int:
-    """The code of the error, except that a file which the machine does not let us read or write is no bad input."""
+    """The error's own code, but 3 if the machine does not let us read or write a file: that is not bad input."""
     return UnavailableError.exit_code if errno_of(error.__cause__) in MACHINE else error.exit_code
 
 
 class ReaderGoneError(Exception):
-    """Whoever reads our results has gone. Not an `OSError`, which libraries handle in their own ways."""
+    """The reader of our results has gone. Not an `OSError`, which libraries handle in their own ways."""
 
 
 class Output(io.FileIO):
-    """A standard stream. What it cannot write it drops from then on, so that Python can end in peace.
+    """A standard stream. After a failed write it drops all output, so that Python can exit cleanly.
 
     Results that cannot be written are an error; progress that cannot be written is not.
     """
@@ -98,21 +98,21 @@ class Output(io.FileIO):
             except OSError as error:
                 self.is_broken = True
                 if self.results:
-                    raise unwritten(error) from error
+                    raise write_error(error) from error
         return len(memoryview(data).cast("B"))
 
 
-def unwritten(error: OSError) -> Exception:
+def write_error(error: OSError) -> Exception:
     if error.errno == errno.EPIPE:
         return ReaderGoneError()
     return UnavailableError(
-        f"the results cannot be written to standard output ({error.strerror}); the work itself was done",
+        f"the results cannot be written to standard output ({error.strerror}); the work itself is finished",
         code="stdout",
     )
 
 
 def escape_unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For characters that a terminal does not have: `\\u2026`. Bytes of file names that were no text come out again."""
+    """Escape what the terminal cannot encode (`\\u2026`); undecodable bytes of file names are written unchanged."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = ord(error.object[error.start])
@@ -129,10 +129,10 @@ def open_streams() -> None:
     """Make the standard streams safe, before anything else is opened.
 
     Raises:
-        UnavailableError: standard output is closed, so nobody could read a result.
+        UnavailableError: standard output is closed, so a result could not be shown.
     """
     closed = [descriptor for descriptor in (0, 1, 2) if not is_open(descriptor)]
-    for _ in closed:  # else the next file to be opened has this number, and gets what libraries write to it
+    for _ in closed:  # else the next file opened gets this number, and what libraries write to it
         os.open(os.devnull, os.O_RDWR)
     sys.stderr = guarded(sys.stderr, 2, results=False)
     if 1 in closed or sys.stdout is None:
@@ -153,9 +153,9 @@ def is_open(descriptor: int) -> bool:
 
 
 def guarded(stream: TextIO | None, descriptor: int, *, results: bool) -> TextIO:
-    """A standard stream that escapes what it cannot encode, and says whose fault it is where it cannot be written."""
+    """A standard stream that escapes what it cannot encode and explains why it cannot be written."""
     if stream is not None and stream not in (sys.__stdout__, sys.__stderr__):
-        return stream  # a program that runs `main` has put its own there
+        return stream  # set by a program that calls `main`
     if os.name != "posix" and stream is not None:  # a console of Windows takes text, not bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)

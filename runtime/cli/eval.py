@@ -29,7 +29,7 @@ from qpert.runtime.retrieval.encoder import Encoder
 @shared.dataset_option
 @click.option("--split", default="test", help="train, val or test")
 @click.option(
-    "--boxes", help="what perturbs: entities, none, or a box file [default: entities, if the bundle takes any]"
+    "--boxes", help="boxes that perturb: entities, none, or a box file [default: entities, if the bundle takes boxes]"
 )
 @shared.bin_boxes_option
 @shared.xml_option
@@ -52,7 +52,7 @@ from qpert.runtime.retrieval.encoder import Encoder
 def command(bundle: Path, provider: str, work: Path | None, html: Path | None, as_json: bool, **settings: Any) -> None:
     """Recall of BUNDLE on a data set: R@K and, over ten bins of object size, mR@K.
 
-    What is done is kept: after Ctrl-C, a crash or a kill, the same command resumes it. The report is written to
+    Finished work is kept: after Ctrl-C, a crash or a kill, the same command resumes. The report is written to
     BUNDLE/reports.
     """
     progress = Terminal()
@@ -61,7 +61,7 @@ def command(bundle: Path, provider: str, work: Path | None, html: Path | None, a
     asked = DataRequest(**{field.name: settings[field.name] for field in fields(DataRequest)})
     data = asked.open(opened, perturbation.semantics, progress)
     with closing(Encoder(opened, provider, perturbation, threads=settings["threads"])) as encoder:
-        check_data(encoder, data)  # before there is a work folder
+        check_data(encoder, data)  # before a work folder is made
         binding = Binding.of(encoder, data, provider)
         folder = open_work(work or binding.default_folder(), binding)
         check_room(folder, encoder, len(data.dataset))
@@ -73,12 +73,12 @@ def command(bundle: Path, provider: str, work: Path | None, html: Path | None, a
     keep_reports(opened, {"eval.html": page, "eval.json": json_text(document)}, progress)
     write_copy("--html", html, page)
     shared.print_result(document, lambda: report, as_json=as_json)
-    if work is None:  # a folder in the cache that nobody asked for, and by now nothing can be lost
+    if work is None:  # in the cache and no longer needed
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def chosen_perturbation(bundle: Bundle, settings: dict[str, Any]) -> Perturbation:
-    """The bundle's settings with the command line's in their place."""
+    """The bundle's settings, overridden by those of the command line."""
     names = ("semantics", "alpha", "beta", "gamma", "reduction", "coverage")
     given = {name: settings[name] for name in names if settings[name] is not None}
     exported = bundle.manifest.perturbation

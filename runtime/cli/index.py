@@ -37,15 +37,15 @@ from qpert.runtime.retrieval.encoder import Encoder
 @click.option(
     "--features",
     type=click.Choice(FEATURE_MODES),
-    help="keep image features for re-ranking, or encode the shortlist again at each search "
-    "[default: what the gallery has; stored for a new one, none where the bundle has no pair scorer]",
+    help="keep image features for re-ranking, or re-encode the shortlist at each search "
+    "[default: as in the gallery; for a new one stored, or none if the bundle has no pair scorer]",
 )
-@click.option("--replace", is_flag=True, help="encode images again whose file, boxes or captions have changed")
+@click.option("--replace", is_flag=True, help="re-encode images whose file, boxes or captions have changed")
 @click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
-@click.option("--skip-unreadable", is_flag=True, help="leave out images that cannot be read, instead of stopping")
-@click.option("--delete", "deleted", multiple=True, metavar="NAME", help="take an image out; may be repeated")
-@click.option("--compact", is_flag=True, help="give back the space of deleted and replaced images")
-@click.option("--repair", is_flag=True, help="check every hash, and encode again what is damaged")
+@click.option("--skip-unreadable", is_flag=True, help="skip images that cannot be read, instead of stopping")
+@click.option("--delete", "deleted", multiple=True, metavar="NAME", help="remove an image; may be repeated")
+@click.option("--compact", is_flag=True, help="reclaim the space of deleted and replaced images")
+@click.option("--repair", is_flag=True, help="check every hash and re-encode damaged images")
 @provider_option
 @json_option
 def command(
@@ -66,8 +66,8 @@ def command(
 ) -> None:
     """Encode IMAGES into a gallery: a folder, a .txt list of files, or LAVIS annotation JSON (captions come along).
 
-    Interrupted or killed, the same command resumes where it stopped. Images that are in the gallery already are left
-    alone; IMAGES may be left out with --delete and --compact.
+    If interrupted or killed, run the same command again to resume. Images already in the gallery are not encoded again;
+    IMAGES may be omitted with --delete and --compact.
     """
     started = time.perf_counter()
     if images is None and (boxes is not None or replace or repair or not (deleted or compact)):
@@ -98,14 +98,14 @@ def command(
 
 
 def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, progress: Progress) -> tuple[int, int]:
-    """Delete, repair and compact an existing gallery; returns the images deleted, and the dead ones given back."""
+    """Delete, repair and compact an existing gallery; returns how many images were deleted, and how many reclaimed."""
     if not (deleted or compact or repair):
         return 0, 0
     with open_writer(out) as writer:
         writer.delete(deleted)
         damaged = writer.repair() if repair else []
         if damaged:
-            progress.say(f"{len(damaged)} images are damaged and will be encoded again, {damaged[0]} for instance")
+            progress.say(f"{len(damaged)} images are damaged and will be encoded again, such as {damaged[0]}")
         return len(deleted), writer.compact() if compact else 0
 
 
@@ -119,7 +119,7 @@ def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, *,
 
 
 def summary_json(summary: IndexSummary, listing: Listing) -> dict[str, object]:
-    """`skipped`: images that could not be read; `left_out`: what else IMAGES holds, and was not taken as an image."""
+    """`skipped`: images that could not be read; `left_out`: entries of IMAGES that are not images."""
     skipped = [{"image": name, "reason": reason} for name, reason in summary.skipped]
     left_out = [{"name": name, "reason": reason} for name, reason in listing.left_out]
     return {**vars(summary), "skipped": skipped, "left_out": left_out}

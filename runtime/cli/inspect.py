@@ -22,7 +22,7 @@ from qpert.runtime.sessions.tensorrt.engines import ENGINES, EngineRecord, chang
 @bundle_argument
 @json_option
 def command(bundle: Path, as_json: bool) -> int:
-    """Show what BUNDLE holds, its engines too, and check the hash of every file. Exits 1 where one differs."""
+    """Show the contents of BUNDLE and its engines, and check the hash of every file. Exits 1 if one differs."""
     opened = Bundle(bundle, read_manifest(bundle))
     states = opened.check_files()
     engines = [examine_engine(bundle, opened.manifest, folder) for folder in engine_folders(bundle)]
@@ -35,7 +35,7 @@ def command(bundle: Path, as_json: bool) -> int:
 
 @dataclass(frozen=True)
 class ExaminedEngine:
-    """One folder of engines: its record and what was found of its files, or why it cannot be read."""
+    """One folder of engines: its record and the state of its files, or why it cannot be read."""
 
     folder: str
     record: EngineRecord | None
@@ -52,7 +52,7 @@ class ExaminedEngine:
 
 
 def examine_engine(bundle: Path, manifest: Manifest, folder: Path) -> ExaminedEngine:
-    """Read the record and hash every engine; engines of other graphs than the bundle's are a problem too."""
+    """Read the record and hash every engine; an engine of a graph that has changed since is a problem too."""
     name = f"{ENGINES}/{folder.name}"
     try:
         engine = read_engine(bundle, folder)
@@ -64,7 +64,7 @@ def examine_engine(bundle: Path, manifest: Manifest, folder: Path) -> ExaminedEn
 
 
 def bundle_report(bundle: Bundle, states: list[FileState], engines: list[ExaminedEngine]) -> Report:
-    """The manifest and the files for a person to read."""
+    """The manifest and the files, in readable form."""
     built = Section("Engines", paragraphs(*map(engine_summary, engines)))
     files = [*states, *(state for examined in engines for state in examined.states)]
     blocks = (

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how each prints its result."""
+"""Options shared by several commands, and how commands print their result."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ TARGET_HELP = (
     "auto (this machine's GPU; without one, all that can be built for), current, sm80,sm89 (an engine for each) or "
     "sm80+sm89 (one for both)"
 )
-RERANK_HELP = "best so many that the pair scorer (ITM) sees; 0 leaves it out [default: 64; 0 where the bundle has none]"
+RERANK_HELP = "how many candidates the pair scorer (ITM) re-ranks; 0 disables it [default: 64; 0 without a pair scorer]"
 PATH = click.Path(path_type=Path)
 dataset_option = click.option(
     "--dataset", required=True, help="a folder in LAVIS's layout, or demo: the generated scenes"
 )
 bin_boxes_option = click.option(
-    "--bin-boxes", help="what sorts into size bins, likewise [default: entities if there are any, else --boxes]"
+    "--bin-boxes", help="boxes that decide the size bins [default: entities if there are any, else --boxes]"
 )
 xml_option = click.option(
     "--xml-coordinates",
     type=click.Choice(get_args(XmlCoordinates)),
     help="how corners in XML are counted [default: one_based_inclusive; one_based_shift_all with --semantics release]",
 )
-limit_option = click.option("--limit", type=click.IntRange(min=1), help="only the first so many images")
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="use only the first N images")
 work_option = click.option(
-    "--work", type=PATH, help="keep features and scores here [default: in the cache until it is finished]"
+    "--work", type=PATH, help="keep features and scores here [default: in the cache, until finished]"
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to ONNX Runtime"
@@ -71,44 +71,44 @@ def print_result(document: object, report: Callable[[], Report], *, as_json: boo
 
 
 def command_line() -> str:
-    """What the user typed, as a bundle or an engine records it."""
+    """The command line as the user typed it, for the record of a bundle or engine."""
     return portable_name(shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])]))
 
 
 def check_graphs(option: str, names: Sequence[str], bundle: Bundle) -> None:
-    """Raises InputError for a name that no graph of the bundle has."""
+    """Raise InputError for a name that no graph of the bundle has."""
     known = bundle.manifest.graphs
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"{option} is {', '.join(unknown)}, expected one of {', '.join(known)}", code="graph-unknown")
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """`torch, hf` to its parts, none empty; nothing for an empty text."""
+    """Split `torch, hf` into its non-empty parts."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_numbers(text: str, option: str, example: str) -> tuple[float, ...]:
-    """`2,4.5` to numbers. Raises InputError that shows `example`."""
+    """Parse `2,4.5`. Raises InputError with `example` in its message."""
     try:
         return tuple(parse_float(part) for part in text.split(","))
     except ValueError:
         raise InputError(
-            f"{option} is {text!r}, expected numbers with commas between: {example}", code="not-numbers"
+            f"{option} is {text!r}, expected comma-separated numbers, such as {example}", code="not-numbers"
         ) from None
 
 
 def parse_counts(text: str, option: str) -> tuple[int, ...]:
-    """`1,8` to whole numbers, none twice. Raises InputError."""
+    """Parse `1,8` to distinct whole numbers. Raises InputError."""
     try:
         return tuple(dict.fromkeys(parse_int(part) for part in text.split(",")))
     except ValueError:
         raise InputError(
-            f"{option} is {text!r}, expected whole numbers with commas between: 1,8", code="not-numbers"
+            f"{option} is {text!r}, expected comma-separated whole numbers, such as 1,8", code="not-numbers"
         ) from None
 
 
 def require(purpose: str, modules: tuple[str, ...], extra: str) -> None:
-    """Raises UnavailableError where modules of an extra are missing."""
+    """Raise UnavailableError if modules of an extra are missing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UnavailableError(
@@ -118,5 +118,5 @@ def require(purpose: str, modules: tuple[str, ...], extra: str) -> None:
 
 
 def require_export_extra(purpose: str) -> None:
-    """Raises UnavailableError where the libraries of the `export` extra are missing."""
+    """Raise UnavailableError if the libraries of the `export` extra are missing."""
     require(purpose, ("torch", "onnx", "onnxscript", "onnx_graphsurgeon"), "export")

@@ -32,18 +32,20 @@ from qpert.runtime.retriever import Retriever
 @click.command("search", short_help="a gallery, by text or by image", context_settings={"show_default": True})
 @click.argument("gallery", type=PATH)
 @click.argument("texts", nargs=-1, metavar='["TEXT"]…')
-@click.option("--image", type=PATH, help="find the texts for this image, instead of images for a text")
-@click.option("--boxes", type=PATH, help="with --image: a box file that has its boxes")
+@click.option("--image", type=PATH, help="find texts for this image, instead of images for a text")
+@click.option("--boxes", type=PATH, help="with --image: a box file with its boxes")
 @click.option(
     "--skip-bad-boxes",
     is_flag=True,
     help="with --boxes: leave out boxes that are empty, inverted, not finite or outside",
 )
-@click.option("--texts", "texts_file", type=PATH, help="with --image: search these, one a line, not the captions")
-@click.option("-k", "k", type=int, default=10, help="results")
+@click.option(
+    "--texts", "texts_file", type=PATH, help="with --image: search these, one per line, instead of the captions"
+)
+@click.option("-k", "k", type=int, default=10, help="number of results")
 @click.option("--rerank", type=int, help=RERANK_HELP)
-@click.option("--exact", is_flag=True, help="scan in float32 alone, without the 8-bit codes; the results are the same")
-@click.option("--bundle", type=PATH, help="the bundle that made the gallery [default: where it was then]")
+@click.option("--exact", is_flag=True, help="scan in float32 only, without the 8-bit codes; same results")
+@click.option("--bundle", type=PATH, help="the bundle that made the gallery [default: its original folder]")
 @html_option
 @provider_option
 @json_option
@@ -64,11 +66,11 @@ def command(
 ) -> None:
     """Search GALLERY, a folder that `qpert index` made: images for each TEXT, or texts for an --image.
 
-    The texts are the captions that the gallery was indexed with, or those of --texts. Every candidate is scored by ITC,
-    the best --rerank again by ITM; the final score is ITM + ITC, and rank_itc says where ITC alone had put it.
+    The texts are the captions that the gallery was indexed with, or those of --texts. ITC scores every candidate and
+    ITM re-ranks the best --rerank; the final score is ITM + ITC, and rank_itc is the rank by ITC alone.
     """
     check_usage(texts, image, boxes, texts_file)
-    texts = tuple(map(portable_name, texts))  # under LC_ALL=C, `café` comes as bytes that are no text
+    texts = tuple(map(portable_name, texts))  # under LC_ALL=C, `café` arrives as undecoded bytes
     with open_retriever(gallery, bundle, provider) as retriever, retriever.open_gallery(gallery) as opened:
         found: Sequence[Sequence[Hit | TextHit]]
         if image is None:
@@ -88,56 +90,57 @@ def command(
 
 def check_usage(texts: Sequence[str], image: Path | None, boxes: Path | None, texts_file: Path | None) -> None:
     if bool(texts) == (image is not None):
-        raise InputError('give either a text ("a red bus") or --image FILE')
+        raise InputError('give either a text ("a red bus") or --image FILE', code="search-query")
     if image is None and (boxes is not None or texts_file is not None):
         raise InputError(
-            "--boxes and --texts go with --image; boxes of the gallery's images are given to `qpert index`"
+            "--boxes and --texts need --image; give the boxes of the gallery's images to `qpert index`",
+            code="search-options",
         )
 
 
 def open_retriever(gallery: Path, bundle: Path | None, provider: str) -> Retriever:
-    """The gallery's own bundle (or the same one elsewhere) with the gallery's perturbation settings."""
+    """The gallery's own bundle (or a copy of it elsewhere) with the gallery's perturbation settings."""
     with closing(open_catalogue(gallery)) as catalogue:
         spec = catalogue.spec
     folder = bundle or local_path(spec.bundle)
     if bundle is None and not folder.is_dir():
         raise GalleryError(
-            f"the bundle that made the gallery {gallery} is no longer at {folder}; pass --bundle with where it is now"
+            f"the bundle that made the gallery {gallery} is no longer at {folder}; pass its new folder with --bundle",
+            code="gallery-bundle-moved",
         )
     opened = Bundle.open(folder)
-    spec.require_identity(opened, gallery)  # before the sessions: others may not even follow the gallery's settings
+    spec.require_identity(opened, gallery)  # before the sessions: another bundle may not accept the gallery's settings
     return Retriever(Encoder(opened, provider, Perturbation.from_dict(spec.perturbation)))
 
 
 def captions(gallery: StoredGallery) -> TextGallery:
     if not gallery.texts:
         raise GalleryError(
-            f"the gallery {gallery.folder} holds no texts to find for an image; index annotation JSON with captions, "
-            "or pass --texts FILE with one text a line"
+            f"the gallery {gallery.folder} has no texts to search for an image; index annotation JSON with captions, "
+            "or pass --texts FILE with one text per line",
+            code="gallery-without-texts",
         )
     return TextGallery(gallery.texts, gallery.text_embeds, tuple(gallery.images[row] for row in gallery.image_of_text))
 
 
 def lines(path: Path) -> list[str]:
-    """The texts of a file, one a line, without the blanks around them."""
+    """The texts of a file, one per line, stripped."""
     found = [line.strip() for line in text_lines(path, f"--texts {path}") if line.strip()]
     if not found:
-        raise InputError(f"--texts {path} holds no text; expected one a line", code="no-texts")
+        raise InputError(f"--texts {path} holds no text; expected one per line", code="no-texts")
     return found
 
 
 def image_boxes(image: Path, box_file: Path, *, skip_bad_boxes: bool = False) -> Boxes:
-    """The boxes of one image; a file that has none for it is an error, as it would change nothing in silence."""
+    """The boxes of one image. A file without boxes for it is an error: it would silently have no effect."""
     found = read_box_file(box_file, skip_bad_boxes=skip_bad_boxes).for_image(str(image), image_size(image))
     if not len(found):
-        raise InputError(
-            f"--boxes {box_file} has no boxes for {image}; its image names have to match", code="boxes-none"
-        )
+        raise InputError(f"--boxes {box_file} has no boxes for {image}; its image names must match", code="boxes-none")
     return found
 
 
 def to_json(queries: Sequence[str], found: Sequence[Sequence[Hit | TextHit]]) -> dict[str, object]:
-    """One query's document, or all of them under `searches`."""
+    """One query's document, or those of several queries under `searches`."""
     each: list[dict[str, object]] = [
         {"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)
     ]

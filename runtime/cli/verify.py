@@ -27,7 +27,7 @@ from qpert.runtime.verification.tensors import verify_tensors
 LEVELS = ("tensor", "rank", "recall")
 REFERENCES = ("recorded", "torch", "hf", "lavis")
 IMAGES = {"rank": 50, "recall": 100}
-"""Of the data set, where --limit says nothing: a minute or two on two cores for the demonstration."""
+"""Images of the data set without --limit: a minute or two on two cores for the demonstration."""
 DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank", "allow")
 
 
@@ -39,20 +39,20 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank"
     "--level",
     type=click.Choice(LEVELS),
     default="tensor",
-    help="what is compared: outputs of every graph; orders of candidates; recall with an interval",
+    help="what to compare: outputs of every graph; rankings; recall with an interval",
 )
 @click.option(
     "--reference",
     type=click.Choice(REFERENCES),
     help="what to compare with [default: recorded at level tensor, torch at rank and recall]",
 )
-@click.option("--checkpoint", help="the checkpoint for a live reference [default: the one that was exported]")
-@click.option("--seed", type=int, default=1, help="of the fresh inputs that a live reference is tried with")
+@click.option("--checkpoint", help="the checkpoint of a live reference [default: the exported one]")
+@click.option("--seed", type=int, default=1, help="seed of the fresh inputs for a live reference")
 @click.option("--dataset", help="rank, recall: a folder in LAVIS's layout, or demo [default: demo, generated scenes]")
 @click.option("--split", help="rank, recall: train, val or test [default: test]")
-@click.option("--boxes", help="rank, recall: entities, none, or a box file [default: entities where there are any]")
+@click.option("--boxes", help="rank, recall: entities, none, or a box file [default: entities if there are any]")
 @click.option("--skip-bad-boxes", is_flag=True, help="rank, recall: leave out boxes that cannot be used")
-@click.option("--limit", type=click.IntRange(min=1), help="rank, recall: images to take [default: 50, 100]")
+@click.option("--limit", type=click.IntRange(min=1), help="rank, recall: images to use [default: 50, 100]")
 @click.option(
     "--rerank",
     type=click.IntRange(min=1),
@@ -62,8 +62,8 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank"
     "--allow",
     multiple=True,
     metavar="NAME=VALUE",
-    help="rank, recall: another limit than the precision's: itc, itm (how far a score may lie off), far (percent of "
-    "scores that may lie farther off), first, order, decision (percent that change outside ties), r1 (points)",
+    help="rank, recall: replace a limit of the precision: itc, itm (how far a score may differ), far (percent of "
+    "scores that may differ more), first, order, decision (percent that change outside ties), r1 (points)",
 )
 @shared.html_option
 @click.option("--markdown", type=shared.PATH, help="also write the report as Markdown here")
@@ -87,7 +87,9 @@ def command(
     if level == "tensor":
         check_no_data(data)
         if reference is None:
-            progress.say("comparing with the outputs recorded at export; --reference torch|hf|lavis runs a live one")
+            progress.say(
+                "comparing with the outputs recorded at export; use --reference torch|hf|lavis for a live reference"
+            )
         found = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
     else:
         found = verify_order(opened, level, reference or "torch", checkpoint, data, provider, progress)
@@ -101,7 +103,7 @@ def command(
 
 
 def check_no_data(data: dict[str, Any]) -> None:
-    """Raises InputError for an option that level `tensor` would ignore."""
+    """Raise InputError for an option that level `tensor` would ignore."""
     if given := [name for name in DATA_OPTIONS if data[name]]:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise InputError(f"{options} is for --level rank or recall; level tensor needs no data set", code="data-unused")
@@ -113,7 +115,10 @@ def verify(
     """Level `tensor` against the recorded outputs, or against a live reference on the recorded and on fresh inputs."""
     samples = bundle.samples()
     if reference == "recorded" and checkpoint is not None:
-        raise InputError("--checkpoint is for a live reference; add --reference torch, hf or lavis")
+        raise InputError(
+            "--checkpoint is for a live reference; add --reference torch, hf or lavis",
+            code="checkpoint-without-reference",
+        )
     with closing(
         Encoder(bundle, provider)
     ) as encoder:  # first: a missing provider is an error before the reference runs
@@ -141,8 +146,9 @@ def verify_order(
     """Levels `rank` and `recall`: both sides score the same data set."""
     if reference == "recorded":
         raise InputError(
-            f"--level {level} ranks pictures and captions, and a bundle records neither's scores; use --reference "
-            "torch, hf or lavis, or --level tensor"
+            f"--level {level} compares rankings, and a bundle records no scores of pictures and captions; use "
+            "--reference torch, hf or lavis, or --level tensor",
+            code="level-needs-reference",
         )
     references = live_references(f"a live reference ({reference})")
     limits = limits_for(bundle.manifest.precision, allowed(data["allow"]))
@@ -162,19 +168,21 @@ def verify_order(
 
 
 def allowed(options: tuple[str, ...]) -> dict[str, float]:
-    """`--allow NAME=VALUE` as numbers by name. Raises InputError for what is no such pair."""
+    """Parse `--allow NAME=VALUE` to numbers by name. Raises InputError for any other form."""
     found = {}
     for option in options:
         name, _, value = option.partition("=")
         try:
             found[name] = parse_float(value)
         except ValueError:
-            raise InputError(f"--allow {option}: expected NAME=VALUE, --allow r1=0.3 for instance") from None
+            raise InputError(
+                f"--allow {option}: expected NAME=VALUE, such as --allow r1=0.3", code="allow-format"
+            ) from None
     return found
 
 
 def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Progress) -> Any:
-    """The split to score; what was chosen for the user is reported."""
+    """The split to score; reports the defaults it chooses."""
     from qpert.runtime.evaluation.inputs import DEMO, ENTITIES, NO_BOXES
     from qpert.runtime.evaluation.request import DataRequest
     from qpert.runtime.inputs.datasets import has_entities
@@ -186,6 +194,6 @@ def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Prog
         boxes = ENTITIES if takes and (dataset == DEMO or has_entities(Path(dataset))) else NO_BOXES
     limit = data["limit"] or IMAGES[level]
     if data["limit"] is None:
-        progress.say(f"at most {limit:,} images; --limit changes that")
+        progress.say(f"using at most {limit:,} images; change this with --limit")
     request = DataRequest(dataset, data["split"] or "test", boxes, skip_bad_boxes=data["skip_bad_boxes"], limit=limit)
     return request.open(bundle, bundle.manifest.perturbation.semantics, progress)

@@ -1,10 +1,10 @@
 """How much of a difference in recall is chance: a paired bootstrap over the images of a split.
 
 Images are drawn with replacement, each with all its captions (which are not independent of one another); both sides, or
-all settings, are scored on the same draws. Intervals are of percentiles (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993, chapter 13). That the best of many settings was picked because it came out best is accounted for by
-White's reality check (H. White, "A reality check for data snooping", Econometrica 68, 1097, 2000): how often would the
-best of so many settings gain as much if none of them helped?
+all settings, are scored on the same draws. Intervals are percentile intervals (Efron and Tibshirani, An Introduction to
+the Bootstrap, 1993, chapter 13). White's reality check (H. White, "A reality check for data snooping", Econometrica 68,
+1097, 2000) corrects for picking the best of many settings: how often would the best of that many settings gain as much
+if none of them helped?
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qpert.runtime.evaluation.metrics import BINS, SMALL_BIN, size_bins
 RESAMPLES = 2000
 SEED = 0
 LEVEL = 95
-"""Percent of the draws that an interval holds."""
+"""Percent of the draws inside an interval."""
 DRAWS_AT_ONCE = 250
 
 Score = Literal["mr1", "r1", "small"]
@@ -32,8 +32,8 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Who finds among the first. hits float64 [B, S]: hits of each image's queries on S sides or under S settings;
-    queries [B]; bins [B], −1 for an image without boxes."""
+    """Queries that find their target among the first. hits float64 [B, S]: of each image's queries on S sides or under
+    S settings; queries [B]; bins [B], −1 for an image without boxes."""
 
     hits: Floats = field(repr=False)
     queries: Floats = field(repr=False)
@@ -55,12 +55,12 @@ class Hits:
 
 
 def scores(hits: Hits, draws: Floats, score: Score, *, every_bin: bool = False) -> Floats:
-    """float64 [R, S], in percent: `draws` [R, B] says how often each image was drawn.
+    """float64 [R, S], in percent: `draws` [R, B] counts how often each image was drawn.
 
     r1 is recall at the cut of `hits`; small is that of the images whose largest box covers less than a tenth; mr1 is
-    the harmonic mean of the ten bins' recalls. A draw without any image that counts is NaN. A bin of which a draw has
-    no image is left out of that draw's mean, and the mean is 0 where a bin's recall is; with `every_bin` the mean is
-    NaN in both cases, as the metric itself is undefined then.
+    the harmonic mean of the ten bins' recalls. A draw without any image that counts is NaN. A bin without
+    images in a draw is left out of that draw's mean, and the mean is 0 if any bin's recall is 0; with `every_bin` the
+    mean is NaN in both cases, where the metric itself is undefined.
     """
     if score == "r1":
         return _recall(hits, draws, np.ones(len(hits.bins), np.bool_))
@@ -102,10 +102,10 @@ def interval(values: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What the draws say of the best setting, in points of the score.
+    """What the draws show about the best setting, in points of the score.
 
-    standard_error: of the best one's score. gain_interval: of its gain over no perturbation, without regard to its
-    having been picked. p_value: how often the best of all settings would gain this much if none helped (the reality
+    standard_error: of the best setting's score. gain_interval: of its gain over no perturbation, not corrected for
+    its selection. p_value: how often the best of all settings would gain this much if none helped (the reality
     check, between 0 and 1). within_noise: for each setting, whether its difference to the best is within its interval.
     """
 
@@ -118,11 +118,11 @@ class Uncertainty:
 def uncertainty(
     hits: Hits, score: Score, best: int, *, none: int, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Uncertainty:
-    """Of a search; `best` and `none` are columns of `hits`. The same seed gives the same numbers."""
+    """The uncertainty of a search; `best` and `none` are columns of `hits`. The same seed gives the same numbers."""
     images = len(hits.bins)
     whole = scores(hits, once(images), score)  # [1, S]
     drawn = np.concatenate([scores(hits, part, score) for part in draws(images, resamples, seed)])
-    drawn = drawn[~np.isnan(drawn[:, best])]  # a draw without any image that counts says nothing
+    drawn = drawn[~np.isnan(drawn[:, best])]  # a draw without any image that counts has no score
     to_best = (drawn - drawn[:, [best]]).T
     gain, observed = drawn - drawn[:, [none]], whole - whole[:, [none]]
     by_chance = np.max(gain - observed, axis=1)  # what the best gains when the gains are moved to zero

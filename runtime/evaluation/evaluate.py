@@ -39,15 +39,15 @@ def evaluate(
     Args:
         encoder: an opened bundle.
         data: the split and its boxes, see `open_data`.
-        rerank: pairs that ITM scores: the best so many of each text and of each image; 0 leaves ITM out; None is
-            64, or 0 where the bundle has no pair scorer.
-        work: a folder that `open_work` gave: features and scores are kept there, and a second call goes on from what it
-            finds. None keeps everything in memory, the features of all images included.
+        rerank: how many candidates of each text and of each image ITM scores; 0 disables ITM; None is 64, or 0 if the
+            bundle has no pair scorer.
+        work: a folder from `open_work` that keeps features and scores, so that a second call resumes from them. None
+            keeps everything in memory, including the features of all images.
 
     Raises:
         LimitError: an image with more boxes than the bundle takes. TextError: a caption that cannot be used.
         InputError: NaN among the scores, a work folder in use.
-        UnavailableError: the disk is full; the same call goes on from there.
+        UnavailableError: the disk is full; the same call resumes.
     """
     progress, watch = progress or Silent(), Watch()
     rerank = encoder.shortlist(rerank)
@@ -71,7 +71,7 @@ def evaluate(
 
 
 def check_data(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:
-    """Whether the bundle can take these boxes and captions, before hours of work; returns the captions tokenised.
+    """Check that the bundle can take these boxes and captions, before hours of work; returns the tokenised captions.
 
     Raises LimitError for an image with more boxes than the bundle takes, TextError for a caption that cannot be used.
     """
@@ -79,11 +79,13 @@ def check_data(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:
     try:
         return encoder.tokenize(data.dataset.captions)
     except TextError as error:
-        raise TextError(f"a caption of the {data.dataset.split} split of {data.dataset.root}: {error}") from error
+        raise TextError(
+            f"a caption of the {data.dataset.split} split of {data.dataset.root}: {error}", code="caption"
+        ) from error
 
 
 def check_boxes(encoder: Encoder, data: EvaluationData) -> None:
-    """Raises InputError where the bundle takes no boxes, LimitError where an image has more than it takes."""
+    """Raise InputError if the bundle takes no boxes, LimitError if an image has more boxes than it takes."""
     if any(map(len, data.boxes)) and not encoder.manifest.query_head.takes_boxes:
         raise InputError(
             "this bundle was exported with --perturb none and takes no boxes; evaluate with --boxes none",
@@ -93,9 +95,9 @@ def check_boxes(encoder: Encoder, data: EvaluationData) -> None:
 
 
 def check_box_counts(encoder: Encoder, names: Sequence[str], counts: Sequence[int]) -> None:
-    """Raises LimitError where an image has more boxes than the bundle takes: none is left out silently.
+    """Raise LimitError if an image has more boxes than the bundle takes: none is dropped silently.
 
-    names: of the images. counts: of the boxes of each.
+    names: of the images. counts: boxes of each image.
     """
     graph = encoder.manifest.query_head
     most, limit = max(counts, default=0), graph.ranges["O"].max if graph.takes_boxes else 0
@@ -128,7 +130,10 @@ def opened_images(
     watch.measure("images", began)
     with StoredGallery.open(work / GALLERY_NAME, encoder) as gallery:
         if gallery.images != dataset.names:
-            raise InputError(f"the gallery in {work} does not hold the images of this split in order; delete {work}")
+            raise InputError(
+                f"the gallery in {work} does not hold the images of this split in order; delete {work}",
+                code="work-gallery",
+            )
         yield gallery
 
 
@@ -153,9 +158,9 @@ def overridden(
     reduction: Reduction | None = None,
     coverage: Coverage | None = None,
 ) -> Perturbation:
-    """A bundle's settings with some of them replaced; what is fixed inside its graphs (threshold, stages, norm) stays.
+    """A bundle's settings with some replaced; those fixed inside its graphs (threshold, stages, norm) stay.
 
-    `semantics` replaces reduction and coverage by that reading's, unless they are given themselves.
+    `semantics` replaces reduction and coverage by those of that reading, unless they are given too.
     """
     base = exported
     if semantics is not None:

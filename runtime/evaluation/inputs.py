@@ -25,7 +25,7 @@ DEMO = "demo"
 ENTITIES = "entities"
 NO_BOXES = "none"
 SEED = 0
-"""Of the generated scenes; the split of `demo` is the one on the model card."""
+"""Seed of the generated scenes: that of the splits on the model card."""
 
 Size = tuple[int, int]
 BoxesOf = Callable[[RetrievalDataset, int, Size], Boxes]
@@ -33,9 +33,10 @@ BoxesOf = Callable[[RetrievalDataset, int, Size], Boxes]
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
-    """A split of B images and its boxes. `boxes` perturb, `bin_boxes` only sort; the latter may be of another source.
+    """A split of B images and its boxes. `boxes` perturb, `bin_boxes` only decide the size bins and may come from
+    another source.
 
-    `boxes_from`, `bins_from`: phrases that name their sources. `title`: what the report calls the split.
+    `boxes_from`, `bins_from`: phrases that name their sources. `title`: the name of the split in the report.
     """
 
     dataset: RetrievalDataset
@@ -47,11 +48,11 @@ class EvaluationData:
 
     @property
     def largest_areas(self) -> npt.NDArray[np.float64]:
-        """float64 [B]: by which images are sorted into bins; NaN without boxes."""
+        """float64 [B], which decides each image's size bin; NaN without boxes."""
         return np.array([largest_area(boxes) for boxes in self.bin_boxes], np.float64)
 
     def dataset_digest(self) -> str:
-        """SHA-256 of names, sizes of files, captions and owners: other data, another digest."""
+        """SHA-256 of file names and sizes, captions and their images."""
         digest = hashlib.sha256()
         for name, file in zip(self.dataset.names, self.dataset.images, strict=True):
             digest.update(f"{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogatepass"))
@@ -84,13 +85,13 @@ def open_data(
         dataset: a folder in LAVIS's layout, or `demo` for the generated scenes (drawn once, into the cache).
         split: `train`, `val` or `test`.
         boxes: which perturb: `entities`, `none`, or a box file.
-        bin_boxes: which sort into size bins, given as `boxes` is; None takes Entities if there are any, else `boxes`.
+        bin_boxes: which decide the size bins, given like `boxes`; None uses Entities if there are any, else `boxes`.
         xml_coordinates: how corners in XML are counted; see `qpert.runtime.inputs.box_files`.
         skip_bad_boxes: leave out boxes that cannot be used, with a warning, instead of stopping at them.
-        limit: take only the first `limit` images, with their captions.
+        limit: use only the first `limit` images, with their captions.
 
     Raises:
-        InputError: what `read_dataset` and `read_box_file` refuse, or a limit below 1.
+        InputError: see `read_dataset` and `read_box_file`; or a limit below 1.
         ImageError, BoxError: an image that cannot be read, or boxes that do not fit theirs.
     """
     if limit is not None and limit < 1:
@@ -120,8 +121,8 @@ def read_boxes(
 ) -> tuple[tuple[Boxes, ...], str]:
     """The boxes of every image from `source` (`entities`, `none` or a file), and a phrase that names their source.
 
-    A file may have boxes of other images too. Boxes that reach out of their image are clipped; one warning covers all
-    of them. Raises BoxError, among the rest where no image has a box (`boxes-none`).
+    A file may also have boxes of other images. Boxes that extend beyond their image are clipped, with one warning for
+    all. Raises BoxError, for instance if no image has a box (`boxes-none`).
     """
     if source == NO_BOXES:
         return tuple(Boxes.empty(size) for size in sizes), "no boxes"
@@ -147,7 +148,7 @@ def read_boxes(
 def _table(
     dataset: RetrievalDataset, source: str, coordinates: XmlCoordinates, *, skip_bad_boxes: bool
 ) -> TableOfImages:
-    """The boxes under the data set's own names."""
+    """The boxes, by the data set's image names."""
     if source == ENTITIES:
         if dataset.boxes is None:
             raise BoxError(f"the data set {dataset.root} was read without its Entities boxes", code="boxes-not-read")
@@ -156,7 +157,7 @@ def _table(
 
 
 def demo_folder(split: str, progress: Progress) -> Path:
-    """The generated scenes of a split, drawn when they are first asked for (or when the generator has changed)."""
+    """The generated scenes of a split, drawn on first use and after a change of the generator."""
     from qpert.runtime.scenes import SPLIT_SIZES, write_dataset
 
     if split not in SPLIT_SIZES:
@@ -169,7 +170,7 @@ def demo_folder(split: str, progress: Progress) -> Path:
 
 
 def generator_digest() -> str:
-    """Of the code that draws scenes: another generator, other pictures."""
+    """Digest of the code that draws scenes: a changed generator draws other pictures."""
     import qpert.runtime.scenes as scenes
 
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
 """What an evaluation has computed so far, so that it survives Ctrl-C, `kill -9` and a full disk.
 
 One SQLite file of records: (kind, number) → a float32 array with the key of what it was computed for and a checksum.
-A record that is damaged, or that belongs to something else, is not there: it is computed again.
+A record that is damaged, or has another key, counts as missing and is computed again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.sqlite import Connection
 
 COMMIT_SECONDS = 0.5
-"""Work that a kill may cost. A commit waits for the disk (milliseconds), so it does not follow every record."""
+"""The most work that a kill may lose. A commit waits for the disk (milliseconds), so not every record gets one."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -30,14 +30,14 @@ class Journal(Protocol):
     """Where results are looked up before they are computed, and kept afterwards."""
 
     def get(self, kind: str, number: int, key: bytes) -> Floats | None:
-        """The flat float32 array that was kept under (kind, number) for exactly `key`, or None."""
+        """The flat float32 array stored under (kind, number) with exactly this `key`, or None."""
         ...
 
     def put(self, kind: str, number: int, key: bytes, values: Floats) -> None: ...
 
 
-class Forgetful:
-    """A journal that keeps nothing: for work of seconds."""
+class NullJournal:
+    """A journal that keeps nothing, for work that takes seconds."""
 
     def get(self, kind: str, number: int, key: bytes) -> Floats | None:
         return None
@@ -49,7 +49,7 @@ class Forgetful:
 class DiskJournal:
     """A journal in a file. A context manager; one process at a time (the system lifts the lock when a process dies).
 
-    Raises InputError where another process has it open or the file is no journal, UnavailableError for a full disk.
+    Raises InputError if another process has it open or the file is not a journal, UnavailableError for a full disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,13 +91,13 @@ class DiskJournal:
             raise self._explained(error) from error
 
     def commit(self) -> None:
-        """What was put until now survives whatever comes."""
+        """Make everything put so far survive a crash."""
         self._connection.execute("COMMIT")
         self._connection.execute("BEGIN")
         self._last_commit = time.monotonic()
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):  # a full disk was said when it was met
+        with suppress(sqlite3.Error):  # a full disk was reported by `put`
             if self._connection.in_transaction:
                 self._connection.execute("COMMIT")
         self._connection.close()
@@ -106,14 +106,19 @@ class DiskJournal:
         text = str(error)
         if "locked" in text:
             return InputError(
-                f"another process is evaluating in {self.path.parent}; wait for it, or give this one its own --work"
+                f"another process is evaluating in {self.path.parent}; wait for it, or give this one its own --work",
+                code="work-in-use",
             )
         if "full" in text or "I/O" in text:
             return UnavailableError(
-                f"{self.path} cannot be written ({text}); make room and run the same command again, it goes on from "
-                "what is committed"
+                f"{self.path} cannot be written ({text}); free some space and run the same command again: it "
+                "resumes from the last commit",
+                code="journal-write",
             )
-        return InputError(f"{self.path} is no journal of an evaluation ({text}); delete {self.path.parent}, start over")
+        return InputError(
+            f"{self.path} is not an evaluation journal ({text}); delete {self.path.parent} and start over",
+            code="journal-unreadable",
+        )
 
     def __enter__(self) -> DiskJournal:
         return self

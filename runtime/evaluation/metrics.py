@@ -21,7 +21,7 @@ BINS = 10
 SMALL_BIN = 0
 """The bin of images whose largest box covers less than a tenth of them: "small", the paper's "~10%"."""
 DIRECTIONS = {"t2i": "text → image", "i2t": "image → text"}
-"""Keys of both directions in JSON, and what reports call them."""
+"""Key of each direction in JSON → its name in reports."""
 
 Scores = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class DirectionMetrics:
     mean_of_filled_bins: dict[int, float | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """r1, r5, r10, mr1, mr5, mr10; beside each None `…_reason`; the named alternative as mean_filled_…."""
+        """r1, r5, r10, mr1, mr5, mr10; for each None a `…_reason`, and for mR@K mean_filled_… as an alternative."""
         values: dict[str, Any] = {"queries": self.queries}
         for cut, value in self.recall.items():
             values[f"r{cut}"] = value
@@ -116,8 +116,8 @@ def retrieval_metrics(
 def metrics_of_ranks(
     t2i_ranks: Indices, i2t_ranks: Indices, *, image_of_text: Indices, largest_areas: npt.NDArray[np.float64]
 ) -> RetrievalMetrics:
-    """All metrics of a split from the ranks, counted from 0: int64 [T] at which each text finds its image, int64 [B] at
-    which each image finds the first of its texts. The rest as in `retrieval_metrics`."""
+    """All metrics of a split from its ranks, counted from 0: int64 [T] of each text's image, int64 [B] of each image's
+    first own text. Other arguments as in `retrieval_metrics`."""
     bins = size_bins(largest_areas)
     return RetrievalMetrics(
         t2i=direction_metrics(t2i_ranks, bins[image_of_text], bins),
@@ -129,14 +129,14 @@ def metrics_of_ranks(
 
 
 def text_to_image_ranks(scores: Scores, image_of_text: Indices) -> Indices:
-    """int64 [T]: at which rank, from 0, each text finds its image. scores [B, T]."""
+    """int64 [T]: the rank, from 0, of each text's image. scores [B, T]."""
     _check_scores(scores)
     texts = np.arange(scores.shape[1])
     return _ranks(scores.T, image_of_text, scores[image_of_text, texts])
 
 
 def image_to_text_ranks(scores: Scores, image_of_text: Indices) -> Indices:
-    """int64 [B]: at which rank, from 0, each image finds the first of its own texts. scores [B, T]."""
+    """int64 [B]: the rank, from 0, of each image's first own text. scores [B, T]."""
     _check_scores(scores)
     own = image_of_text[None, :] == np.arange(len(scores))[:, None]  # [B, T]
     if not own.any(axis=1).all():
@@ -183,15 +183,15 @@ def direction_metrics(ranks: Indices, bin_of_query: Indices, bin_of_image: Indic
 
 
 def _harmonic_mean(bins: Sequence[BinRecall], cut: int) -> tuple[float | None, str | None]:
-    """The value, or None and why there is none."""
+    """The value, or None and the reason."""
     counts = ", ".join(str(one.queries) for one in bins)
     empty = [number for number, one in enumerate(bins) if not one.queries]
     if empty:
-        return None, f"no queries in size bin {_listed(empty)} (queries a bin: {counts})"
+        return None, f"no queries in size bin {_listed(empty)} (queries per bin: {counts})"
     values = [one.recall[cut] or 0.0 for one in bins]
     zero = [number for number, value in enumerate(values) if value == 0]
     if zero:
-        return None, f"R@{cut} is 0 in size bin {_listed(zero)} (queries a bin: {counts})"
+        return None, f"R@{cut} is 0 in size bin {_listed(zero)} (queries per bin: {counts})"
     return harmonic_mean(values), None  # exact sums, so that a hundred ten times is a hundred
 
 

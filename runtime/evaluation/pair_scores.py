@@ -1,7 +1,7 @@
-"""ITC of all pairs, ITM of the shortlists, and the order in which both directions then find things.
+"""ITC of all pairs, ITM of the shortlists, and the resulting order in both directions.
 
-What is on a shortlist comes first, by ITM + ITC; the rest follows by ITC alone, as in `Retriever.search`. LAVIS gives
-all of the rest the score −100, so that this order refines its own.
+A shortlist comes first, by ITM + ITC; the rest follows by ITC alone, as in `Retriever.search`. LAVIS gives all of the
+rest the score −100, so this order refines its own.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class PairScores:
         return self._final(np.array(image), self.schedule.by_image[image])
 
     def t2i_ranks(self, image_of_text: Indices) -> Indices:
-        """int64 [T]: at which rank, from 0, each text finds its image."""
+        """int64 [T]: the rank, from 0, of each text's image."""
         ranks = np.empty(self.schedule.texts, np.int64)
         for text, image in enumerate(image_of_text):
             ranks[text] = np.flatnonzero(self.images_for(text) == image)[0]
         return ranks
 
     def i2t_ranks(self, image_of_text: Indices) -> Indices:
-        """int64 [B]: at which rank, from 0, each image finds the first of its texts.
+        """int64 [B]: the rank, from 0, of each image's first own text.
 
         Raises ValueError for an image that has no text.
         """

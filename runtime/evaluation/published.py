@@ -1,7 +1,7 @@
-"""Published figures beside this run's, where the data set is recognisably one of the paper's.
+"""Published figures to compare a run with, if its data set is recognised as one of the paper's.
 
-`published.json` holds the numbers with the setting that each row stands for. Flickr-FG and COCO-FG have the same
-pictures with other captions, so a data set is recognised by its size, one of its pictures and that picture's caption.
+`published.json` contains the numbers and the setting of each row. Flickr-FG and COCO-FG have the same pictures with
+other captions, so a data set is recognised by its size, one of its pictures and that picture's caption.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qpert.runtime.inputs.text import clean_caption
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row: recalls in percent by direction and metric name, as in `eval --json`; what was not published lacks."""
+    """One row: recalls in percent by direction and metric name, as in `eval --json`; unpublished ones are absent."""
 
     source: str
     label: str
@@ -32,7 +32,7 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class Published:
-    """What was published on one data set, best known setting and all."""
+    """Everything published on one data set, with settings."""
 
     title: str
     about: str
@@ -48,9 +48,9 @@ def _document() -> dict[str, Any]:
 
 
 def published_for(dataset: RetrievalDataset, family: str) -> Published | None:
-    """The figures for a data set of the paper, or None for any other (a part of one, or other captions, included).
+    """The figures for a data set of the paper and the family it was measured with.
 
-    None for another model family than the published one, too: its figures say nothing of that model.
+    None for another family, or for any other data set, including part of one or other captions.
     """
     document = _document()
     if family != document["family"]:

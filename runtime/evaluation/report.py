@@ -45,7 +45,7 @@ def evaluation_report(evaluation: Evaluation) -> m.Report:
 
 
 def stage(rerank: int) -> str:
-    """What the headline numbers are of."""
+    """The stage that gives the headline numbers."""
     return f"ITC + ITM on the best {rerank}" if rerank else "ITC alone"
 
 
@@ -126,7 +126,7 @@ def bin_chart(evaluation: Evaluation) -> m.Block:
 
 
 def published_table(evaluation: Evaluation) -> m.Table | None:
-    """The published figures of this data set above this run's, or None where there are none."""
+    """The published figures of this data set above this run's; None if there are none."""
     published = evaluation.published
     if published is None:
         return None
@@ -153,7 +153,7 @@ def published_cells(
 
 
 def setting(evaluation: Evaluation) -> str:
-    """The setting of this run in a line."""
+    """The setting of this run, in one line."""
     one = evaluation.perturbation
     checkpoint, scored = evaluation.environment.get("checkpoint", "this bundle"), stage(evaluation.rerank)
     if one.stages == "none" or not any(map(len, evaluation.data.boxes)):
@@ -164,7 +164,7 @@ def setting(evaluation: Evaluation) -> str:
 
 
 def notes(evaluation: Evaluation) -> list[str]:
-    """What a reader must know besides the numbers: reasons for what is undefined, images without boxes, ties."""
+    """What a reader must know besides the numbers: why metrics are undefined, images without boxes, ties."""
     found = []
     for way, name in DIRECTIONS.items():
         reasons = way_of(evaluation.metrics, way).reasons
@@ -173,12 +173,12 @@ def notes(evaluation: Evaluation) -> list[str]:
             found.append(f"{name}: {cuts} undefined, {reason}")
     if evaluation.metrics.unbinned:
         found.append(f"{evaluation.metrics.unbinned:,} images have no boxes: they count in R@K and in no size bin")
-    return [*found, "Ranks are by score; of equal scores the lower index comes first."]
+    return [*found, "Ranks are by score; among equal scores the lower index comes first."]
 
 
 def run_facts(evaluation: Evaluation) -> dict[str, str]:
     """Settings, times and versions."""
     settings = {f"perturbation: {name}": str(value) for name, value in evaluation.perturbation.to_dict().items()}
     seconds = {f"seconds: {name}": f"{value:,.1f}" for name, value in evaluation.seconds.items()}
-    resumed = {f"computed before: {name}": f"{count:,}" for name, count in evaluation.resumed.items() if count}
+    resumed = {f"resumed: {name}": f"{count:,}" for name, count in evaluation.resumed.items() if count}
     return settings | seconds | resumed | evaluation.environment

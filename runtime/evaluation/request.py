@@ -18,7 +18,7 @@ DEFAULT_COORDINATES: dict[Semantics, XmlCoordinates] = {
 
 @dataclass(frozen=True)
 class DataRequest:
-    """As `open_data` takes it; None leaves a choice to `open`."""
+    """Arguments of `open_data`; None lets `open` choose."""
 
     dataset: str
     split: str
@@ -29,10 +29,10 @@ class DataRequest:
     limit: int | None = None
 
     def open(self, bundle: Bundle, semantics: Semantics, progress: Progress) -> EvaluationData:
-        """The split and its boxes; what was chosen is reported.
+        """The split and its boxes; reports what it chose.
 
-        Boxes are those of Entities where the bundle takes any, XML corners are counted as `semantics` counts them.
-        Raises what `open_data` raises.
+        Defaults: Entities boxes if the bundle takes boxes, XML corners as counted by `semantics`. Errors: see
+        `open_data`.
         """
         takes = bundle.manifest.query_head.takes_boxes
         data = open_data(

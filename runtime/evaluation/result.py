@@ -16,8 +16,9 @@ from qpert.runtime.inputs.perturbation import Perturbation
 class Evaluation:
     """Recall of one bundle on one split, in both directions, with and without re-ranking.
 
-    metrics: of ITC + ITM (of ITC where nothing was re-ranked). itc: of ITC alone. scores: what they were made from.
-    seconds: of this process, by stage. resumed: images, texts and pairs from an earlier process. family: of the model.
+    metrics: of ITC + ITM (of ITC if nothing was re-ranked). itc: of ITC alone. scores: what both are computed from.
+    seconds: of this process, by stage. resumed: images, texts and pairs computed by an earlier process. family: of the
+    model.
     """
 
     metrics: RetrievalMetrics
@@ -33,7 +34,7 @@ class Evaluation:
 
     @property
     def itm_pairs(self) -> int:
-        """Pairs that were matched: every one on a shortlist of either direction, once."""
+        """Number of matched pairs: each pair on a shortlist of either direction, counted once."""
         return len(self.scores.schedule)
 
     @property
@@ -41,7 +42,7 @@ class Evaluation:
         return published_for(self.data.dataset, self.family)
 
     def to_dict(self) -> dict[str, Any]:
-        """The form of `eval --json`: recalls in percent; what is undefined is None with `…_reason` beside it."""
+        """The form of `eval --json`: recalls in percent; undefined ones are None, with a `…_reason`."""
         whole = self.metrics.to_dict()
         alone = self.itc.to_dict()
         dataset, published = self.data.dataset, self.published

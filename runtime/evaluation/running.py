@@ -1,7 +1,7 @@
 """The schedule of an evaluation over any network: texts once, ITC of all pairs, then ITM image by image.
 
-`score_pairs` knows the network only as a `PairScorer`, so that the same schedule runs over a bundle (`Encoder`) and
-over a PyTorch reference, and the two can be compared rank by rank.
+`score_pairs` sees the network only as a `PairScorer`, so the same schedule runs over a bundle (`Encoder`) and over a
+PyTorch reference, and the two can be compared rank by rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
-from qpert.runtime.evaluation.journal import Forgetful, Journal, key_of
+from qpert.runtime.evaluation.journal import Journal, NullJournal, key_of
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.schedule import Schedule
 from qpert.runtime.inputs.text import TokenizedTexts
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class PairScorer(Protocol):
-    """What the schedule needs of a network. `Encoder` is one."""
+    """What the schedule needs from a network. `Encoder` is one."""
 
     def encode_texts(self, texts: TokenizedTexts) -> Floats:
         """T texts → float32 [T, E], unit length."""
@@ -53,7 +53,7 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImagesInMemory:
-    """An `ImageStore` over features that fit."""
+    """An `ImageStore` over features that fit into memory."""
 
     features: ImageFeatures
 
@@ -67,7 +67,7 @@ class ImagesInMemory:
 
 @dataclass
 class Watch:
-    """Seconds that each stage of this process took, and what it found already done."""
+    """Seconds of each stage in this process, and the work it found already done."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     resumed: dict[str, int] = field(default_factory=dict)
@@ -92,15 +92,15 @@ def score_pairs(
         scorer: the network.
         store: B encoded images.
         texts: T texts of that network's tokenizer.
-        rerank: length of the shortlists; at least as many as there are candidates re-ranks all of them; 0 none.
-        journal: where texts and pairs are looked up and kept; None keeps nothing.
+        rerank: length of the shortlists; the number of candidates or more re-ranks all of them, 0 none.
+        journal: where texts and pairs are looked up and stored; None stores nothing.
 
     Raises:
         InputError: a negative `rerank`, or NaN among the scores, which cannot be ranked.
     """
     if rerank < 0:
-        raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more")
-    journal, progress, watch = journal or Forgetful(), progress or Silent(), watch or Watch()
+        raise InputError(f"got rerank={rerank}, expected 0 (no re-ranking) or more", code="rerank-negative")
+    journal, progress, watch = journal or NullJournal(), progress or Silent(), watch or Watch()
     began = time.perf_counter()
     text_embeds = encode_all_texts(scorer, texts, journal, progress, watch)
     watch.measure("texts", began)
@@ -146,7 +146,7 @@ def match_all(
     progress: Progress,
     watch: Watch,
 ) -> Floats:
-    """float32 [P]: ITM of the schedule's pairs, image by image, so that an image's keys and values come once."""
+    """float32 [P]: ITM of the schedule's pairs, image by image, so that each image is loaded once."""
 
     def compute(image: int) -> Floats:
         wanted = schedule.texts_of(image)
@@ -173,15 +173,15 @@ def recorded(
     progress: Progress,
     watch: Watch,
 ) -> list[Floats]:
-    """`compute(0)`, `compute(1)` …, but what the journal holds is taken from there. `sizes` are the units of progress.
+    """`compute(0)`, `compute(1)` …, except results that the journal has. `sizes` are the units of progress.
 
-    The rest of the list is estimated from what this process computes, not from what it only reads.
+    Progress counts only what this process computes, not what it reads, so that the remaining time is realistic.
     """
     found = [journal.get(kind, number, key(number)) for number in range(len(sizes))]
     missing = [number for number, values in enumerate(found) if values is None]
     watch.resumed[kind] = sum(sizes) - sum(sizes[number] for number in missing)
     if watch.resumed[kind]:
-        progress.say(f"{watch.resumed[kind]:,} of {sum(sizes):,} {kind} were computed before")
+        progress.say(f"{watch.resumed[kind]:,} of {sum(sizes):,} {kind} are already computed")
     if not missing:
         return [values for values in found if values is not None]
     with progress.stage(what, sum(sizes[number] for number in missing)) as advance:
@@ -193,7 +193,7 @@ def recorded(
 
 
 def check_itc(itc: Floats) -> None:
-    """Raises InputError where an ITC score is NaN."""
+    """Raise InputError if an ITC score is NaN."""
     bad = np.argwhere(np.isnan(itc))
     if len(bad):
         raise not_a_number("ITC", int(bad[0, 0]), int(bad[0, 1]), len(bad))
@@ -202,5 +202,6 @@ def check_itc(itc: Floats) -> None:
 def not_a_number(score: str, image: int, text: int, count: int) -> InputError:
     return InputError(
         f"{count} {score} scores are NaN, which cannot be ranked, the first of image {image} with text {text} (counted "
-        "from 0); `qpert verify` tells whether the bundle is sound, half precision may have overflowed: export in fp32"
+        "from 0); check the bundle with `qpert verify`: half precision may have overflowed, then export in fp32",
+        code="scores-nan",
     )

@@ -2,7 +2,7 @@
 
 Source: LAVIS `compute_sim_matrix` (`lavis/models/blip2_models/blip2_qformer.py`): for every image its `k_test` best
 texts and for every text its `k_test` best images are re-ranked. LAVIS computes a pair that is on both lists twice and
-repeats the image's features for each; here every pair comes once, grouped by its image.
+repeats the image's features for each; here every pair occurs once, grouped by image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Schedule:
 
     @classmethod
     def plan(cls, itc: npt.NDArray[np.float32], rerank: int) -> Schedule:
-        """The shortlists of the `rerank` best by ITC [B, T]; all of them where there are fewer. 0 leaves ITM out."""
+        """The shortlists of the `rerank` best by ITC [B, T], or of all if there are fewer. 0 disables ITM."""
         images, texts = itc.shape
         by_text = np.empty((texts, min(rerank, images)), np.int64)
         for text in range(texts):
@@ -48,14 +48,14 @@ class Schedule:
         return len(self.keys)
 
     def pairs_of(self, image: int) -> slice:
-        """Where the pairs of an image lie among `keys`."""
+        """The positions in `keys` of an image's pairs."""
         start, end = np.searchsorted(self.keys, [image * self.texts, (image + 1) * self.texts]).tolist()
         return slice(start, end)
 
     def texts_of(self, image: int) -> Indices:
-        """The texts that an image has to be matched with, ascending."""
+        """The texts to match an image with, ascending."""
         return self.keys[self.pairs_of(image)] - image * self.texts
 
     def places(self, images: Indices, texts: Indices) -> Indices:
-        """Where pairs that are on a list lie among `keys`."""
+        """The positions in `keys` of pairs that are on a list."""
         return np.searchsorted(self.keys, images * self.texts + texts)

@@ -1,4 +1,4 @@
-"""The work folder of an evaluation: what it is bound to, and whether there is room for it."""
+"""The work folder of an evaluation: what it is bound to, and whether it fits on the disk."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DIFFERENCES = {
     "provider": "another provider",
     "qpert": "another version of qpert",
 }
-"""What a difference in each field of `Binding` means to the user."""
+"""How to describe a difference in each field of `Binding` to the user."""
 
 
 @dataclass(frozen=True)
 class Binding:
-    """Everything that the numbers in a work folder depend on. The length of the shortlists is not among it: another
-    `--rerank` reuses images, texts and the pairs of images whose texts are the same."""
+    """Everything that the numbers in a work folder depend on. The length of the shortlists is not included: another
+    `--rerank` reuses images, texts, and the pairs of images whose texts stay the same."""
 
     bundle: str
     dataset: str
@@ -60,44 +60,50 @@ class Binding:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def default_folder(self) -> Path:
-        """In the cache, one for each binding: the same command finds it again, another one gets its own."""
+        """In the cache, one folder per binding, so the same command finds it again."""
         return cache_folder() / "evaluations" / self.digest[:16]
 
 
 def open_work(folder: Path, binding: Binding) -> Path:
-    """Make the work folder, or go on in one that is bound to the same.
+    """Create the work folder, or reuse one with the same binding.
 
     Raises:
-        InputError: it belongs to something else, in words what; or it is full of other files; or cannot be made.
+        InputError: it belongs to another evaluation, contains other files, or cannot be created.
     """
     path = folder / BINDING_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             if any(folder.iterdir()):
-                raise InputError(f"the work folder {folder} holds other files; give --work a new or an empty folder")
+                raise InputError(
+                    f"the work folder {folder} holds other files; give --work a new or an empty folder",
+                    code="work-other-files",
+                )
             write_atomically(path, json.dumps(asdict(binding), indent=1) + "\n")
             return folder
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"the work folder {folder} cannot be used ({error}); give --work another one") from error
+        raise InputError(
+            f"the work folder {folder} cannot be used ({error}); give --work another one", code="work-unusable"
+        ) from error
     ours = asdict(binding)
     differing = [DIFFERENCES[one.name] for one in fields(Binding) if dict_of(found).get(one.name) != ours[one.name]]
     if differing:
         raise InputError(
             f"the work folder {folder} belongs to an evaluation with {', '.join(differing)}; "
-            "give --work another folder, or delete this one"
+            "give --work another folder, or delete this one",
+            code="work-other-evaluation",
         )
     return folder
 
 
 @contextmanager
 def resumable(folder: Path, progress: Progress) -> Iterator[None]:
-    """Reports where the finished part is if the user stops the work inside."""
+    """If the user interrupts the work inside, report where the finished part is."""
     try:
         yield
     except KeyboardInterrupt:
-        progress.say(f"what is done is kept in {folder}; the same command resumes it")
+        progress.say(f"finished work is kept in {folder}; the same command resumes it")
         raise
 
 
@@ -106,10 +112,9 @@ def dict_of(value: object) -> dict[str, Any]:
 
 
 def check_room(folder: Path, encoder: Encoder, images: int) -> None:
-    """Raises UnavailableError where the features of so many images do not fit on the disk of `folder`.
+    """Raise UnavailableError if the features of that many images do not fit on the disk of `folder`.
 
-    An existing work folder counts as empty: what it holds already is only known to its gallery, and is little of an
-    estimate that has to be met in full by the end.
+    Files already in the folder count as free space: they are part of the final size.
     """
     needed = images * feature_bytes(encoder)
     kept = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -117,12 +122,13 @@ def check_room(folder: Path, encoder: Encoder, images: int) -> None:
     if needed > free + kept:
         raise UnavailableError(
             f"the features of {images:,} images take {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free; "
-            "give --work a folder on a larger disk"
+            "give --work a folder on a larger disk",
+            code="work-disk-full",
         )
 
 
 def feature_bytes(encoder: Encoder) -> int:
-    """Bytes of one image's features for ITM and ITC."""
+    """Size in bytes of one image's features for ITM and ITC."""
     import numpy as np
 
     total = 0

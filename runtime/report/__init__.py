@@ -1,1 +1,1 @@
-"""One way to write a report: `model` is what it says, `html`, `markdown` and `terminal` are how, `files` is where."""
+"""Reports: `model` is their content, `html`, `markdown` and `terminal` render it, `files` writes it."""

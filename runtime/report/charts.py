@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no script, no file, readable in light and dark. `html.STYLE` colours them."""
+"""Charts as inline SVG without scripts or files, readable in light and dark mode. `html.STYLE` colours them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy.typing as npt
 from qpert.runtime.report.model import Chart, Tone
 
 SMALLEST = 1e-9
-"""Differences below are drawn at this edge: zero has no place on a logarithmic axis."""
+"""Smaller differences are drawn at this edge: a logarithmic axis has no zero."""
 LEAST_WIDTH = 0.75
-"""Of a chart's own width, in pixels: on a phone it scrolls sideways rather than become too small to read."""
+"""Share of a chart's own width, in pixels: on a phone it scrolls sideways instead of shrinking further."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an error plot: what it is, its values, and the limit (None: not judged)."""
+    """One line of an error plot: its name, its values, and the limit (None: not judged)."""
 
     name: str
     values: tuple[float, ...]
@@ -28,7 +28,7 @@ class Row:
 
 
 def error_plot(rows: Sequence[Row], what: str) -> Chart:
-    """Values as dots on a logarithmic axis, a row each, with the limit as a dashed line."""
+    """Values as dots on a logarithmic axis, one line per row, with the limit as a dashed line."""
     left, right, step = 230, 880, 22
     largest = max([1e-6, *(value for row in rows for value in row.values if math.isfinite(value))])
     largest = max(largest, *(row.limit or 0 for row in rows))
@@ -91,7 +91,7 @@ def scatter(reference: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in points with its interval, or nothing where it is undefined."""
+    """A difference in points with its interval."""
 
     name: str
     value: float
@@ -154,7 +154,7 @@ def bar_chart(
 
 
 def drawing(width: float, height: float, what: str, parts: Sequence[str]) -> Chart:
-    """The SVG element; `what` is read to who cannot see it."""
+    """The SVG element; `what` is its description for screen readers."""
     label, least = html.escape(what), LEAST_WIDTH * width
     return Chart(
         f'<svg class="chart" style="min-width: {least:.0f}px" viewBox="0 0 {width:g} {height:g}" role="img" '

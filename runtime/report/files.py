@@ -1,4 +1,4 @@
-"""Where reports go: into the bundle that they are about, and where the user asks for a copy."""
+"""Where reports are written: into their bundle, and to a copy where the user asks for one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARIES = ("qpert", "onnxruntime", "onnxruntime-gpu", "torch", "transformers",
 
 
 def environment(bundle: Bundle, provider: str) -> dict[str, str]:
-    """What something was measured on."""
+    """Machine, versions and checkpoint of a measurement."""
     found = {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -30,22 +30,22 @@ def environment(bundle: Bundle, provider: str) -> dict[str, str]:
 
 
 def json_text(document: object) -> str:
-    """A document as a file of the bundle holds it."""
+    """A document as JSON, as stored in a bundle."""
     return json.dumps(document, indent=1) + "\n"
 
 
 def keep_reports(
     bundle: Bundle, reports: Mapping[str, str], progress: Progress, *, verification: dict[str, object] | None = None
 ) -> None:
-    """`Bundle.add_reports`; a bundle that cannot be written (a read-only deployment) is reported and is no error."""
+    """`Bundle.add_reports`; for a bundle that cannot be written (a read-only deployment) only report that."""
     try:
         bundle.add_reports(reports, verification=verification)
     except OSError as error:
-        progress.say(f"the report is not kept: {bundle.folder} cannot be written ({error})")
+        progress.say(f"the report was not saved: {bundle.folder} cannot be written ({error})")
 
 
 def write_copy(option: str, path: Path | None, content: str) -> None:
-    """Write a report where `option` of a command says, if it does.
+    """Write a report to the `path` given with `option`, if any.
 
     Raises:
         InputError: it cannot be written there.
@@ -53,7 +53,7 @@ def write_copy(option: str, path: Path | None, content: str) -> None:
     if path is None:
         return
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, a pipe: not to be replaced
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout or a pipe: do not replace it
             path.write_text(content, encoding="utf-8")
         else:
             write_atomically(path, content)

@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page: no script, no other file, readable in light and dark and on a phone."""
+"""A report as one self-contained HTML page without scripts, readable in light and dark mode and on a phone."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _span(one: m.Span) -> str:
 
 
 def table(one: m.Table) -> str:
-    """Columns of numbers are set to the right; a wide table scrolls."""
+    """Columns of numbers are right-aligned; a wide table scrolls."""
 
     def line(tag: str, cells: tuple[m.Text, ...], name: str | None = None) -> str:
         kinds = (_class("number" if place >= one.words else None) for place in range(len(cells)))
@@ -160,7 +160,7 @@ def heat_map(one: m.HeatMap) -> str:
 
 
 def _heat(one: m.Heat) -> str:
-    """Small differences are worth telling apart: the depth of the colour is the square root of the weight."""
+    """The colour's depth is the square root of the weight, so that small differences are visible."""
     colour = "20 128 74" if one.weight > 0 else "192 38 38"
     style = f"background: rgb({colour} / {0.6 * math.sqrt(abs(one.weight)):.3f})"
     kind = _class("heat", "best" if one.best else None, "unsure" if one.unsure else None)
@@ -168,7 +168,7 @@ def _heat(one: m.Heat) -> str:
 
 
 def picture(one: m.Picture) -> str:
-    """The picture as it is meant to be seen, scaled down, with its boxes over it; or that it cannot be read."""
+    """The picture, upright and scaled down, with its boxes; or the reason why it cannot be read."""
     try:
         return figure(load_image(one.path), one.boxes)
     except ImageError as error:
@@ -177,7 +177,7 @@ def picture(one: m.Picture) -> str:
 
 
 def figure(image: Image, boxes: Boxes | None = None) -> str:
-    """An embedded JPEG; a box's label shows when it is pointed at."""
+    """An embedded JPEG; a box's label shows on hover."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     stream = io.BytesIO()

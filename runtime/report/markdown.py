@@ -7,16 +7,16 @@ import re
 from qpert.runtime.report import model as m
 
 SPECIAL = re.compile(r"[\\`*<>\[\]|~&]|(?<!\w)_|_(?!\w)|^\s*[#+=\-]|^\s*\d+[.)](?=\s|$)")
-"""What Markdown would read as markup. Inside a word an underscore is none."""
+"""What Markdown would read as markup, which an underscore inside a word is not."""
 
 
 def to_markdown(report: m.Report) -> str:
-    """The whole document; its first heading is of the second level."""
+    """The whole document; its first heading is at level two."""
     return f"## {inline(report.heading)}\n\n{joined(report.blocks, 3)}\n"
 
 
 def joined(blocks: tuple[m.Block, ...], level: int) -> str:
-    """Blocks with an empty line between; `level` is that of a heading among them."""
+    """Blocks separated by an empty line; `level` is that of their headings."""
     return "\n\n".join(block(one, level) for one in m.readable(blocks, details=True))
 
 
@@ -58,7 +58,7 @@ def _span(one: m.Span) -> str:
 
 
 def escaped(text: str) -> str:
-    """Plain text that Markdown shows as it is, on one line: a bar or a line break would end a table's cell."""
+    """Text that Markdown shows unchanged, on one line: a bar or a line break would end a table cell."""
     return SPECIAL.sub(lambda match: match[0][:-1] + "\\" + match[0][-1], " ".join(text.splitlines()))
 
 

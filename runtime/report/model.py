@@ -1,7 +1,7 @@
 """A report as data, written the same way for a page, for Markdown and for a terminal.
 
-Text is plain everywhere: the back-ends escape it. Bars, charts, heat maps, pictures and cards are drawn on a page only;
-Markdown and the terminal leave them out, and with them a section or a table's column that holds nothing else.
+Text is plain everywhere: the back-ends escape it. Only a page has bars, charts, heat maps, pictures and cards; Markdown
+and the terminal leave them out, and any section or table column that contains nothing else.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Tone = Literal["good", "bad", "unsure", "quiet", "first", "second"]
 
 @dataclass(frozen=True)
 class Bold:
-    """Text that stands out."""
+    """Emphasised text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Badge:
-    """A word on a coloured ground, such as a verdict."""
+    """A word on a coloured background, such as a verdict."""
 
     text: str
     tone: Tone
@@ -49,7 +49,7 @@ Text: TypeAlias = Span | tuple[Span, ...]
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A line or more of text."""
+    """One or more lines of text."""
 
     text: Text
     tone: Tone | None = None
@@ -64,7 +64,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it was typed."""
+    """Verbatim text."""
 
     text: str
 
@@ -73,7 +73,7 @@ class Code:
 class Table:
     """A table; all columns but the first `words` hold numbers.
 
-    legend: lines below it. strong_last: the last row is the one to compare with the others.
+    legend: lines below it. strong_last: emphasise the last row, to compare it with the others.
     """
 
     head: tuple[str, ...]
@@ -92,7 +92,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Heat:
-    """One value of a heat map. weight: −1 (deepest red) to 1 (deepest green). note: shown when it is pointed at."""
+    """One value of a heat map. weight: −1 (deepest red) to 1 (deepest green). note: shown on hover."""
 
     text: str
     weight: float
@@ -113,14 +113,14 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG drawing, made by `charts`: markup, the only one of a report."""
+    """An SVG drawing made by `charts`, the only markup in a report."""
 
     svg: str
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file with its boxes; one that cannot be read any more is reported in its place."""
+    """An image file with its boxes; replaced by a note if it can no longer be read."""
 
     path: Path
     boxes: Boxes | None = None
@@ -136,7 +136,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Grid:
-    """Blocks beside each other where the page is wide enough: each at least `width` rem."""
+    """Blocks side by side if the page is wide enough: each at least `width` rem."""
 
     blocks: tuple[Block, ...]
     width: int
@@ -144,7 +144,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """A title and what belongs to it. details: for who looks closer; Markdown folds it, a terminal leaves it out."""
+    """A title with blocks. details: supplementary; collapsed in Markdown, left out in a terminal."""
 
     title: Text
     blocks: tuple[Block, ...]
@@ -156,7 +156,7 @@ Block: TypeAlias = Paragraph | Bullets | Code | Table | HeatMap | Chart | Pictur
 
 @dataclass(frozen=True)
 class Report:
-    """title: of the window. heading: the first line."""
+    """title: of the browser window. heading: the first line."""
 
     title: str
     heading: Text
@@ -164,7 +164,7 @@ class Report:
 
 
 def readable(blocks: Iterable[Block], *, details: bool) -> Iterator[Paragraph | Bullets | Code | Table | Section]:
-    """What Markdown and a terminal can show of blocks: grids in order; see the module for what is left out."""
+    """The blocks that Markdown and a terminal can show, grids flattened; see the module for what is left out."""
     for one in blocks:
         if isinstance(one, Grid):
             yield from readable(one.blocks, details=details)
@@ -187,7 +187,7 @@ def paragraphs(*lines: Text, tone: Tone | None = None) -> tuple[Paragraph, ...]:
 
 
 def pairs(values: Mapping[str, str]) -> Table:
-    """Names and values, without a head."""
+    """Names and values, without a header."""
     return Table(("", ""), tuple(values.items()), words=2)
 
 

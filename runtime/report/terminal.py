@@ -1,4 +1,4 @@
-"""A report on the terminal; colours only where there is one."""
+"""A report on the terminal; in colour only if stdout is a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STYLES = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow", "fir
 
 
 def print_report(report: m.Report, console: Console | None = None) -> None:
-    """Print to stdout; sections of details are left out."""
+    """Print to stdout, without sections of details."""
     from rich.console import Console
     from rich.text import Text as RichText
 
@@ -25,7 +25,7 @@ def print_report(report: m.Report, console: Console | None = None) -> None:
 
 
 def parts(blocks: tuple[m.Block, ...]) -> Iterator[RenderableType]:
-    """What is printed for blocks."""
+    """The renderables of the blocks."""
     for one in m.readable(blocks, details=False):
         match one:
             case m.Paragraph(text, tone):

@@ -1,8 +1,8 @@
 """The scenes of the built-in demonstration: generated pictures, their captions and their boxes, without torch.
 
-A scene is plain data (`scene.py`), drawn from tables of what exists (`objects.py`), painted with Pillow (`drawing.py`),
-described in words whose truth can be checked against any scene (`captions.py`, `ceiling.py`), and written in the layout
-of the real data sets (`writer.py`).
+A scene is plain data (`scene.py`), sampled from tables of objects (`objects.py`), painted with Pillow (`drawing.py`),
+described by captions that can be checked against any scene (`captions.py`, `ceiling.py`), and written in the layout of
+the real data sets (`writer.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where scenes take place: ten patterns, each painted a few times larger than a picture and then seen in part."""
+"""Backgrounds of scenes: ten patterns, each painted larger than a picture and then cropped."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from qpert.runtime.scenes.objects import BACKGROUNDS, Dice, Rgb
 
 VARIANTS = 6
 SIDE = 320
-"""Pixels of a painted pattern; a picture shows a stretch of it."""
+"""Pixels of a painted pattern; a picture shows a crop of it."""
 CLUTTER = 26
-"""At most so many dashes and specks lie about."""
+"""The largest number of dashes and specks."""
 
 
 def paint_background(name: str, size: tuple[int, int], dice: Dice) -> Image.Image:
-    """A stretch of the pattern, perhaps mirrored, with clutter in muted colours on it."""
+    """A crop of the pattern, perhaps mirrored, with clutter in muted colours."""
     pattern = _pattern(name, dice.whole(0, VARIANTS - 1))
     x, y = dice.whole(0, SIDE - size[0]), dice.whole(0, SIDE - size[1])
     canvas = pattern.crop((x, y, x + size[0], y + size[1]))
@@ -46,7 +46,7 @@ def _litter(canvas: Image.Image, base: Rgb, dice: Dice) -> None:
 
 @cache
 def _pattern(name: str, variant: int) -> Image.Image:
-    """SIDE×SIDE, RGB: base colour, fine noise, and the marks of its kind. Shared: not to be changed."""
+    """SIDE×SIDE, RGB: base colour, fine noise, and the marks of its kind. Shared: do not modify."""
     dice = Dice(f"background {name} {variant}")
     noise = np.random.Generator(np.random.PCG64(variant)).random((SIDE, SIDE, 1)) - 0.5
     base = np.asarray(BACKGROUNDS[name].base, np.float64) + dice.between(-8, 8)

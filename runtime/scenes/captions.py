@@ -1,4 +1,4 @@
-"""Captions of scenes in everyday wording, each with the facts that it states and the phrases that name boxes."""
+"""Captions of scenes in everyday English, each with the facts that it states and the phrases that name boxes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ RELATION_PHRASES = {
     "in front of": ("in front of", "partly covering"),
 }
 TEXTURE_VISIBLE = 36
-"""Pixels: the shorter side from which an object's texture is spoken of."""
+"""Pixels: the shorter side from which captions mention an object's texture."""
 MOST_WORDS = 33
-"""With commas: so many fit into the 35 tokens of a text."""
+"""Including commas: the most that fit into the 35 tokens of a text."""
 SMALL = 0.05
-"""Box area over picture area up to which an object can be a caption's only one."""
+"""Largest box area over picture area of an object that has a caption of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Caption:
-    """One sentence: words and phrases in order, and what it claims of a scene."""
+    """One sentence: words and phrases in order, and its claim about a scene."""
 
     pieces: tuple[str | Phrase, ...]
     claim: Claim
 
     @property
     def text(self) -> str:
-        """The sentence as people write it: a capital first, a full stop last, no space before a comma."""
+        """The sentence in normal spelling: a capital first, a full stop last, no space before a comma."""
         words = " ".join(piece if isinstance(piece, str) else piece.words for piece in self.pieces)
         words = words.replace(" ,", ",")
         return f"{words[0].upper()}{words[1:]}."
@@ -74,7 +74,7 @@ class Narrator:
         return Caption(pieces, Claim(tuple(mention for _, mention in named), (), self.scene.background))
 
     def places(self) -> Caption:
-        """Two or three groups, single ones with where they are."""
+        """Two or three groups, single objects with their position."""
         groups = self.dice.shuffled(range(len(self.scene.groups)))[:3]
         pieces: list[str | Phrase] = []
         mentions = []
@@ -85,11 +85,11 @@ class Narrator:
                 pieces += [","] if index < len(groups) - 1 else ["and"]
             pieces += [phrase, *where]
             mentions.append(mention)
-        told = self.dice.chance(0.6)
-        return Caption((*pieces, *(self._place() if told else ())), self._claim(mentions, told=told))
+        placed = self.dice.chance(0.6)
+        return Caption((*pieces, *(self._place() if placed else ())), self._claim(mentions, placed=placed))
 
     def relation(self) -> Caption:
-        """Two groups in relation, often with a third beside them; `places` where no two are related."""
+        """Two related groups, often with a third; `places` if no two are related."""
         pairs = [
             (a, b, found)
             for a, first in enumerate(self.scene.groups)
@@ -109,12 +109,12 @@ class Narrator:
         if others and self.dice.chance(0.65):
             named.append(self._named(self.dice.pick(others)))
             pieces += [self.dice.pick(("and", "with", "beside")), named[2][0]]
-        told = self.dice.chance(0.65)
-        claim = self._claim([mention for _, mention in named], told=told, relations=(Relation(0, found, 1),))
-        return Caption((*pieces, *(self._place() if told else ())), claim)
+        placed = self.dice.chance(0.65)
+        claim = self._claim([mention for _, mention in named], placed=placed, relations=(Relation(0, found, 1),))
+        return Caption((*pieces, *(self._place() if placed else ())), claim)
 
     def small_one(self) -> Caption:
-        """One small object alone, with where it is; `everything` where there is no small one."""
+        """One small object alone, with its position; `everything` if there is no small one."""
         small = [
             group
             for group, items in enumerate(self.scene.groups)
@@ -125,13 +125,13 @@ class Narrator:
         phrase, mention = self._named(self.dice.pick(small), sized=True, placed=True)
         start = self.dice.pick(((), ("there is",), ("you can see",)))
         pieces = (*start, phrase, self.dice.pick(CELL_PHRASES[mention.cell or "middle"]), *self._place())
-        return Caption(pieces, self._claim([mention], told=True))
+        return Caption(pieces, self._claim([mention], placed=True))
 
-    def _claim(self, mentions: list[Mention], *, told: bool, relations: tuple[Relation, ...] = ()) -> Claim:
-        return Claim(tuple(mentions), relations, self.scene.background if told else None)
+    def _claim(self, mentions: list[Mention], *, placed: bool, relations: tuple[Relation, ...] = ()) -> Claim:
+        return Claim(tuple(mentions), relations, self.scene.background if placed else None)
 
     def _named(self, group: int, *, sized: bool = False, placed: bool = False) -> tuple[Phrase, Mention]:
-        """A noun phrase for a group, and what it says."""
+        """A noun phrase for a group, and what it mentions."""
         items = self.scene.groups[group]
         first = items[0]
         size = size_word_class(self.scene.area(first)) if sized and self.dice.chance(0.75) else None
@@ -166,20 +166,20 @@ class Narrator:
 def describe(scene: Scene, seed: str, *, rounds: int = 1) -> tuple[Caption, ...]:
     """Five different captions (times `rounds`), in random order. The seed decides the words only.
 
-    One is of everything, one of places, two of a relation and one of a small object; where a scene has no relation or
-    nothing small, others take their place.
+    One is of everything, one of places, two of a relation and one of a small object; other kinds replace those that a
+    scene does not allow.
     """
     narrator = Narrator(scene, Dice(seed))
     captions: dict[str, Caption] = {}
-    tellers = (narrator.everything, narrator.relation, narrator.places, narrator.small_one, narrator.relation)
-    for tell in tellers * rounds:
-        caption = tell()
+    forms = (narrator.everything, narrator.relation, narrator.places, narrator.small_one, narrator.relation)
+    for make in forms * rounds:
+        caption = make()
         for _ in range(8):
             if caption.text not in captions and len(caption.text.replace(",", " ,").split()) <= MOST_WORDS:
                 break
             caption = narrator.everything()
         captions.setdefault(caption.text, caption)
-    while len(captions) < 5 * rounds:  # a scene with one object can be said in few ways
+    while len(captions) < 5 * rounds:  # a scene with one object has few descriptions
         caption = narrator.places()
         captions.setdefault(caption.text, caption)
     return tuple(narrator.dice.shuffled(list(captions.values())))

@@ -1,6 +1,6 @@
 """The best recall that any retriever could reach, given that some captions are true of several pictures.
 
-A perfect retriever knows of every pair whether the caption is true of the picture, and nothing more: the true ones come
+A perfect retriever knows for every pair whether the caption is true of the picture, and nothing more: the true ones are
 first, in random order.
 """
 
@@ -45,7 +45,7 @@ def caption_ceiling(scenes: Sequence[Scene], captions: Sequence[Sequence[Caption
 
 
 def _true_pictures(scenes: Sequence[Scene], captions: Sequence[Sequence[Caption]]) -> list[list[int]]:
-    """For each caption in order, the pictures it is true of; looked for among those with all its kinds and colours."""
+    """For each caption in order, the pictures it is true of, among those with all its kinds and colours."""
     having: dict[tuple[str, str], set[int]] = defaultdict(set)
     for index, scene in enumerate(scenes):
         for item in scene.objects:

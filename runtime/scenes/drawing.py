@@ -52,7 +52,7 @@ def visible_shares(scene: Scene) -> list[float]:
 
 @lru_cache(maxsize=4096)
 def silhouette(kind: str, width: int, height: int, *, mirrored: bool) -> Image.Image:
-    """Mode L, 255 where the object is. Shared between calls: not to be changed."""
+    """Mode L, 255 where the object is. Shared between calls: do not modify."""
     mask = Image.new("L", (width, height))
     pen = ImageDraw.Draw(mask)
     for part in KINDS[kind].parts:
@@ -62,7 +62,7 @@ def silhouette(kind: str, width: int, height: int, *, mirrored: bool) -> Image.I
 
 
 def _tile(item: SceneObject, dice: Dice) -> Image.Image:
-    """The object's paint over its whole rectangle, of which the silhouette shows a part."""
+    """The object's paint over its whole rectangle; the silhouette masks it."""
     _, _, width, height = item.place
     body = _textured(item, _jittered(COLOURS[item.colour], dice), dice)
     pen = ImageDraw.Draw(body)

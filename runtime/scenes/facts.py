@@ -1,7 +1,7 @@
 """What a caption claims, and whether a scene makes it true. One definition for captions, ceiling and tests.
 
-Sizes, cells and relations are drawn with a line between them, so that each word has one meaning: an object of 4 % is
-small and one of 1.5 % is tiny.
+Sizes, cells and relations have sharp limits, so that each word has one meaning: an object of 4 % is small and one of
+1.5 % is tiny.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from qpert.runtime.scenes.scene import Scene, SceneObject
 
 APART = 0.15
-"""Centres this far apart (in shares of the picture's side) along one axis, and farther than along the other, are beside
-or above one another."""
+"""Two objects are left/right of or above/below each other if their centres are this far apart (in shares of the
+picture's side) along that axis, and farther than along the other."""
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A named group: `count` objects of this kind and colour. None says nothing about a property."""
+    """A named group: `count` objects of this kind and colour. None leaves a property open."""
 
     kind: str
     colour: str
@@ -30,7 +30,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Relation:
-    """Mention `first` stands in `name` to mention `second` (indices into the claim's mentions)."""
+    """Mention `first` has the relation `name` to mention `second` (indices into the claim's mentions)."""
 
     first: int
     name: str
@@ -39,7 +39,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Claim:
-    """All that a caption says."""
+    """Everything that a caption states."""
 
     mentions: tuple[Mention, ...]
     relations: tuple[Relation, ...]
@@ -55,7 +55,7 @@ def size_word_class(area: float) -> str | None:
 
 
 def cell_of(scene: Scene, item: SceneObject) -> str:
-    """Which of 3×3 equal cells the centre of its box lies in."""
+    """Which of 3×3 equal cells contains the centre of its box."""
     x, y = scene.centre(item)
     row = ("upper", "", "lower")[min(int(y * 3), 2)]
     column = ("left", "", "right")[min(int(x * 3), 2)]
@@ -74,7 +74,7 @@ def relation_between(scene: Scene, first: SceneObject, second: SceneObject) -> s
 
 
 def is_true(claim: Claim, scene: Scene) -> bool:
-    """Whether different groups of the scene can be found for all mentions so that everything said holds."""
+    """Whether the mentions can be assigned to different groups of the scene so that the whole claim holds."""
     if claim.background is not None and claim.background != scene.background:
         return False
     return any(_relations_hold(claim, scene, groups) for groups in _assignments(claim, scene, ()))

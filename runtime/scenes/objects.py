@@ -1,4 +1,4 @@
-"""What exists in the demonstration's world, as tables: kinds, colours, textures, backgrounds, and dice to choose them.
+"""Tables of the demonstration's world: kinds, colours, textures, backgrounds, and dice to choose them.
 
 Shapes are in unit coordinates of the object's box: x from 0 (left) to 1, y from 0 (top) to 1.
 """
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Dice:
-    """Choices from a seed. Only `random.random` is used: its sequence is the one that Python promises to keep."""
+    """Choices from a seed. Only `random.random` is used: Python guarantees that its sequence stays the same."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed).random
@@ -207,8 +207,8 @@ TEXTURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Background:
-    """A place: the phrases that say it (preposition, then the Entities phrase), its base colour, and the object colours
-    that would not stand out there."""
+    """A place: its phrases (preposition, then the Entities phrase), its base colour, and the object colours that would
+    not be visible there."""
 
     name: str
     phrases: tuple[tuple[str, str], ...]

@@ -1,4 +1,4 @@
-"""A scene as plain data, and how one is sampled: objects from tiny to filling, some hidden in part by others.
+"""A scene as plain data, and its sampling: objects from tiny to full-frame, some partly hidden by others.
 
 Pixels are 0-based and boxes half-open, as everywhere in qpert. Objects are listed from back to front.
 """
@@ -17,7 +17,7 @@ LARGEST_AREA_WEIGHTS = (14, 18, 16, 13, 10, 8, 7, 5, 5, 4)
 LEAST_SIDE = 18
 """Pixels: the shorter side of the smallest object."""
 LEAST_VISIBLE = 0.5
-"""The share of an object's own pixels that nothing may hide less than."""
+"""The least share of an object's own pixels that must stay visible."""
 
 Box = tuple[int, int, int, int]
 
@@ -36,7 +36,7 @@ class SceneObject:
 
     @cached_property
     def box(self) -> Box:
-        """x1, y1, x2, y2 around all pixels of its silhouette, also those that another object hides (full extent)."""
+        """x1, y1, x2, y2 around all pixels of its silhouette, also those hidden by another object (full extent)."""
         from qpert.runtime.scenes.drawing import silhouette
 
         x, y, width, height = self.place
@@ -48,7 +48,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is painted. `seed` decides colour jitter, clutter and which stretch of background is seen."""
+    """A picture before it is painted. `seed` decides colour jitter, clutter and the crop of the background."""
 
     size: tuple[int, int]
     background: str
@@ -77,7 +77,7 @@ class Scene:
 
 
 def sample_scene(seed: str) -> Scene:
-    """The scene of a seed; attempts that hide an object too much, or miss their size bin, are thrown away."""
+    """The scene of a seed; attempts that hide an object too much, or miss their size bin, are discarded."""
     from qpert.runtime.scenes.drawing import visible_shares
 
     bin_ = Dice(f"{seed}/bin").weighted(LARGEST_AREA_WEIGHTS)
@@ -109,7 +109,7 @@ def _attempt(dice: Dice, bin_: int, seed: str) -> Scene | None:
 def _group(
     dice: Dice, items: list[SceneObject], area: float, colour: str, group: int, size: tuple[int, int]
 ) -> list[SceneObject] | None:
-    """One object, or two or three alike if they are small, each at a free place; None where there is none."""
+    """One object, or two or three alike if they are small, each at a free place; None if there is none."""
     kind = dice.pick(tuple(KINDS))
     texture = tuple(TEXTURES)[dice.weighted((5, 2, 2, 2))]
     count = 1 if group == 0 or area > 0.08 or dice.chance(0.78) else dice.whole(2, 3)
@@ -124,7 +124,7 @@ def _group(
 
 
 def _measures(dice: Dice, kind: str, area: float, size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height in pixels for an area in shares of the picture; what does not fit is stretched the other way."""
+    """Width and height in pixels for an area in shares of the picture; if one does not fit, the other grows."""
     pixels = area * size[0] * size[1]
     aspect = KINDS[kind].aspect * dice.between(0.9, 1.1)
     width = min(max(round(math.sqrt(pixels * aspect)), LEAST_SIDE), size[0])
@@ -135,7 +135,7 @@ def _measures(dice: Dice, kind: str, area: float, size: tuple[int, int]) -> tupl
 def _free_place(
     dice: Dice, items: list[SceneObject], width: int, height: int, size: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """A corner (x, y) at which no object of similar size is hidden by more than a drawn share."""
+    """A corner (x, y) that hides no object of similar size by more than a random share."""
     allowed = dice.between(0.1, 0.4) if dice.chance(0.35) else 0.0
     for _ in range(25):
         x, y = dice.whole(0, size[0] - width), dice.whole(0, size[1] - height)
@@ -145,7 +145,7 @@ def _free_place(
 
 
 def _overlap(behind: Box, front: Box) -> float:
-    """The shared area over the smaller of the two areas; 0 where the one behind is more than three times as large."""
+    """The shared area over the smaller of the two areas; 0 if the one behind is more than three times as large."""
     (x1, y1, w1, h1), (x2, y2, w2, h2) = behind, front
     if w1 * h1 > 3 * w2 * h2:
         return 0.0

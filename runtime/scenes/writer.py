@@ -22,13 +22,13 @@ from qpert.runtime.scenes.scene import Scene, sample_scene
 
 Layout = Literal["flickr30k", "coco"]
 SPLIT_SIZES = {"train": 5000, "val": 500, "test": 1000}
-"""Pictures of each split where no number is asked for. Training draws its own, far more."""
+"""Default number of pictures in each split. Training draws its own, far more."""
 JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Where a layout keeps its pictures and boxes, and what a picture of a split is called."""
+    """Folders of a layout for pictures and boxes, and the names of its pictures."""
 
     images: str
     entities: str
@@ -45,10 +45,10 @@ TREES: dict[str, Tree] = {
 
 
 def generate(split: str, count: int, seed: int) -> Iterator[tuple[Scene, tuple[Caption, ...]]]:
-    """Scenes with their five captions, one after the other. A scene depends on its split, the seed and its index only:
-    no scene of one split occurs in another, and a longer run begins with the shorter one."""
+    """Scenes with their five captions, one after the other. A scene depends only on its split, the seed and its index:
+    no scene of one split occurs in another, and a longer run starts with the shorter one."""
     if split not in SPLIT_SIZES:
-        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}")
+        raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}", code="split")
     for index in range(count):
         name = f"{split}/{seed}/{index}"
         scene = sample_scene(name)
@@ -66,11 +66,11 @@ def write_dataset(
 ) -> Path:
     """Write one split under `folder` and return its annotation file, `annotations/<split>.json`.
 
-    That file comes last: where it exists, the split is complete. Several splits may share a folder. `count` None is the
-    number in `SPLIT_SIZES`.
+    That file is written last: if it exists, the split is complete. Several splits may share a folder. `count` None uses
+    `SPLIT_SIZES`.
     """
     if layout not in get_args(Layout):
-        raise InputError(f"layout is {layout!r}; expected one of {', '.join(get_args(Layout))}")
+        raise InputError(f"layout is {layout!r}; expected one of {', '.join(get_args(Layout))}", code="dataset-layout")
     tree, total = TREES[layout], SPLIT_SIZES.get(split, 0) if count is None else count
     for part in (tree.images, f"{tree.entities}/Annotations", f"{tree.entities}/Sentences", "annotations"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,8 @@ def chain_of(group: int, scene: Scene) -> int:
 
 
 def annotation_xml(scene: Scene, name: str) -> str:
-    """`Annotations/<id>.xml`: corners counted from 1, both inside the box. The background is a scene without a box; of
-    a group of several, each is an object of its own under the same name."""
+    """`Annotations/<id>.xml`: corners counted from 1, both inside the box. The background is a scene without a box;
+    each member of a group is an object of its own with the same name."""
     lines = ["<annotation>", f"\t<filename>{name}</filename>", "\t<size>"]
     lines += [f"\t\t<{key}>{value}</{key}>" for key, value in zip(("width", "height"), scene.size, strict=True)]
     lines += ["\t\t<depth>3</depth>", "\t</size>"]

@@ -1,4 +1,4 @@
-"""What the report shows of ranks: scores of the same pairs on both sides, and the worst disagreements."""
+"""Ranks in the report: scores of the same pairs on both sides, and the worst disagreements."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qpert.runtime.verification.result import Candidate, Disagreement, Evidence
 POINTS = 1500
 """Pairs in the scatter plot: more would hide each other."""
 SHOWN = 6
-"""Disagreements a direction."""
+"""Disagreements per direction."""
 
 
 def evidence_of(expected: PairScores, deployed: PairScores, ranks: RankComparison, data: EvaluationData) -> Evidence:
-    """Final scores of pairs that both sides matched, evenly drawn, and queries whose first result is another one: those
-    that are no tie before those that are, the widest gap first."""
+    """Final scores of a random sample of pairs that both sides matched, and queries whose first result differs: ties
+    last, the widest gap first."""
     keys = ranks.keys
     drawn = np.sort(np.random.default_rng(0).permutation(len(keys))[:POINTS])
     images, texts = np.divmod(keys[drawn], expected.schedule.texts)
@@ -65,7 +65,7 @@ def disagreements(
 
 
 def score_of(scores: PairScores, image: int, text: int) -> float:
-    """ITM + ITC of a pair; NaN where ITM did not score it."""
+    """ITM + ITC of a pair; NaN if ITM did not score it."""
     key = image * scores.schedule.texts + text
     place = int(np.searchsorted(scores.schedule.keys, key))
     if place == len(scores.schedule) or scores.schedule.keys[place] != key:

@@ -1,6 +1,6 @@
-"""What stands around the network: preprocessing, tokenisation, masks and weights of boxes, against the reference's.
+"""Everything around the network: preprocessing, tokenisation, masks and weights of boxes, compared with the reference.
 
-A live reference brings its own pixels and ids (`LiveReferences.live_samples`); without one, the recorded ones count.
+A live reference makes its own pixels and ids (`LiveReferences.live_samples`); without one, the recorded ones are used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from qpert.runtime.verification.result import Gate
 
 
 def host_gates(encoder: Encoder, samples: Samples) -> list[Gate]:
-    """All of them."""
+    """All gates of this module."""
     return [preprocessing_gate(encoder, samples), tokenizer_gate(encoder, samples), *box_gates(encoder, samples)]
 
 
 def preprocessing_gate(encoder: Encoder, samples: Samples) -> Gate:
-    """Pictures preprocessed here against the reference's pixels; 1e-5 is float32 rounding of (x/255 − mean)/std."""
+    """Pixels made here against the reference's; 1e-5 is float32 rounding of (x/255 − mean)/std."""
     rows_first = samples.pillow_decides or may_hold_rows_first(encoder.manifest)
     distances = [
         pixel_distance(encoder.manifest, picture, pixels, rows_first=rows_first) for picture, pixels in samples.pictures
@@ -38,9 +38,9 @@ def pixel_distance(manifest: Manifest, picture: np.ndarray, recorded: np.ndarray
     """Max abs difference between the pixels float32 [3,S,S] made here of `picture` uint8 [H,W,3] and the reference's.
 
     Old bundles, and stock processors under Pillow 13, resize a tall picture rows before columns, where the product (and
-    LAVIS's figures) resize columns first. Where the reference may be such (`rows_first`), a tall picture may instead
-    equal the rows-first result made here, to the same limit: the transposed picture's result, transposed back, because
-    the two passes differ in nothing but the axis.
+    LAVIS's figures) resize columns first. If the reference may be one of these (`rows_first`), a tall picture may
+    instead match the rows-first result made here, to the same limit: that of the transposed picture, transposed back,
+    because the two passes differ only in their axis.
     """
     made = preprocess_images([picture], manifest.preprocessing)[0]
     distance = float(np.abs(made - recorded).max())
@@ -51,17 +51,19 @@ def pixel_distance(manifest: Manifest, picture: np.ndarray, recorded: np.ndarray
 
 
 def may_hold_rows_first(manifest: Manifest) -> bool:
-    """Whether the recorded pixels may be rows-first: made with Pillow 13 or newer, before the order was fixed, which
-    was in the days of schema 1."""
+    """Whether the recorded pixels may be rows-first: made with Pillow 13 or newer before the order was fixed, that is,
+    under schema 1."""
     major = manifest.tools.get("pillow", "").partition(".")[0]
     return manifest.schema_read == 1 and major.isdecimal() and int(major) >= 13
 
 
 def tokenizer_gate(encoder: Encoder, samples: Samples) -> Gate:
-    """Captions whose token ids here are not the reference's."""
+    """Captions whose token ids differ from the reference's."""
     different = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", QpertWarning)  # these captions are not the user's: no matter if they are cut
+        warnings.simplefilter(
+            "ignore", QpertWarning
+        )  # these captions are not the user's, so truncation does not matter
         for caption, expected in samples.captions:
             ids = encoder.tokenizer.encode([caption]).input_ids[0]
             different += int(not np.array_equal(ids, expected))
@@ -69,7 +71,7 @@ def tokenizer_gate(encoder: Encoder, samples: Samples) -> Gate:
 
 
 def box_gates(encoder: Encoder, samples: Samples) -> Iterator[Gate]:
-    """Masks and weights made here of the recorded boxes; 1e-5 is float32 rounding of shares and of weights up to 10."""
+    """Masks and weights of the recorded boxes; 1e-5 is float32 rounding of shares and of weights up to 10."""
     manifest = encoder.manifest
     if not manifest.query_head.takes_boxes:
         return

@@ -28,7 +28,7 @@ from qpert.runtime.verification.tolerances import RANK_LIMITS, RankLimits
 
 
 class LiveReference(PairScorer, Protocol):
-    """A reference that also encodes pictures, from their files on."""
+    """A reference that also encodes pictures from files."""
 
     @property
     def name(self) -> str: ...
@@ -38,7 +38,7 @@ class LiveReference(PairScorer, Protocol):
     ) -> ImageFeatures: ...
 
     def own_inputs(self, samples: Samples) -> Samples:
-        """The recorded pictures and captions, with the pixels and ids that the reference makes of them."""
+        """The recorded pictures and captions, with the reference's pixels and ids for them."""
         ...
 
 
@@ -46,14 +46,16 @@ def limits_for(precision: str, allowed: dict[str, float]) -> RankLimits:
     """The limits of a precision, with some of them replaced.
 
     Raises:
-        InputError: an unknown name, or a limit that is negative or no number.
+        InputError: an unknown name, or a limit that is negative or NaN.
     """
     names = [field.name for field in fields(RankLimits)]
     for name, value in allowed.items():
         if name not in names:
-            raise InputError(f"--allow {name}={value:g} names no limit; expected one of {', '.join(names)}")
+            raise InputError(
+                f"--allow {name}={value:g} is not a limit; expected one of {', '.join(names)}", code="allow-unknown"
+            )
         if not value >= 0:
-            raise InputError(f"--allow {name}={value:g}: a limit is 0 or more")
+            raise InputError(f"--allow {name}={value:g}: expected a limit of 0 or more", code="allow-negative")
     return replace(RANK_LIMITS[precision], **allowed)
 
 
@@ -73,12 +75,12 @@ def verify_live(
 
     Args:
         encoder: the opened bundle.
-        reference: what it has to agree with.
+        reference: what it must agree with.
         data: the pictures, captions and boxes.
-        samples: the recorded ones, for what stands around the network.
+        samples: the recorded ones, for the gates around the network.
         level: `rank` or `recall`.
         limits: see `limits_for`.
-        rerank: length of the shortlists; None is 64, or 0 where the bundle has no pair scorer.
+        rerank: length of the shortlists; None is 64, or 0 if the bundle has no pair scorer.
     """
     progress = progress or Silent()
     rerank = encoder.shortlist(rerank)
@@ -128,7 +130,7 @@ def gates_of(
 def details_of(
     ranks: RankComparison, recall: RecallComparison | None, data: EvaluationData, rerank: int
 ) -> dict[str, Any]:
-    """What the JSON holds beside the gates."""
+    """The part of the JSON besides the gates."""
     dataset = data.dataset
     details: dict[str, Any] = {
         "data": {

@@ -1,10 +1,10 @@
 """Level `rank`: do the bundle and a live reference find the same things in the same order?
 
-Scores are never equal to the last bit, so two candidates that score alike may change places and mean nothing. When
-every score is within δ of the reference's, two candidates can only change places if the reference's scores of them
-differ by less than 2δ: that is called a tie. δ is the limit of the precision, which is judged too (a gate on the
-largest difference; below float16, where differences are noise, on the share beyond δ), and not what was observed: with
-the observed one no disagreement could ever be outside.
+Scores are never equal to the last bit, so two candidates with similar scores may swap places, which means nothing. If
+every score is within δ of the reference's, two candidates can only swap if the reference's scores of them differ by
+less than 2δ: that is called a tie. δ is the limit of the precision, which is judged too (a gate on the largest
+difference; below float16, where differences are noise, on the share beyond δ). It is not the observed difference, with
+which no disagreement could ever be outside a tie.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qpert.runtime.verification.tolerances import RankLimits
 
 OVERLAPS = (10, 64)
 COMPARED = 64
-"""Candidates a query whose order is compared where there is no shortlist."""
+"""Candidates per query whose order is compared if there is no shortlist."""
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -45,9 +45,9 @@ class DirectionScores:
 class QueryComparison:
     """One query. Ties are by the reference's scores; see the module.
 
-    first: the candidate that comes first, by the reference and here. gap: by how much the reference tells these two
-    apart. tied: that is within a tie. shared: share of the K best in both, by K. tau: Kendall's τ of the reference's
-    shortlist. pairs: of candidates compared; moved: those in another order, or that left the shortlist, outside ties.
+    first: the first candidate, by the reference and here. gap: the difference of the reference's scores of these two.
+    tied: whether the gap is a tie. shared: share of the K best in both, by K. tau: Kendall's τ of the reference's
+    shortlist. pairs: compared pairs of candidates; moved: those in another order, or off the shortlist, outside ties.
     """
 
     first: tuple[int, int]
@@ -68,7 +68,7 @@ class RankComparison:
     """Both directions query by query, and the pairs that both sides matched.
 
     keys: int64 [P], image · T + text of those pairs; reference_itm and deployed_itm float32 [P]. itc_difference: the
-    largest of all pairs; itc_far: how many differ by more than the limit, in percent.
+    largest of all pairs; itc_far: percent of pairs that differ by more than the limit.
     """
 
     limits: RankLimits
@@ -86,7 +86,7 @@ class RankComparison:
 
     @property
     def itm_far(self) -> float:
-        """Percent of the pairs whose score is farther off than the limit."""
+        """Percent of the pairs whose scores differ by more than the limit."""
         return share_beyond(self.reference_itm - self.deployed_itm, self.limits.itm)
 
     @property
@@ -96,7 +96,7 @@ class RankComparison:
 
     @property
     def flipped_outside(self) -> int:
-        """Those of them where the reference's logit is farther from 0 than a score may move."""
+        """Flipped decisions where the reference's logit is farther from 0 than a score may differ."""
         other = (self.reference_itm > 0) != (self.deployed_itm > 0)
         return int(np.count_nonzero(other & (np.abs(self.reference_itm) > self.limits.itm)))
 
@@ -115,7 +115,7 @@ class RankComparison:
         yield Gate("itm: other decision outside ties, %", decisions, self.limits.decision)
 
     def _scores_gate(self, stage: str, largest: float, far: float, limit: float) -> Gate:
-        """On the largest difference where none may exceed the limit, else on the share of those that do."""
+        """On the largest difference if none may exceed the limit, else on the share that does."""
         if not self.limits.far:
             return Gate(f"{stage}: largest difference of a score", largest, limit)
         return Gate(f"{stage}: scores farther off than {limit:g}, %", far, self.limits.far)
@@ -167,7 +167,7 @@ def image_to_text(scores: PairScores) -> DirectionScores:
 
 
 def first_stage(itc: Floats) -> DirectionScores:
-    """One direction where nothing is re-ranked: the best `COMPARED` by ITC [queries, candidates], in that order."""
+    """One direction without re-ranking: the best `COMPARED` by ITC [queries, candidates], in that order."""
     orders = [ranking(row) for row in itc]
     shortlist = np.stack(orders)[:, :COMPARED]
     return DirectionScores(itc, shortlist, orders.__getitem__, lambda query: itc[query, shortlist[query]])
@@ -198,7 +198,7 @@ def compare_query(
     first = int(before[0]), int(now[0])
     if first[1] in final:
         gap, width = final[first[0]] - final[first[1]], limits.tie
-    else:  # it was not matched by the reference: was it a tie that kept it off the shortlist?
+    else:  # the reference did not match it: did a tie keep it off the shortlist?
         gap, width = float(edge - reference.itc[query, first[1]]), limits.itc_tie
     return QueryComparison(
         first,
@@ -212,7 +212,7 @@ def compare_query(
 
 
 def inversions(places: Indices, scores: npt.NDArray[np.float64], width: float) -> int:
-    """Pairs that are in falling order of `scores` by more than `width`, and not in rising order of `places`."""
+    """Pairs whose `scores` fall by more than `width` while their `places` do not rise."""
     swapped = places[:, None] > places[None, :]
     decided = scores[:, None] - scores[None, :] > width
     return int(np.count_nonzero(np.triu(swapped & decided, 1)))
@@ -226,7 +226,7 @@ def kendall_tau(places: Indices) -> float:
 
 
 def shared(before: Indices, now: Indices, cut: int) -> float:
-    """Share of the `cut` best that are in both, of as many as there are."""
+    """Share of the `cut` best that are in both; of all candidates if there are fewer."""
     length = min(cut, len(before))
     return len(np.intersect1d(before[:length], now[:length])) / length
 

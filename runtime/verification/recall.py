@@ -1,6 +1,6 @@
-"""Level `recall`: what the bundle's recall differs by from the reference's, and whether that is more than chance.
+"""Level `recall`: how much the bundle's recall differs from the reference's, and whether that is more than chance.
 
-The interval is that of `qpert.runtime.evaluation.bootstrap`.
+Intervals come from `qpert.runtime.evaluation.bootstrap`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from qpert.runtime.verification.result import Gate
 from qpert.runtime.verification.tolerances import RANK_LIMITS, RankLimits
 
 SCORES: dict[str, Score] = {"r": "r1", "mr": "mr1", "small_r": "small"}
-"""What each metric's name begins with; the cut follows."""
+"""Prefix of a metric's name, before the cut → its score."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One metric in percent, by the reference and here; difference and interval in points. What is None is undefined,
-    and `reason` says why."""
+    """One metric in percent, by the reference and here; difference and interval in points. Undefined ones are None,
+    with a `reason`."""
 
     reference: float | None
     deployed: float | None
@@ -38,8 +38,8 @@ class Change:
 
 @dataclass(frozen=True)
 class RecallComparison:
-    """Both directions: `r1` … `mr10`, `small_r1` … by name. decided_r1: the change of R@1 in points, leaving out
-    queries whose two first results float32 itself does not tell apart."""
+    """Both directions: `r1` … `mr10`, `small_r1` … by name. decided_r1: the change of R@1 in points, without
+    queries whose two first results are a tie even in float32."""
 
     t2i: dict[str, Change]
     i2t: dict[str, Change]
@@ -68,7 +68,7 @@ def compare_recall(
 ) -> RecallComparison:
     """Both sides' ranks from 0: int64 [T] of each text's image, int64 [B] of each image's first own text.
 
-    ties: bool [T] and [B], queries whose change counts for nothing; see `rounding_ties`.
+    ties: bool [T] and [B], queries whose change does not count; see `rounding_ties`.
     """
     texts, images = zip(reference, deployed, strict=True)
     t2i = {cut: Hits.of_texts(texts, image_of_text, largest_areas, cut=cut) for cut in CUTS}
@@ -83,14 +83,14 @@ def compare_recall(
 
 
 def rounding_ties(queries: tuple[QueryComparison, ...]) -> npt.NDArray[np.bool_]:
-    """Queries whose first result is another one although the reference's scores of the two are a tie of float32: no
-    precision can be blamed for these (two captions of the same words, say)."""
+    """Queries whose first result differs although the reference's scores of both are a tie even in float32, which is
+    not the fault of a precision (two captions with the same words, for example)."""
     width = RANK_LIMITS["fp32"].tie
     return np.array([query.changed and query.gap <= width for query in queries], dtype=np.bool_)
 
 
 def decided_change(reference: Indices, deployed: Indices, tied: npt.NDArray[np.bool_]) -> float:
-    """|ΔR@1| in points, changes of `tied` queries left out."""
+    """|ΔR@1| in points, without changes of `tied` queries."""
     change = (deployed < 1).astype(np.float64) - (reference < 1)
     return float(abs(100 * np.where(tied, 0, change).mean()))
 
@@ -114,12 +114,12 @@ def changes(hits: Mapping[int, Hits], resamples: int) -> dict[str, Change]:
 
 
 def change(name: str, reference: float, deployed: float, differences: Floats) -> Change:
-    """A metric's two values and the interval of its resampled differences; None where it is undefined."""
+    """A metric's two values and the interval of its resampled differences; None if undefined."""
     before, now = (None if np.isnan(value) else value for value in (reference, deployed))
     if before is None or now is None:
         why = "no query in the small bin" if name.startswith("small") else "a size bin has no query, or a recall of 0"
         return Change(before, now, None, None, None, why)
     defined = differences[~np.isnan(differences)]
-    if len(defined) < len(differences) / 2:  # an interval over the rest would be one of other data
+    if len(defined) < len(differences) / 2:  # an interval over the rest would describe other data
         return Change(before, now, now - before, None, None, "undefined in most resamples: a size bin is nearly empty")
     return Change(before, now, now - before, *bootstrap.interval(defined))

@@ -1,4 +1,4 @@
-"""References: other implementations of a bundle's graphs. Those that run live are another package's."""
+"""References: other implementations of a bundle's graphs. Another package runs the live ones."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ ENTRY_POINTS = "qpert.references"
 
 
 class Reference(Protocol):
-    """A network that computes the exported graphs by other means."""
+    """Another implementation of the exported graphs."""
 
     @property
     def name(self) -> str: ...
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of the graph of that name, named and shaped as the exported graph's, float32."""
+        """Outputs of the named graph, with the exported graph's names and shapes, float32."""
         ...
 
 
 class Baseline(Reference, Protocol):
-    """A reference that is measured beside a bundle. `run` raises UnavailableError where it does not work here."""
+    """A reference to compare a bundle's speed with. `run` raises UnavailableError if it does not work here."""
 
     @property
     def perturbs(self) -> bool:
@@ -41,12 +41,12 @@ class Baseline(Reference, Protocol):
 
 
 class LiveReferences(Protocol):
-    """What the commands need of the package that runs references."""
+    """What the commands need from the package that runs references."""
 
     def live_samples(
         self, manifest: Manifest, kind: str, checkpoint: str | None, samples: Samples, *, seed: int
     ) -> Samples:
-        """The recorded inputs and fresh ones, with what a live reference makes of them, from the picture on."""
+        """The recorded inputs and fresh ones, with all results of a live reference from the picture on."""
         ...
 
     def open_scorer(
@@ -58,7 +58,7 @@ class LiveReferences(Protocol):
     def open_baselines(
         self, names: Sequence[str], manifest: Manifest, checkpoint: str | None, *, provider: str, threads: int
     ) -> AbstractContextManager[tuple[Baseline, ...]]:
-        """What a benchmark compares with."""
+        """The baselines of a benchmark, ready to run."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The parity report: the verdict, what it rests on, and the worst of it; `reports/verify.{json,html,md}`."""
+"""The parity report: the verdict, the gates behind it, and the worst cases; `reports/verify.{json,html,md}`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def keep_report(bundle: Bundle, verification: Verification, report: m.Report, pr
 
 
 def parity_report(verification: Verification) -> m.Report:
-    """Verdict, gates, then what the level compared: tensors, recall, ranks."""
+    """Verdict and gates, then the comparisons of the level: tensors, recall, ranks."""
     reference = REFERENCES.get(verification.reference, verification.reference)
     blocks: list[m.Block] = [*m.paragraphs(*lead(verification)), m.Section("Gates", (gate_table(verification.gates),))]
     if verification.comparisons:
@@ -112,7 +112,7 @@ def tensor_sections(verification: Verification) -> Iterator[m.Section]:
 
 
 def worst_comparisons(verification: Verification) -> dict[tuple[str, str], Comparison]:
-    """For each graph and case the comparison with the largest difference (NaN is the largest there is)."""
+    """For each graph and case the comparison with the largest difference (NaN counts as the largest)."""
     worst: dict[tuple[str, str], Comparison] = {}
     for comparison in verification.comparisons:
         key = (comparison.graph, comparison.case)
@@ -128,7 +128,7 @@ def recall_section(recall: Mapping[str, Any]) -> m.Section:
     percent = recall["interval_percent"]
     note = (
         f"Intervals: {percent} % of {recall['resamples']:,} paired resamples of the {recall['images']:,} images, each "
-        "with its captions. One that holds 0 may be chance."
+        "with its captions. One that contains 0 may be chance."
     )
     ways = (way_section(name, recall[way], f"{percent} % interval") for way, name in DIRECTIONS.items())
     return m.Section("Recall, in percent, and how far it is from the reference", (m.Paragraph(note, "quiet"), *ways))
@@ -176,16 +176,16 @@ def rank_rows(ranks: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         ("queries", *(f"{way['queries']:,}" for way in ways)),
         ("same first result", *(f"{way['top1_agreement']:.2f} %" for way in ways)),
-        ("… other, and no tie", *(f"{way['first_changed_outside_ties']:,}" for way in ways)),
+        ("… another, not a tie", *(f"{way['first_changed_outside_ties']:,}" for way in ways)),
         ("overlap of the 10 best", *(f"{way['overlap_10']:.2f} %" for way in ways)),
         ("overlap of the 64 best", *(f"{way['overlap_64']:.2f} %" for way in ways)),
         ("Kendall τ of the shortlist, mean", *(f"{way['kendall_tau']:.5f}" for way in ways)),
         ("… least", *(f"{way['kendall_tau_least']:.5f}" for way in ways)),
-        ("pairs moved that are no tie", *(f"{way['pairs_moved_outside_ties']:,} of {way['pairs']:,}" for way in ways)),
+        ("pairs moved, not a tie", *(f"{way['pairs_moved_outside_ties']:,} of {way['pairs']:,}" for way in ways)),
         ("largest difference, ITC", f"{ranks['itc']['largest_difference']:.3g}", ""),
         ("largest difference, ITM", f"{itm['largest_difference']:.3g}", ""),
         ("ITM decisions that flip", f"{itm['flipped']:,} of {itm['pairs']:,}", ""),
-        ("… and are no tie", f"{itm['flipped_outside_ties']:,}", ""),
+        ("… not a tie", f"{itm['flipped_outside_ties']:,}", ""),
     ]
 
 
@@ -194,7 +194,7 @@ def tie_note(ranks: Mapping[str, Any]) -> str:
     widths = ranks["tie_widths"]
     return (
         f"A tie: the reference's scores of two candidates differ by less than {widths['final']:.3g}, twice what one "
-        f"score may move in this precision ({widths['itc']:.3g} for a place on the ITC shortlist, "
+        f"score may differ in this precision ({widths['itc']:.3g} for a place on the ITC shortlist, "
         f"{widths['decision']:.3g} of a match logit around 0)."
     )
 
@@ -210,7 +210,7 @@ def disagreement_section(evidence: Evidence) -> m.Section:
 
 def disagreement(one: Disagreement) -> m.Card:
     """The query, then both first results."""
-    kind = m.Badge("a tie", "quiet") if one.tie else m.Badge("no tie", "bad")
+    kind = m.Badge("a tie", "quiet") if one.tie else m.Badge("not a tie", "bad")
     query = m.Card((shown(one.query, one), m.Paragraph("the query"))) if one.file else m.Paragraph(f"“{one.query}”")
     found = (candidate("first by the reference", one.expected), candidate("first here", one.got))
     head = m.Paragraph((m.Bold(DIRECTIONS[one.direction]), " ", kind))

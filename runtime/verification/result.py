@@ -1,4 +1,4 @@
-"""What a verification says: gates, what they rest on, and the verdict."""
+"""The result of a verification: gates, the figures behind them, and the verdict."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 
 def json_number(value: Any) -> Any:
-    """`value`, or None where it is NaN or infinite: JSON has no such numbers."""
+    """`value`, or None if it is NaN or infinite, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One judged number: passes where `value` is at most `limit`."""
+    """One judged number: passes if `value` is at most `limit`."""
 
     name: str
     value: float
@@ -48,7 +48,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate of a disagreement: `file` is a picture, None for a caption. Scores by the reference and here."""
+    """One candidate of a disagreement. file: of a picture, None for a caption. Scores by the reference and here."""
 
     name: str
     file: Path | None
@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A query whose first result is another one here, or whose scores differ most.
+    """A query whose first result differs from the reference's.
 
     direction: `t2i` or `i2t`. query: the caption, or the picture's name with its `file`. expected and got: the first
     results of the reference and of the bundle. tie: the reference's scores of the two differ by less than a tie.
@@ -74,7 +74,7 @@ class Disagreement:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a page shows of ranks: final scores of the same pairs, float32 [P] each, and the worst disagreements."""
+    """Data of a report's rank sections: final scores of the same pairs, float32 [P] each; the worst disagreements."""
 
     reference: npt.NDArray[np.float32]
     deployed: npt.NDArray[np.float32]
@@ -83,10 +83,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verification:
-    """The verdict and everything that it rests on.
+    """The verdict and everything behind it.
 
-    comparisons: of level `tensor`, one for each output, case and shape. details: of the levels `rank` and `recall`,
-    figures beside the gates. evidence: what the report shows of those levels, not part of the JSON.
+    comparisons: of level `tensor`, one for each output, case and shape. details: further figures of the levels `rank`
+    and `recall`. evidence: what the report shows for those levels, not part of the JSON.
     """
 
     level: str

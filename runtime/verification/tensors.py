@@ -2,8 +2,7 @@
 
 Each case (inputs, and what the reference makes of them) is run in several shapes: its rows alone, cycled up to the
 middle and to the largest batch of the profile, and permuted there. The reference's rows are repeated in the same order,
-so a result that depends on a row's neighbours, or on the batch's width, is caught (TensorRT issues 4853 and 4813 were
-such).
+so a result that depends on a row's neighbours, or on the batch size, is caught (as in TensorRT issues 4853 and 4813).
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def verify_tensors(
     own: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     spread: dict[str, float] = {}
     stage = (progress or Silent()).stage("verifying", total=len(cases))
-    with stage as advance, np.errstate(invalid="ignore"):  # what is not finite is counted and fails
+    with stage as advance, np.errstate(invalid="ignore"):  # values that are not finite are counted and fail
         for case in cases:
             session = encoder.sessions[case.graph]
             alone = run_rows_alone(session, case)
@@ -79,26 +78,29 @@ def verify_tensors(
 
 
 def require_cases(encoder: Encoder, cases: Sequence[Case]) -> None:
-    """Raises BundleError where a graph, or its perturbation, has no case: a pass would say nothing of it."""
+    """Raise BundleError if a graph or its perturbation has no case: a pass would not cover it."""
     for name, session in encoder.sessions.items():
         mine = [case for case in cases if case.graph == name]
         if not mine:
-            raise BundleError(f"there is no case for graph {name!r} to verify it with; export the bundle again")
+            raise BundleError(
+                f"graph {name!r} has no recorded case to verify it with; export the bundle again", code="case-missing"
+            )
         if session.spec.takes_boxes and not any(has_weight(session.spec, case) for case in mine):
             raise BundleError(
-                f"no case of graph {name!r} has a box of weight, so its perturbation would not be verified; "
-                "export the bundle again, or pass another --seed with a live reference"
+                f"no case of graph {name!r} has a box of nonzero weight, so its perturbation would not be verified; "
+                "export the bundle again, or pass another --seed with a live reference",
+                code="case-without-boxes",
             )
 
 
 def has_weight(spec: GraphSpec, case: Case) -> bool:
-    """Whether a box of the case acts."""
+    """Whether the case has a box of nonzero weight."""
     return spec.takes_boxes and bool(np.any(case.inputs[spec.input(BOX_WEIGHTS).name]))
 
 
 def shapes(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Case, Selection]]:
-    """Every selection of rows, and the middle one with padding up to the profile's ends: boxes of weight 0, and tokens
-    that the mask hides."""
+    """Every selection of rows, and the middle one padded to the largest shape of the profile: with boxes of weight 0,
+    and with masked tokens."""
     named = dict(selections(spec, case))
     for label, selection in named.items():
         yield label, case, selection
@@ -109,7 +111,7 @@ def shapes(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Case, Selection]]
 
 
 def with_padding_tokens(spec: GraphSpec, case: Case) -> Case:
-    """The case with texts as long as the profile allows, by tokens that are masked: its outputs must not change."""
+    """The case padded with masked tokens to the longest text of the profile: its outputs must not change."""
     names = [tensor.name for tensor in spec.inputs if tensor.slot in TOKEN_SLOTS]
     missing = spec.ranges["L"].max - case.inputs[names[0]].shape[-1]
     padded = {
@@ -130,7 +132,7 @@ def with_padding_boxes(spec: GraphSpec, case: Case) -> Case:
 
 
 def selections(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Selection]]:
-    """The shapes in which a case is run, as rows of the case for each batch axis (B; T; I and T)."""
+    """The shapes to run a case in, as rows of the case for each batch axis (B; T; I and T)."""
     axes = batch_axes(spec, case)
     rng = np.random.default_rng(0)
 
@@ -150,7 +152,7 @@ def selections(spec: GraphSpec, case: Case) -> Iterator[tuple[str, Selection]]:
 
 
 def batch_axes(spec: GraphSpec, case: Case) -> dict[str, int]:
-    """The axes along which rows can be chosen, with the case's number of rows."""
+    """The axes to choose rows along, with the case's number of rows."""
     return {
         axis: case.inputs[tensor.name].shape[place]
         for tensor in spec.inputs
@@ -173,7 +175,7 @@ def run_selected(session: Session, case: Case, selection: Selection) -> dict[str
 
 
 def run_rows_alone(session: Session, case: Case) -> dict[str, np.ndarray]:
-    """Every row of the case (of a graph with two batch axes: every pair) in a call of its own, put together again."""
+    """Every row of the case (of a graph with two batch axes: every pair) in a call of its own, concatenated."""
     first, *others = axes = batch_axes(session.spec, case)
     if not others:
         runs = [run_selected(session, case, {first: np.array([row])}) for row in range(axes[first])]
@@ -216,7 +218,7 @@ def cosine_distance(got: np.ndarray, expected: np.ndarray) -> float:
 def neighbour_distance(
     spec: GraphSpec, outputs: Mapping[str, np.ndarray], alone: Mapping[str, np.ndarray], selection: Selection
 ) -> float:
-    """How far rows lie from the same rows computed alone, by this same session."""
+    """The largest difference of rows from the same rows computed alone, in the same session."""
     return max(
         float(np.abs(outputs[tensor.name].astype(np.float64) - select(alone[tensor.name], tensor, selection)).max())
         for tensor in spec.outputs
@@ -224,7 +226,7 @@ def neighbour_distance(
 
 
 def tensor_gates(manifest: Manifest, comparisons: Sequence[Comparison]) -> Iterator[Gate]:
-    """For each graph: largest difference, largest angle, and whether everything is finite."""
+    """For each graph: largest difference, largest angle, and the number of values that are not finite."""
     precision = manifest.precision
     limits = TOLERANCES[precision]
     for graph in dict.fromkeys(comparison.graph for comparison in comparisons):
@@ -249,7 +251,7 @@ def worst(comparisons: Sequence[Comparison], quantity: str) -> float:
 def named_outputs(
     own: Mapping[tuple[str, str], Mapping[str, np.ndarray]], graph: str, ending: str
 ) -> list[tuple[str, Mapping[str, np.ndarray]]]:
-    """The outputs of a graph's cases of that kind, recorded or fresh, with what precedes the kind in their names."""
+    """The outputs of a graph's cases of one kind, recorded or fresh, with the part of their names before the kind."""
     return [
         (name.removesuffix(ending), outputs)
         for (owner, name), outputs in own.items()
@@ -263,7 +265,7 @@ def boxed_graphs(manifest: Manifest) -> list[str]:
 
 
 def zero_weight_gates(manifest: Manifest, own: Mapping[tuple[str, str], Mapping[str, np.ndarray]]) -> Iterator[Gate]:
-    """Boxes of weight zero must give what no boxes give."""
+    """Boxes of weight zero must give the same result as no boxes."""
     for graph in boxed_graphs(manifest):
         distances = [
             float(np.abs(zero[name] - own[graph, f"{prefix}no_boxes"][name]).max())
@@ -278,11 +280,11 @@ def zero_weight_gates(manifest: Manifest, own: Mapping[tuple[str, str], Mapping[
 def effect_gates(
     manifest: Manifest, cases: Sequence[Case], own: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
 ) -> Iterator[Gate]:
-    """What boxes change, against what they change in the reference: |change - expected change| / |expected change|.
+    """The effect of boxes compared with the reference's: |change - expected change| / |expected change|.
 
-    Norms are over all cases with boxes, rows computed alone. 1 means that boxes might as well not be there. In half
-    precision this tells a perturbation that is ignored, or reads other patches, from one that is only rounded, where
-    its whole effect is smaller than the tolerance on the output.
+    Norms are over all cases with boxes, rows computed alone. 1 is what boxes without any effect give. In half precision
+    the whole effect is smaller than the tolerance on the output; this still distinguishes a perturbation that is
+    ignored, or reads other patches, from one that is only rounded.
     """
     expected = {(case.graph, case.name): case.expected for case in cases}
     for graph in boxed_graphs(manifest):

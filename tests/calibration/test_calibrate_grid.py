@@ -36,8 +36,8 @@ def test_a_setting_keeps_what_the_grid_does_not_search():
         ({"thresholds": (0.9, 1.0)}, "got threshold 1.0, expected contribution ratios between 0 and 1"),
         ({"thresholds": (0.0,)}, "got threshold 0.0"),
         ({"thresholds": (math.nan,)}, "got threshold nan"),
-        ({"weights": ("S", "2-S")}, "weights has '2-S'; expected some of constant, S, S-0.5, 1-S, 0.5-S"),
-        ({"reductions": ("median",)}, "reductions has 'median'; expected some of sum, mean"),
+        ({"weights": ("S", "2-S")}, "weights has '2-S'; expected values from constant, S, S-0.5, 1-S, 0.5-S"),
+        ({"reductions": ("median",)}, "reductions has 'median'; expected values from sum, mean"),
     ],
 )
 def test_unusable_values_are_refused(values, message):

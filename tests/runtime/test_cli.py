@@ -285,7 +285,7 @@ def test_verify_of_a_bundle_that_cannot_be_written_says_so_and_gives_its_verdict
     assert run(["verify", str(folder), "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["verdict"] == "pass"
-    assert "the report is not kept" in captured.err
+    assert "the report was not saved" in captured.err
     assert (folder / "manifest.json").read_text() == before
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qpert.runtime.errors import InputError, UnavailableError
-from qpert.runtime.evaluation.journal import DiskJournal, Forgetful, key_of
+from qpert.runtime.evaluation.journal import DiskJournal, NullJournal, key_of
 
 KEY = key_of(np.arange(3))
 VALUES = np.array([0.5, -2.25, 1e-30], np.float32)
@@ -69,8 +69,9 @@ def test_a_full_disk_is_said_and_what_was_committed_stays(path):
     journal.commit()
     pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
     journal._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to be out of room
-    with pytest.raises(UnavailableError, match=r"cannot be written \(database or disk is full\); make room and run"):
+    with pytest.raises(UnavailableError, match=r"database or disk is full") as caught:
         journal.put("pairs", 1, KEY, np.zeros(100_000, np.float32))
+    assert caught.value.code == "journal-write"
     journal.close()
     with DiskJournal(path) as again:
         assert again.get("pairs", 0, KEY).tolist() == VALUES.tolist()
@@ -78,11 +79,12 @@ def test_a_full_disk_is_said_and_what_was_committed_stays(path):
 
 def test_a_file_that_is_no_journal_is_refused(path):
     path.write_bytes(b"not a database, but long enough to be read as one" * 100)
-    with pytest.raises(InputError, match="is no journal of an evaluation"):
+    with pytest.raises(InputError) as caught:
         DiskJournal(path)
+    assert caught.value.code == "journal-unreadable"
 
 
 def test_without_a_journal_nothing_is_kept():
-    journal = Forgetful()
+    journal = NullJournal()
     journal.put("pairs", 0, KEY, VALUES)
     assert journal.get("pairs", 0, KEY) is None

@@ -97,7 +97,7 @@ def test_an_empty_bin_makes_the_mean_undefined_and_says_why():
     bins = np.repeat(np.arange(9), 2)
     metrics = direction_metrics(np.zeros(18, np.int64), bins, bins)
     assert metrics.mean_recall == {1: None, 5: None, 10: None}
-    assert metrics.reasons[1] == "no queries in size bin 0.9–1 (queries a bin: 2, 2, 2, 2, 2, 2, 2, 2, 2, 0)"
+    assert metrics.reasons[1] == "no queries in size bin 0.9–1 (queries per bin: 2, 2, 2, 2, 2, 2, 2, 2, 2, 0)"
     assert metrics.mean_of_filled_bins[1] == 100
     said = metrics.to_dict()
     assert said["mr1"] is None

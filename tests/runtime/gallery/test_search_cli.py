@@ -245,7 +245,7 @@ def test_the_bundle_is_remembered_and_may_have_moved(capsys, tmp_path, tiny_bund
     assert run(["index", str(bundle), f"{images}/images", "--out", f"{tmp_path}/g"]) == 0
     bundle.rename(tmp_path / "moved")
     code, _, err = result(capsys, "search", tmp_path / "g", "a dog")
-    assert (code, f"no longer at {bundle.resolve()}; pass --bundle" in err) == (2, True)
+    assert (code, f"no longer at {bundle.resolve()}; pass its new folder with --bundle" in err) == (2, True)
     assert len(document(capsys, "search", tmp_path / "g", "a dog", "--bundle", tmp_path / "moved")["hits"]) == 4
     code, _, err = result(capsys, "search", tmp_path / "g", "a dog", "--bundle", half_bundle)
     assert (code, "was made with the bundle" in err) == (2, True)
@@ -256,7 +256,7 @@ def test_the_bundle_is_remembered_and_may_have_moved(capsys, tmp_path, tiny_bund
     [
         ((), "give either a text"),
         (("a dog", "--image", "x.png"), "give either a text"),
-        (("a dog", "--boxes", "x"), "--boxes and --texts go with --image"),
+        (("a dog", "--boxes", "x"), "--boxes and --texts need --image"),
         (("a dog", "-k", "0"), "got k=0"),
         (("",), "text 0 is ''"),
         (("--image", "nothing.png"), "nothing.png does not exist"),
@@ -273,7 +273,7 @@ def test_what_search_cannot_use_is_said(capsys, indexed, arguments, message):
 def test_a_gallery_without_captions_says_how_to_get_texts(capsys, tmp_path, tiny_bundle, images):
     assert run(["index", str(tiny_bundle), f"{images}/images", "--out", f"{tmp_path}/g"]) == 0
     code, _, err = result(capsys, "search", tmp_path / "g", "--image", images / "images/0.png")
-    assert (code, "holds no texts to find for an image" in err, "--texts FILE" in err) == (2, True, True)
+    assert (code, "has no texts to search for an image" in err, "--texts FILE" in err) == (2, True, True)
 
 
 def test_boxes_that_are_of_no_query_image_are_refused(capsys, indexed, images, tmp_path):

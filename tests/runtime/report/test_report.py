@@ -247,4 +247,4 @@ def test_a_bundle_that_cannot_be_written_keeps_no_report_and_that_is_said():
 
     said = []
     keep_reports(Full(), {"x": "y"}, type("Heard", (), {"say": staticmethod(said.append)})())
-    assert said == ["the report is not kept: bundle cannot be written ([Errno 30] Read-only file system)"]
+    assert said == ["the report was not saved: bundle cannot be written ([Errno 30] Read-only file system)"]

@@ -267,8 +267,9 @@ def test_an_output_of_another_shape_fails_and_does_not_crash():
 @pytest.mark.parametrize("graph", ["vision", "image_query", "text", "itm"])
 def test_a_graph_without_a_case_is_an_error_and_not_a_pass(encoder, samples, graph):
     cases = [case for case in samples.cases if case.graph != graph]
-    with pytest.raises(BundleError, match=f"no case for graph '{graph}'"):
+    with pytest.raises(BundleError, match=f"graph '{graph}'") as caught:
         verified(encoder, samples, cases)
+    assert caught.value.code == "case-missing"
 
 
 def test_a_perturbation_that_no_box_would_show_is_an_error_and_not_a_pass(encoder, samples):
@@ -277,8 +278,9 @@ def test_a_perturbation_that_no_box_would_show_is_an_error_and_not_a_pass(encode
             return case
         return replace(case, inputs=case.inputs | {"box_weights": np.zeros_like(case.inputs["box_weights"])})
 
-    with pytest.raises(BundleError, match="no case of graph 'image_query' has a box of weight"):
+    with pytest.raises(BundleError, match="graph 'image_query'") as caught:
         verified(encoder, samples, [stripped(case) for case in samples.cases])
+    assert caught.value.code == "case-without-boxes"
 
 
 # The profile
