@@ -30,7 +30,7 @@ IMAGES, TEXTS = 24, 36
 
 
 def _worker():
-    path = Path(__file__).resolve().parent.parent / "exporter" / "lavis_worker.py"
+    path = Path(__file__).resolve().parent.parent / "exporter" / "families" / "blip2" / "lavis_worker.py"
     spec = importlib.util.spec_from_file_location("lavis_worker", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError, UnavailableError
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[3]
 WORKER = Path(__file__).resolve().with_name("lavis_worker.py")
 HINT = "Run `make lavis-env` in the project folder, or set QPERT_LAVIS_PYTHON to another environment's interpreter"
 
