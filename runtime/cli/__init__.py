@@ -32,7 +32,7 @@ ENTRY_POINTS = "qpert.commands"
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module when the command is used, so that `qpert search` loads nothing but what it needs."""
+    """Imports a command's module when the command is used, so that `qpert search` loads only what it needs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         found = {*OWN, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}

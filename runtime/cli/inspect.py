@@ -1,4 +1,4 @@
-"""`qpert inspect`: what is in a bundle, with every hash checked."""
+"""`qpert inspect`: the contents of a bundle, with every hash checked."""
 
 from __future__ import annotations
 

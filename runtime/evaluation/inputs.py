@@ -131,9 +131,9 @@ def read_boxes(
         boxes = tuple(found.table.for_image(name, size) for name, size in zip(dataset.names, sizes, strict=True))
     with_boxes = sum(bool(len(one)) for one in boxes)
     if not with_boxes:
-        named = ", ".join([*found.table.images, *found.others][:3]) or "none at all"
+        named = ", ".join([*found.table.images, *found.others][:3]) or "no image"
         raise BoxError(
-            f"{source} has boxes for none of the {len(dataset)} images; it names {named}, the data set "
+            f"{source} has boxes for none of the {len(dataset)} images; it has boxes of {named}, the data set has "
             f"{', '.join(dataset.names[:3])}: give boxes of these images, or `none`",
             code="boxes-none",
         )

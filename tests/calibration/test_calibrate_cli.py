@@ -182,7 +182,7 @@ def test_of_equal_settings_the_weaker_one_is_taken(boxed_data):
     [
         (["--alphas", "2,-4"], "got α -4.0, expected numbers above 0"),
         (["--alphas", "nan"], "got α nan"),
-        (["--alphas", "two"], "--alphas is 'two', expected numbers with commas"),
+        (["--alphas", "two"], "--alphas is 'two', expected comma-separated numbers"),
         (["--thresholds", "0.9,1.5"], "got threshold 1.5, expected contribution ratios between 0 and 1"),
         (["--weights", "S,T"], "weights has 'T'"),
         (["--apply", "--out", "new"], "got --out and --apply"),

@@ -169,7 +169,7 @@ def test_without_boxes_scores_are_those_of_zero_weights_and_images_are_sorted_al
 def test_a_box_file_without_any_of_the_images_is_refused_with_names(root, tmp_path):
     (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2\nelsewhere.jpg,0,0,5,5\n")
     with pytest.raises(
-        InputError, match=r"for none of the 6 images; it names elsewhere.jpg, the data set flickr30k-im"
+        InputError, match=r"for none of the 6 images; it has boxes of elsewhere.jpg, the data set has flickr30k-im"
     ):
         open_data(root, boxes=str(tmp_path / "boxes.csv"))
 
