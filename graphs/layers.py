@@ -54,7 +54,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, additive_mask: Tens
 
 
 class AttentionModule(nn.Module):
-    """A module that attends, by `kernel`: `attention` unless `use_kernel` says otherwise."""
+    """A module with attention, computed by `kernel`: `attention` unless `use_kernel` replaces it."""
 
     kernel: AttentionKernel
 

@@ -12,8 +12,8 @@ from qpert.runtime.errors import QpertError, UnavailableError
 LOWEST_RUNTIME = "1.22"
 """The lowest ONNX Runtime that `qpert[cpu]` and `qpert[gpu]` allow (pyproject.toml)."""
 IR_VERSION = 10
-"""The highest that it reads. Graphs are written with it, whatever version the installed onnx would write. (onnx 1.19
-writes 12, and ONNX Runtime 1.22.0 fails with "Unsupported model IR version: 12, max supported IR version: 10".)"""
+"""The highest that it reads. Graphs are written with it, regardless of the installed onnx. (onnx 1.19 writes 12,
+and ONNX Runtime 1.22.0 fails with "Unsupported model IR version: 12, max supported IR version: 10".)"""
 OPSET_LIMIT = 22
 """The highest opset of the standard operators that it reads."""
 

@@ -37,7 +37,7 @@ def network_without_weights(
 ) -> nn.Module:
     """The network with the placeholder for the query map, and parameters of the right shapes and dtypes without values.
 
-    LayerNorm parameters stay float32: LayerNorm runs in float32 whatever the precision.
+    LayerNorm parameters stay float32: LayerNorm runs in float32 in every precision.
     """
     with torch.device("meta"):
         network = family.network(config, perturbation, query_map_placeholder)

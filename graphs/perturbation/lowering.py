@@ -1,4 +1,4 @@
-"""`qpert::QueryMap` in standard ONNX operators (opset 20, default domain), float32 whatever the surrounding precision.
+"""`qpert::QueryMap` in standard ONNX operators (opset 20, default domain), float32 in every precision of the graph.
 
 For every image, box and head, some layers at a time: C_b = K_bᵀ K_b, its projector P_b (`purification`),
 M = I + Σ_b w_b P_b.
@@ -90,7 +90,7 @@ def _map(ops: Operators, projectors: Projectors, weights: gs.Tensor) -> gs.Tenso
     # NaN and infinity must not reach a query, not even multiplied by zero.
     finite = ops.less(ops("Abs", total), ops.constant("greatest", np.finfo(np.float32).max))
     total = ops("Where", finite, total, 0.0)
-    # Exactly symmetric, in whatever order a backend adds.
+    # Exactly symmetric, in any order of addition.
     total = ops("Mul", ops("Add", total, ops("Transpose", total, perm=[0, 1, 2, 4, 3])), 0.5)
     return ops("Add", total, ops.constant("identity", np.eye(ops.size)))
 

@@ -116,7 +116,7 @@ class LavisReference:
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs of `graph`, see `upstream.UpstreamReference.run`."""
         if self._log.closed:
-            raise UnavailableError("the LAVIS reference has been closed", code="lavis-worker-closed")
+            raise self._worker_died()
         given, made = Path(self._folder.name) / "inputs.safetensors", Path(self._folder.name) / "outputs.safetensors"
         save_file({name: np.ascontiguousarray(value) for name, value in inputs.items()}, given)
         self._ask({"graph": graph, "inputs": str(given), "outputs": str(made)})
@@ -139,6 +139,8 @@ class LavisReference:
         return answer
 
     def _worker_died(self) -> UnavailableError:
+        if self._log.closed:
+            return UnavailableError("the LAVIS reference has been closed", code="lavis-worker-closed")
         try:
             code: int | str = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

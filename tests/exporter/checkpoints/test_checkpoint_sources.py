@@ -154,7 +154,7 @@ def test_flipped_bits_in_a_pth_are_found_by_its_checksums(tmp_path: Path) -> Non
 def test_bytes_that_are_no_checkpoint_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"noise{suffix}"
     path.write_bytes(bytes(range(256)) * 40)
-    refused(path, r"corrupt.* or no (checkpoint|safetensors)")
+    refused(path, r"corrupt.* or not a (checkpoint|safetensors)")
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ BAD = [
     ({"do_center_crop": False}, "preprocessing-unsupported", "do_center_crop"),
     ({"do_center_crop": "yes"}, "preprocessing-value", "do_center_crop"),
     ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "preprocessing-unsupported", "longest_edge"),
-    ({"size": {"shortest_edge": 200}}, "preprocessing-unsupported", "padded"),
+    ({"size": {"shortest_edge": 200}}, "preprocessing-unsupported", "padding"),
     ({"size": [224, 336]}, "preprocessing-unsupported", "squares"),
     ({"size": {"height": 256, "width": 256}}, "preprocessing-unsupported", "crop_size"),
     ({"size": {"shortest_edge": 0}}, "hub-config-value", "shortest_edge"),

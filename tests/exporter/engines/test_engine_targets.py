@@ -71,7 +71,7 @@ def test_bfloat16_leaves_out_the_architecture_that_has_none(installed):
     installed("tensorrt_rtx")
     assert names(plan(precision="bf16")) == ["sm80+sm86+sm89+sm120+sm121"]
     with pytest.raises(UnavailableError, match="sm75 has no bf16 ") as caught:
-        plan(target="sm75", precision="bf16")
+        plan(target="sm75", precision="bf16", flavor="rtx")
     assert caught.value.code == "precision-unsupported"
 
 
