@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qpert.runtime.errors import CheckpointError, UnavailableError
+from qpert.runtime.libraries import turn_off_telemetry
 
 BOX_INPUTS = ("object_masks", "box_weights")
 
@@ -27,6 +28,7 @@ def load_stock(class_name: str, folder_or_id: str | Path) -> nn.Module:
         CheckpointError: it cannot be loaded, or tensors are missing, unexpected or of another shape (transformers
             itself only warns).
     """
+    turn_off_telemetry()
     try:
         import transformers
     except ImportError as error:

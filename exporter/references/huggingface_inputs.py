@@ -14,6 +14,7 @@ import numpy as np
 
 from qpert.exporter.checkpoints.hub_folder import vocabulary_in
 from qpert.runtime.errors import UnavailableError
+from qpert.runtime.libraries import turn_off_telemetry
 
 
 def stock_pixels(folder: Path | None, size: int, kind: str) -> Callable[[Path], np.ndarray]:
@@ -27,7 +28,7 @@ def stock_pixels(folder: Path | None, size: int, kind: str) -> Callable[[Path], 
     Raises:
         UnavailableError: the installed transformers cannot open it.
     """
-    from transformers.image_utils import load_image
+    load_image = _transformers().image_utils.load_image
 
     processor = _own_processor(folder) if folder is not None and has_image_processor(folder) else None
     if processor is None:
@@ -50,15 +51,23 @@ def has_image_processor(folder: Path) -> bool:
     return nested or (folder / "preprocessor_config.json").is_file()
 
 
-def _own_processor(folder: Path) -> Any:
-    from transformers import AutoImageProcessor, __version__
+def _transformers() -> Any:
+    turn_off_telemetry()
+    import transformers
+    import transformers.image_utils
 
-    backend: dict[str, Any] = {"backend": "pil"} if int(__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    return transformers
+
+
+def _own_processor(folder: Path) -> Any:
+    transformers = _transformers()
+    version = transformers.__version__
+    backend: dict[str, Any] = {"backend": "pil"} if int(version.split(".")[0]) >= 5 else {"use_fast": False}
     try:
-        return AutoImageProcessor.from_pretrained(str(folder), **backend)
+        return transformers.AutoImageProcessor.from_pretrained(str(folder), **backend)
     except (OSError, ValueError, ImportError) as error:
         raise UnavailableError(
-            f"transformers {__version__} cannot open the image processor of {folder} ({error}); upgrade transformers, "
+            f"transformers {version} cannot open the image processor of {folder} ({error}); upgrade transformers, "
             "or use --reference torch",
             code="reference-processor",
         ) from error
@@ -66,8 +75,7 @@ def _own_processor(folder: Path) -> Any:
 
 def _class(kind: str) -> Any:
     """The PIL form of an image processor class: `…Pil` in transformers 5, the plain name before."""
-    import transformers
-
+    transformers = _transformers()
     if int(transformers.__version__.split(".")[0]) >= 5:
         return getattr(transformers, f"{kind}Pil")
     return getattr(transformers, kind)
@@ -90,13 +98,13 @@ def stock_token_ids(folder: Path | None) -> Callable[[Sequence[str], int], list[
     """
     if vocabulary_in(folder) is None:
         return None
-    from transformers import AutoTokenizer, __version__
-
+    transformers = _transformers()
+    version = transformers.__version__
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise UnavailableError(
-            f"transformers {__version__} cannot open the tokenizer of {folder} ({error}); upgrade transformers, or "
+            f"transformers {version} cannot open the tokenizer of {folder} ({error}); upgrade transformers, or "
             "use --reference torch",
             code="reference-tokenizer",
         ) from error

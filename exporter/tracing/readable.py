@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 
 from qpert.runtime.errors import QpertError, UnavailableError
+from qpert.runtime.libraries import load_onnxruntime
 
 LOWEST_RUNTIME = "1.22"
 """The lowest ONNX Runtime that `qpert[cpu]` and `qpert[gpu]` allow (pyproject.toml)."""
@@ -43,13 +44,12 @@ def require_onnxruntime() -> Any:
         UnavailableError: it is not installed.
     """
     try:
-        import onnxruntime
+        return load_onnxruntime()
     except ImportError as error:
         raise UnavailableError(
             f"exporting opens every graph in ONNX Runtime, which is not installed ({error}); pip install 'qpert[cpu]'",
             code="onnxruntime-missing",
         ) from error
-    return onnxruntime
 
 
 def open_graph(path: Path, name: str) -> None:

@@ -86,7 +86,7 @@ def test_the_same_threshold_needs_no_checkpoint(source, tmp_path, monkeypatch, c
     def refuse(*_, **__):
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr("qpert.exporter.checkpoints.open.open_checkpoint", refuse)
+    monkeypatch.setattr("qpert.exporter.families.blip2.checkpoint.open_checkpoint", refuse)
     settings = Perturbation(stages="itc", threshold=THRESHOLD, alpha=2.0, reduction="mean")
     new = apply_settings(source, settings, tmp_path / "new", provenance={}, reports={})
     assert new.manifest.files["onnx/image_query.onnx"] == source.manifest.files["onnx/image_query.onnx"]

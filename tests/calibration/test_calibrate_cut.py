@@ -14,6 +14,7 @@ from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.recording import decided_masks
 from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.roles import QUERY_HEAD
 from qpert.runtime.errors import BundleError
 from qpert.runtime.inputs.perturbation import box_weights, object_masks
 from qpert.runtime.retrieval.encoder import Encoder
@@ -58,7 +59,7 @@ def test_every_setting_gives_what_the_whole_graph_gives(row, encoder, cut, featu
 
 
 @pytest.mark.parametrize("threshold", [0.85, 0.99])
-def test_another_threshold_gives_what_pytorch_gives_there(threshold, cut, features, boxed_data):
+def test_another_threshold_gives_what_pytorch_gives_there(threshold, encoder, cut, features, boxed_data):
     reference = TorchReference(
         FAMILY, tiny_network(GraphPerturbation(threshold)), encoder.manifest.graphs, GraphPerturbation(threshold)
     )
@@ -111,8 +112,9 @@ def test_a_cut_that_does_not_compute_what_the_bundle_computes_is_refused(
 
 
 def test_a_graph_without_perturbation_cannot_be_cut(stock_export, tmp_path):
+    head = stock_export.manifest.graph(QUERY_HEAD)
     with pytest.raises(BundleError, match="holds no query perturbation that can be cut out"):
-        split_query_head(stock_export.folder / "onnx" / "image_query.onnx", tmp_path)
+        split_query_head(stock_export.folder / "onnx" / "image_query.onnx", head, tmp_path)
 
 
 def test_a_graph_without_a_threshold_cannot_be_cut(encoder, tmp_path):
@@ -125,7 +127,7 @@ def test_a_graph_without_a_threshold_cannot_be_cut(encoder, tmp_path):
         node.input[:] = ["query_map/tau" if name == "query_map/threshold" else name for name in node.input]
     onnx.save_model(model, tmp_path / "other.onnx")
     with pytest.raises(BundleError, match="has no initializer named …/threshold"):
-        split_query_head(tmp_path / "other.onnx", tmp_path / "parts")
+        split_query_head(tmp_path / "other.onnx", encoder.manifest.graph(QUERY_HEAD), tmp_path / "parts")
 
 
 def test_half_precision_is_cut_too(half_bundle, tmp_path, boxed_data):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -70,7 +72,8 @@ def test_what_is_no_folder_is_refused(tmp_path, kind):
 def test_files_are_hashed_once_and_then_remembered(tiny_bundle, copy_of, hashed):
     folder = copy_of(tiny_bundle)
     Bundle.open(folder)
-    assert sorted(hashed) == sorted(path.rpartition("/")[2] for path in Bundle.open(folder).manifest.files)
+    files = Bundle.open(folder).manifest.files  # reports, which nothing runs, are not hashed to open a bundle
+    assert sorted(hashed) == sorted(Path(path).name for path in files if not path.startswith("reports/"))
     hashed.clear()
     Bundle.open(folder)
     assert hashed == []
@@ -111,7 +114,7 @@ def test_a_damaged_memory_means_hashing_again(tiny_bundle, copy_of, hashed, monk
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "hashes.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     bundle = Bundle.open(copy_of(tiny_bundle))
-    assert len(hashed) == len(bundle.manifest.files)
+    assert len(hashed) == sum(not path.startswith("reports/") for path in bundle.manifest.files)
     assert bundle.manifest.files["onnx/vision.data"] in str(HashMemory.load().entries)
 
 
@@ -159,6 +162,7 @@ def test_a_report_that_is_missing_or_half_written_does_not_stop_the_bundle_from_
 
 def test_a_report_cannot_be_written_outside(tiny_bundle, copy_of, tmp_path):
     folder = copy_of(tiny_bundle)
+    shutil.rmtree(folder / "reports", ignore_errors=True)
     (folder / "reports").symlink_to(tmp_path)
     with pytest.raises(BundleError, match="outside the bundle"):
         Bundle.open(folder).add_reports({"x.html": "x"})

@@ -2,8 +2,7 @@
 
 import pytest
 
-from qpert.calibration.perturbation import grid
-from qpert.runtime.benchmark import workloads
+from qpert.runtime.cli.options import parse_counts, parse_numbers
 from qpert.runtime.cli.verify import allowed
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.numbers import parse_float, parse_int
@@ -19,8 +18,9 @@ def test_digit_groups_and_digits_of_other_scripts_are_no_numbers_here(text):
     for read in (parse_float, parse_int):
         with pytest.raises(ValueError, match=r"number|float|int"):
             read(text)
-    for parse in (grid.parse_numbers, workloads.parse_numbers):
-        with pytest.raises(InputError):
-            parse(f"2,{text}", "--numbers")
+    with pytest.raises(InputError):
+        parse_numbers(f"2,{text}", "--numbers", "1,2")
+    with pytest.raises(InputError):
+        parse_counts(f"2,{text}", "--numbers")
     with pytest.raises(InputError):
         allowed((f"r1={text}",))

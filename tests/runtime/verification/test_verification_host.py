@@ -46,7 +46,7 @@ def test_no_other_bundle_may_hold_another_order(manifest, samples):
     for other in (
         replace(manifest, tools={**manifest.tools, "pillow": "12.3.0"}),
         replace(manifest, tools={}),
-        replace(manifest, schema_version=2),
+        replace(manifest, schema_read=2),
     ):
         assert not gate(other, samples).passed
 
@@ -58,8 +58,8 @@ def test_another_filter_or_other_pixels_fail_an_old_bundle_all_the_same(manifest
     one_level = np.float32(1 / 255 / max(manifest.preprocessing.std))
     changed = recorded.copy()
     changed[0, 3, 3] += one_level
-    assert pixel_distance(manifest, tall, recorded) <= 1e-5
-    assert pixel_distance(manifest, tall, changed) > 1e-3
+    assert pixel_distance(manifest, tall, recorded, rows_first=True) <= 1e-5
+    assert pixel_distance(manifest, tall, changed, rows_first=True) > 1e-3
 
 
 def test_a_picture_that_is_not_tall_has_no_other_order(manifest):
@@ -67,6 +67,7 @@ def test_a_picture_that_is_not_tall_has_no_other_order(manifest):
     turned = preprocess_images([wide.transpose(1, 0, 2)], manifest.preprocessing)[0].transpose(0, 2, 1)
     ours = preprocess_images([wide], manifest.preprocessing)[0]
     assert np.abs(turned - ours).max() > 1e-3
-    assert pixel_distance(manifest, wide, turned) == np.abs(turned - ours).max()
+    assert pixel_distance(manifest, wide, turned, rows_first=True) == np.abs(turned - ours).max()
     tall = np.ascontiguousarray(wide.transpose(1, 0, 2))
-    assert pixel_distance(manifest, tall, ours.transpose(0, 2, 1)) == 0
+    assert pixel_distance(manifest, tall, ours.transpose(0, 2, 1), rows_first=True) == 0
+    assert pixel_distance(manifest, tall, ours.transpose(0, 2, 1), rows_first=False) > 1e-3
