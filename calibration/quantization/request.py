@@ -101,7 +101,7 @@ class QuantizeRequest:
         manifest = bundle.manifest
         if unknown := [name for name in self.graphs or () if name not in manifest.graphs]:
             raise InputError(
-                f"--graphs is {', '.join(unknown)}, expected some of {', '.join(manifest.graphs)}",
+                f"--graphs is {', '.join(unknown)}, expected one or more of {', '.join(manifest.graphs)}",
                 code="quantize-graphs",
             )
         if manifest.quantization is not None or manifest.precision in PRECISIONS:

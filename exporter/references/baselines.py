@@ -59,7 +59,7 @@ def open_baselines(
     """
     if unknown := [name for name in names if name not in (*VARIANTS, *UPSTREAM)]:
         raise InputError(
-            f"got baseline {', '.join(unknown)}, expected some of {', '.join((*VARIANTS, *UPSTREAM))}",
+            f"got baseline {', '.join(unknown)}, expected one or more of {', '.join((*VARIANTS, *UPSTREAM))}",
             code="baseline-unknown",
         )
     before = torch.get_num_threads()

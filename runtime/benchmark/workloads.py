@@ -67,7 +67,7 @@ def stages_of(manifest: Manifest, asked: Sequence[str]) -> tuple[str, ...]:
     known = (*(name for name, graph in manifest.graphs.items() if graph.role in AXES), *END_TO_END)
     if unknown := sorted(set(asked) - set(known)):
         raise InputError(
-            f"got stage {', '.join(unknown)}, expected some of {', '.join(known)}", code="bench-stage-unknown"
+            f"got stage {', '.join(unknown)}, expected one or more of {', '.join(known)}", code="bench-stage-unknown"
         )
     return tuple(asked) or known
 

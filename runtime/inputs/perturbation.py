@@ -233,5 +233,5 @@ def _finite(name: str, value: Any) -> float:
 def _known(values: dict[str, Any]) -> dict[str, Any]:
     expected = [field.name for field in fields(Perturbation)]
     if unknown := sorted(set(values) - set(expected)):
-        raise InputError(f"perturbation has no {', '.join(unknown)}; expected some of {', '.join(expected)}")
+        raise InputError(f"perturbation has no {', '.join(unknown)}; expected one or more of {', '.join(expected)}")
     return values

@@ -112,7 +112,7 @@ def test_a_cut_that_does_not_compute_what_the_bundle_computes_is_refused(
 
 
 def test_a_graph_without_perturbation_cannot_be_cut(stock_export, tmp_path):
-    head = stock_export.manifest.graph(QUERY_HEAD)
+    head = Bundle.open(stock_export.folder).manifest.graph(QUERY_HEAD)
     with pytest.raises(BundleError, match="holds no query perturbation that can be cut out"):
         split_query_head(stock_export.folder / "onnx" / "image_query.onnx", head, tmp_path)
 

@@ -52,7 +52,7 @@ def changed_scenes(scenes: Path, tmp_path: Path) -> Callable[[Callable[[list], l
         ({"arch": ("sm80",)}, "is for --target tensorrt"),
         ({"samples": 15}, "--samples is 15, expected at least 16"),
         ({"samples": 64, "limit": 20}, "--limit is 20, expected at least the 64 images"),
-        ({"graphs": ("vison",)}, "vison.*expected one of vision"),
+        ({"graphs": ("vison",)}, "vison.*expected one or more of vision"),
         ({"graphs": ()}, "names no graph"),
         ({"max_drop": -1.0}, "percentages"),
         ({"dataset": "demo", "split": "training"}, "training.*expected one of train, val, test"),

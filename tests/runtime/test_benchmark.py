@@ -29,6 +29,7 @@ from qpert.runtime.benchmark.run import BenchRequest, benchmark
 from qpert.runtime.benchmark.timing import Schedule, Timing, interleaved
 from qpert.runtime.benchmark.workloads import Sizes
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.roles import QUERY_HEAD, TEXT_TOWER
 from qpert.runtime.cli import run
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.progress import Silent
@@ -167,7 +168,7 @@ def test_ratios_rates_and_shares_follow_from_the_medians(bench, encoder):
     assert first.per_second == 2
     assert (first.baseline, first.baseline_median_ms, first.ratio) == ("other", 3000, 3)
     assert (second.baseline, second.baseline_median_ms, second.ratio) == ("slower", 10000, 10)
-    length = encoder.limit("text", "L")
+    length = encoder.limit(TEXT_TOWER, "L")
     assert first.share_of_peak == pytest.approx(
         encoder.manifest.graphs["text"].count_flops({"T": 2, "L": length}) / 1e6
     )
@@ -272,11 +273,12 @@ def test_the_sdpa_variant_really_runs_pytorchs_kernel(tiny_bundle, tiny_weights,
     assert len(calls) == TINY.qformer.layers
 
 
-def test_no_boxes_are_the_stock_network_to_a_baseline():
+def test_no_boxes_are_the_stock_network_to_a_baseline(encoder):
+    spec = encoder.manifest.graph(QUERY_HEAD)
     inputs = {"image_embeds": np.ones(1), "object_masks": np.ones((1, 0, 5)), "box_weights": np.ones((1, 0))}
-    assert set(without_empty_boxes(inputs)) == {"image_embeds"}
+    assert set(without_empty_boxes(spec, inputs)) == {"image_embeds"}
     inputs |= {"object_masks": np.ones((1, 1, 5)), "box_weights": np.ones((1, 1))}
-    assert set(without_empty_boxes(inputs)) == set(inputs)
+    assert set(without_empty_boxes(spec, inputs)) == set(inputs)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "tiny"])
@@ -285,7 +287,7 @@ def test_useful_work_is_what_pytorch_counts(name):
     config = TINY if name == "tiny" else CONFIGS[name]
     if config.vision.layers > 4:  # every layer costs the same; three are enough, and quick
         config = replace(config, vision=replace(config.vision, layers=3))
-    graphs = graph_specs(config, precision="fp32", stages="none", limits=Limits())
+    graphs = graph_specs(config, precision="fp32", stages="none", limits=Limits(length=12))
     side = config.vision.image_size
 
     def counted(method: str, *inputs: torch.Tensor) -> int:
@@ -350,10 +352,10 @@ def test_the_table_has_a_line_for_each_call_and_a_column_for_each_baseline(bench
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--stage", "speech"], "expected some of vision"),
+        (["--stage", "speech"], "expected one or more of vision"),
         (["--batch", "one"], "whole numbers"),
         (["--batch", "0"], "1 or more"),
-        (["--baseline", "jax"], "expected some of torch"),
+        (["--baseline", "jax"], "expected one or more of torch"),
         (["--checkpoint", "other.pth", "--baseline", "torch"], "other.pth"),
     ],
 )

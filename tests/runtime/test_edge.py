@@ -238,7 +238,7 @@ def writing(name, bundle, folder, pictures, tiny_weights):
 def test_a_full_disk_is_exit_3_and_leaves_no_part_of_a_result(
     small_disk, demo_bundle, tiny_bundle, gallery, tiny_weights, name
 ):
-    bundle = demo_bundle if name in ("eval", "calibrate") else tiny_bundle  # scenes have more boxes than 4
+    bundle = demo_bundle if name in ("eval", "calibrate", "quantize") else tiny_bundle  # scenes have more boxes than 4
     arguments = writing(name, bundle, small_disk, gallery.parent, tiny_weights)
     (small_disk / "fill").write_bytes(bytes(116 << 10))
     code, _, stderr = shell('"$@"', *arguments)

@@ -278,7 +278,7 @@ def test_the_releases_reading_of_corners_moves_an_image_across_a_bin_edge(tmp_pa
 # Interruption
 
 
-class Stopping:
+class Stopping(Encoder):
     """An encoder that is interrupted after so many images of the pair stage."""
 
     def __init__(self, encoder, after):

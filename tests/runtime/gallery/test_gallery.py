@@ -247,7 +247,7 @@ def test_a_recomputed_image_that_is_gone_or_changed_is_named(tmp_path, retriever
         with pytest.raises(ImageError, match=r"a.png, from which .* is gone"):
             gallery.features_of([0])
     with pytest.raises(GalleryError, match="made with recomputed features, now stored are asked"):
-        index_images(tmp_path / "g", encoder, entries[:1])
+        index_images(tmp_path / "g", encoder, entries[:1], features="stored")
 
 
 def flip(path, offset):

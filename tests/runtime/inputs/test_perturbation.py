@@ -272,7 +272,7 @@ def test_unusable_values_are_errors_that_name_them(change, message):
 
 
 def test_unknown_and_missing_entries_are_errors():
-    with pytest.raises(InputError, match="has no aplha; expected some of semantics, alpha"):
+    with pytest.raises(InputError, match="has no aplha; expected one or more of semantics, alpha"):
         Perturbation.paper(aplha=3)
     with pytest.raises(InputError, match="expected exactly"):
         Perturbation.from_dict({"alpha": 8})

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.roles import TEXT_TOWER
 from qpert.runtime.bundle.samples import Case
 from qpert.runtime.cli.verify import verify
 from qpert.runtime.errors import BundleError
@@ -386,12 +387,12 @@ def test_padding_that_is_attended_to_fails_where_texts_are_padded_to_the_profile
     """Whatever the mask says, this graph reads all tokens of a text that is shorter than the longest."""
 
     def all_ones(inputs):
-        longest = inputs["input_ids"].shape[-1] == encoder.limit("text", "L")
+        longest = inputs["input_ids"].shape[-1] == encoder.limit(TEXT_TOWER, "L")
         return {"attention_mask": np.ones_like(inputs["attention_mask"])} if longest else {}
 
     mine = [case for case in samples.cases if case.graph == "text" and case.inputs["attention_mask"].all()]
     assert mine, "no recorded case has texts without padding of their own"
-    assert any(case.inputs["input_ids"].shape[-1] < encoder.limit("text", "L") for case in mine)
+    assert any(case.inputs["input_ids"].shape[-1] < encoder.limit(TEXT_TOWER, "L") for case in mine)
     others = [case for case in samples.cases if case.graph != "text"]
     encoder.sessions["text"] = Faulty(encoder.sessions["text"], before=all_ones)
     verification = verified(encoder, samples, [*others, *mine])

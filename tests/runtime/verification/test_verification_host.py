@@ -22,8 +22,8 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def samples() -> Samples:
-    return Samples.load(OLD / "samples.safetensors")
+def samples(manifest) -> Samples:
+    return Samples.load(OLD / "samples.safetensors", tuple(manifest.graphs))
 
 
 def gate(manifest, samples):
