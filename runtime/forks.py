@@ -19,7 +19,7 @@ Kept = TypeVar("Kept")
 
 
 class Inherited(Protocol):
-    """Something that has to be told when it finds itself in a forked child."""
+    """Something that must be notified when it is used in a forked child."""
 
     def after_fork(self) -> None: ...
 

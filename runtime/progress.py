@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]
-"""Tells a stage that so many of its units are done."""
+"""Reports that this many of a stage's units are done."""
 
 
 class Progress(Protocol):

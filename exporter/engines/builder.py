@@ -82,7 +82,7 @@ def build_engine(library: Any, job: BuildJob, advance: Advance) -> BuiltEngine:
     del alive
     if plan is None:
         raise EngineError(
-            f"{library.__name__} built no engine for graph {job.graph!r}: {log.told()}", code="engine-not-built"
+            f"{library.__name__} built no engine for graph {job.graph!r}: {log.summary()}", code="engine-not-built"
         )
     return BuiltEngine(plan, None if cache is None else bytes(cache.serialize()))
 
@@ -97,7 +97,7 @@ def parsed_network(library: Any, builder: Any, log: Any, job: BuildJob) -> tuple
         errors = [parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise EngineError(
             f"{library.__name__} {library.__version__} cannot read {job.onnx}: "
-            f"{'; '.join(errors) or log.told()}; if the file is as it was exported, please report this",
+            f"{'; '.join(errors) or log.summary()}; if the file is as it was exported, please report this",
             code="engine-onnx-unreadable",
         )
     return network, parser
@@ -125,7 +125,7 @@ def configured(library: Any, builder: Any, log: Any, job: BuildJob) -> Any:
         capability = getattr(library.ComputeCapability, architecture.upper(), None)
         if capability is None or not config.set_compute_capability(capability, index):
             raise EngineError(
-                f"{library.__name__} {library.__version__} does not support {architecture}: {log.told()}",
+                f"{library.__name__} {library.__version__} does not support {architecture}: {log.summary()}",
                 code="engine-architecture-refused",
             )
     profile = builder.create_optimization_profile()
@@ -133,7 +133,7 @@ def configured(library: Any, builder: Any, log: Any, job: BuildJob) -> Any:
         profile.set_shape(name, smallest, optimal, largest)
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(
-            f"{library.__name__} rejects the profile of graph {job.graph!r}: {log.told()}",
+            f"{library.__name__} rejects the profile of graph {job.graph!r}: {log.summary()}",
             code="engine-profile-refused",
         )
     return config

@@ -48,7 +48,9 @@ class Bundle:
             raise BundleError(f"the bundle is a {type(folder).__name__}; expected the path of a folder", code="path")
         root = Path(folder)
         if not root.is_dir():
-            raise BundleError(f"{root} is not a folder; expected a bundle made by `qpert export`")
+            raise BundleError(
+                f"{root} is not a folder; expected a bundle made by `qpert export`", code="bundle-missing"
+            )
         bundle = cls(root, read_manifest(root))
         bundle.require_files()
         return bundle
@@ -89,14 +91,18 @@ class Bundle:
                 continue
             path = self.path(name)
             if not path.is_file():
-                raise BundleError(f"{path} is missing from the bundle; copy the whole folder again, or export it again")
+                raise BundleError(
+                    f"{path} is missing from the bundle; copy the whole folder again, or export it again",
+                    code="bundle-file-missing",
+                )
             if memory.knows(path, digest):
                 continue
             found = sha256_of(path)
             if found != digest:
                 raise BundleError(
                     f"{path} was altered: its SHA-256 is {found}, the manifest says {digest}; "
-                    "restore the file or export the bundle again"
+                    "restore the file or export the bundle again",
+                    code="bundle-file-altered",
                 )
             memory.remember(path, digest)
         memory.save()

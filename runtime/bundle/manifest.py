@@ -204,12 +204,14 @@ def check_schema_version(version: object) -> int:
     """The version. Raises BundleError for one that this qpert does not read."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(
-            f"the manifest's schema_version is {version!r}, expected a number from 1 on; this is not a qpert bundle"
+            f"the manifest's schema_version is {version!r}, expected a number from 1 on; this is not a qpert bundle",
+            code="bundle-schema",
         )
     if version > SCHEMA_VERSION:
         raise BundleError(
             f"the bundle has schema version {version}, this qpert reads up to {SCHEMA_VERSION}; "
-            "upgrade qpert, or export the bundle again with this version"
+            "upgrade qpert, or export the bundle again with this version",
+            code="bundle-schema-newer",
         )
     return version
 
@@ -222,13 +224,20 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise BundleError(f"{folder} holds no {MANIFEST_NAME}; expected a folder that `qpert export` made")
+        raise BundleError(
+            f"{folder} holds no {MANIFEST_NAME}; expected a folder that `qpert export` made", code="manifest-missing"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise BundleError(f"{path} cannot be read as JSON ({error}); restore it or export the bundle again") from error
+        raise BundleError(
+            f"{path} cannot be read as JSON ({error}); restore it or export the bundle again",
+            code="manifest-unreadable",
+        ) from error
     if not isinstance(values, dict):
-        raise BundleError(f"{path} holds a {type(values).__name__}, expected an object; export the bundle again")
+        raise BundleError(
+            f"{path} holds a {type(values).__name__}, expected an object; export the bundle again", code="manifest-type"
+        )
     try:
         manifest = Manifest.from_dict(values)
         used = (manifest.samples, manifest.tokenizer.file, *(graph.file for graph in manifest.graphs.values()))
@@ -237,7 +246,12 @@ def read_manifest(folder: Path) -> Manifest:
     except BundleError:
         raise
     except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise BundleError(f"{path} is not a qpert manifest ({error!r}); export the bundle again") from error
+        raise BundleError(
+            f"{path} is not a qpert manifest ({error!r}); export the bundle again", code="manifest-fields"
+        ) from error
     if unhashed := [name for name in used if name not in manifest.files]:
-        raise BundleError(f"{path} gives no hash for {', '.join(unhashed)}; do not trust this bundle, export it again")
+        raise BundleError(
+            f"{path} gives no hash for {', '.join(unhashed)}; do not trust this bundle, export it again",
+            code="manifest-unhashed",
+        )
     return manifest

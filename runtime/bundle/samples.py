@@ -1,6 +1,6 @@
 """`samples.safetensors`: inputs and reference outputs that PyTorch recorded at export.
 
-Each case is one graph with inputs and what PyTorch made of them. Beside the cases lie a few pictures with their
+Each case is one graph with inputs and what PyTorch made of them. Next to the cases are a few pictures with their
 preprocessed pixels and captions with their token ids, so that preprocessing and tokenisation are verified too.
 """
 
@@ -81,7 +81,8 @@ class Samples:
             return cls(tuple(ordered), _pictures(arrays), _captions(arrays, captions), _boxes(arrays))
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             raise BundleError(
-                f"{path} cannot be read as recorded samples ({error}); export the bundle again"
+                f"{path} cannot be read as recorded samples ({error}); export the bundle again",
+                code="samples-unreadable",
             ) from error
 
 

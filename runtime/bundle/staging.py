@@ -23,16 +23,19 @@ def check_target(target: Path, *, force: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if not force:
-        raise InputError(f"{target} exists; pass --force to replace it, or another --out")
+        raise InputError(f"{target} exists; pass --force to replace it, or another --out", code="out-exists")
     is_bundle = target.is_dir() and not target.is_symlink() and (target / MANIFEST_NAME).is_file()
     is_empty = target.is_dir() and not any(target.iterdir())
     if not (is_bundle or is_empty):
-        raise InputError(f"{target} exists and is not a bundle; --force replaces bundles only, choose another --out")
+        raise InputError(
+            f"{target} exists and is not a bundle; --force replaces bundles only, choose another --out",
+            code="out-not-a-bundle",
+        )
 
 
 @contextmanager
 def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
-    """A new folder beside `target`, which becomes `target` when the block ends well and is deleted when it does not.
+    """A new folder next to `target`, which becomes `target` when the block ends well and is deleted when it does not.
 
     A process that is killed leaves a folder named `.NAME.partial-PID`; the next export to the same target removes it.
     The manifest is written last, so that only a complete bundle has one.
@@ -47,7 +50,7 @@ def staged_folder(target: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """A new folder `.NAME.partial-PID` beside `target`, deleted when the block ends if it is still there. What dead
+    """A new folder `.NAME.partial-PID` next to `target`, deleted when the block ends if it is still there. What dead
     processes left for the same target is deleted first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)

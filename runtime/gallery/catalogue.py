@@ -219,7 +219,9 @@ def has_catalogue(folder: Path) -> bool:
 def open_catalogue(folder: Path, *, writable: bool = False) -> Catalogue:
     """Raises GalleryError: no gallery, damaged, or of a newer schema."""
     if not folder.is_dir() or not has_catalogue(folder):
-        raise GalleryError(f"{folder} is not a gallery; expected a folder made by `qpert index`")
+        raise GalleryError(
+            f"{folder} is not a gallery; expected a folder made by `qpert index`", code="gallery-missing"
+        )
     # A reader needs write access too where it can have it: a crashed writer's journal has to be rolled back first.
     catalogue = Catalogue(folder, _connect(folder / CATALOGUE_NAME, writable=writable or os.access(folder, os.W_OK)))
     try:
@@ -231,7 +233,8 @@ def open_catalogue(folder: Path, *, writable: bool = False) -> Catalogue:
         catalogue.close()
         raise GalleryError(
             f"the gallery {folder} has schema version {version}, this qpert reads {SCHEMA_VERSION}; "
-            "use the qpert that made it, or index the images again"
+            "use the qpert that made it, or index the images again",
+            code="gallery-schema",
         )
     return catalogue
 
@@ -239,7 +242,8 @@ def open_catalogue(folder: Path, *, writable: bool = False) -> Catalogue:
 def damaged_block(path: Path, block: Block) -> GalleryError:
     return GalleryError(
         f"{path} was altered: rows {block.first} to {block.first + block.rows - 1} are not what was written; "
-        f"{remedy(path.parent)}"
+        f"{remedy(path.parent)}",
+        code="gallery-rows-altered",
     )
 
 
@@ -253,7 +257,9 @@ def remedy(folder: Path) -> str:
 
 def _damaged(folder: Path, error: Exception) -> GalleryError:
     return GalleryError(
-        f"{folder / CATALOGUE_NAME} is damaged ({error}); restore it from a copy, or index the images into a new folder"
+        f"{folder / CATALOGUE_NAME} is damaged ({error}); restore it from a copy, or index the "
+        "images into a new folder",
+        code="gallery-catalogue-damaged",
     )
 
 

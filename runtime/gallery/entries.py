@@ -51,7 +51,7 @@ class Listing:
 
 
 def read_entries(source: Path) -> list[ImageEntry]:
-    """The images of `list_images`; what is left out is said in a `QpertWarning`."""
+    """The images of `list_images`; a `QpertWarning` names what is left out."""
     listing = list_images(source)
     for line in listing.left_out_lines():
         warnings.warn(f"{source}: {line}", QpertWarning, stacklevel=2)
@@ -158,13 +158,13 @@ def _annotated(source: Path) -> Listing:
 
 
 def _root(source: Path, names: Sequence[str]) -> Path:
-    """LAVIS puts annotations into a folder of their own beside the images."""
+    """LAVIS puts annotations into a separate folder next to the images."""
     exists: Callable[[Path], bool] = lambda root: any(named_file(root, name).is_file() for name in names[:100])  # noqa: E731
     found = next((root for root in (source.parent, source.resolve().parent.parent) if exists(root)), None)
     if found is None:
         raise InputError(
-            f"none of the first images of {source} lies below {source.parent} or the folder above it, {names[0]} for "
-            "instance; put the annotation beside its images",
+            f"none of the first images of {source} is below {source.parent} or the folder above it, {names[0]} for "
+            "instance; put the annotation file next to the images",
             code="annotation-images",
         )
     return found

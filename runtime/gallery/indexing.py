@@ -80,7 +80,7 @@ def index_images(
         UnavailableError: the disk is full. What was committed stays, and the same call goes on from there.
     """
     if records_a_shard < 1:
-        raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1")
+        raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1", code="records-per-shard")
     listed = [portable(entry) for entry in entries]
     _check_names(listed)
     folder = Path(folder)
@@ -122,7 +122,8 @@ def _check_names(entries: Sequence[ImageEntry]) -> None:
     twice = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if twice:
         raise GalleryError(
-            f"{len(twice)} image names are given twice: {', '.join(twice[:5])}; each image needs a name of its own"
+            f"{len(twice)} image names are given twice: {', '.join(twice[:5])}; each image needs a name of its own",
+            code="image-names-repeated",
         )
 
 
@@ -142,7 +143,8 @@ def _plan(catalogue: Catalogue, entries: Sequence[ImageEntry], *, replace: bool)
         name, difference = next(iter(changed.items()))
         raise GalleryError(
             f"{len(changed)} images are in the gallery {catalogue.folder} under the same name but differ, {name} in "
-            f"its {difference} for instance; pass --replace to encode them again, or index into a new gallery"
+            f"its {difference} for instance; pass --replace to encode them again, or index into a new gallery",
+            code="image-changed",
         )
     return _Plan(todo, frozenset(changed))
 

@@ -27,7 +27,8 @@ def writer_lock(folder: Path) -> Iterator[None]:
                 raise
             raise GalleryError(
                 f"the gallery {folder} is being written by another process{_owner(folder)}; "
-                "wait until it has finished (searching works meanwhile)"
+                "wait until it has finished (searching works meanwhile)",
+                code="gallery-locked",
             ) from None
         with suppress(OSError):  # only for the message; a full disk is reported where data is written
             (folder / OWNER_NAME).write_text(str(os.getpid()))

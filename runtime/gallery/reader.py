@@ -273,10 +273,14 @@ def check_unchanged(record: ImageRecord) -> None:
     if not path.is_file():
         raise ImageError(
             f"{path}, from which the features of {record.name} are recomputed, is gone; put it back, delete it from "
-            "the gallery, or index with --features stored"
+            "the gallery, or index with --features stored",
+            code="image-missing",
         )
     state = path.stat()
     if (state.st_size, state.st_mtime_ns) == (record.bytes, record.mtime):
         return
     if state.st_size != record.bytes or sha256_of(path) != record.sha256:
-        raise ImageError(f"{path} has changed since it was indexed as {record.name}; index it again with --replace")
+        raise ImageError(
+            f"{path} has changed since it was indexed as {record.name}; index it again with --replace",
+            code="image-changed",
+        )

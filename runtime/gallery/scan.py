@@ -94,7 +94,9 @@ def nearest(
         InputError: NaN among the embeddings, or shapes that do not fit.
     """
     if not np.isfinite(text_embeds).all():
-        raise InputError("the text embeddings hold NaN or infinity, which cannot be ranked; verify the bundle")
+        raise InputError(
+            "the text embeddings hold NaN or infinity, which cannot be ranked; verify the bundle", code="scores-nan"
+        )
     mask = np.ones(len(query_embeds), bool) if alive is None else alive
     count = min(count, int(mask.sum()))
     fast = codes is not None and not exact and len(query_embeds) >= FAST_FROM and 4 * count < len(query_embeds)
@@ -111,7 +113,10 @@ def nearest(
 def _exact(query_embeds: Floats, texts: Floats, count: int, alive: npt.NDArray[np.bool_]) -> Iterator[Any]:
     scores = np.ascontiguousarray(itc_scores(query_embeds, texts).T)  # [T, n]
     if np.isnan(scores[:, alive]).any():
-        raise InputError("ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again")
+        raise InputError(
+            "ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again",
+            code="scores-nan",
+        )
     scores[:, ~alive] = -np.inf
     for row in scores:
         best = top(row, count)
@@ -155,7 +160,10 @@ def _exact_scores(query_embeds: Floats, rows: Rows, text: Floats) -> Floats:
         return np.empty(0, np.float32)
     scores = itc_scores(np.asarray(query_embeds[np.sort(rows)]), text[None])[:, 0]
     if np.isnan(scores).any():
-        raise InputError("ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again")
+        raise InputError(
+            "ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again",
+            code="scores-nan",
+        )
     return scores[np.argsort(np.argsort(rows))]
 
 

@@ -249,5 +249,6 @@ def check_scores(scores: Floats, stage: str) -> None:
     if np.isnan(scores).any():
         raise InputError(
             f"{int(np.isnan(scores).sum())} of {scores.size} {stage} scores are NaN, which cannot be ranked; verify "
-            "the bundle (`qpert verify`), and export it in fp32 if half precision overflows"
+            "the bundle (`qpert verify`), and export it in fp32 if half precision overflows",
+            code="scores-nan",
         )

@@ -67,7 +67,9 @@ class GallerySpec:
         """`features` None: stored where the bundle can re-rank, none where nobody would read them."""
         features = features or usual_features(encoder)
         if features not in FEATURE_MODES:
-            raise GalleryError(f"features is {features!r}; expected one of {', '.join(FEATURE_MODES)}")
+            raise GalleryError(
+                f"features is {features!r}; expected one of {', '.join(FEATURE_MODES)}", code="feature-mode"
+            )
         manifest = encoder.manifest
         _, queries, width = manifest.query_head.output(IMAGE_VECTORS).shape
         image_tokens = manifest.image_tower.output(IMAGE_TOKENS)
@@ -101,7 +103,8 @@ class GallerySpec:
             raise GalleryError(
                 f"the gallery {gallery} was made with the bundle {self.bundle} (checkpoint {self.checkpoint}, identity "
                 f"{self.identity[:12]}), now {bundle.folder} ({bundle.manifest.checkpoint.name}, {found[:12]}) is "
-                "used; use the bundle that made it, or index the images into a new gallery"
+                "used; use the bundle that made it, or index the images into a new gallery",
+                code="gallery-other-bundle",
             )
 
     def require(self, encoder: Encoder, gallery: object) -> None:
@@ -110,8 +113,9 @@ class GallerySpec:
         mine, theirs = self.perturbation, encoder.perturbation.to_dict()
         differing = [key for key in mine if key != "semantics" and mine[key] != theirs.get(key)]  # a label, no setting
         if differing:
-            told = ", ".join(f"{key} {mine[key]!r} (now {theirs.get(key)!r})" for key in differing)
+            differences = ", ".join(f"{key} {mine[key]!r} (now {theirs.get(key)!r})" for key in differing)
             raise GalleryError(
-                f"the gallery {gallery} was made with other perturbation settings: {told}; "
-                "use those, or index the images into a new gallery"
+                f"the gallery {gallery} was made with other perturbation settings: {differences}; "
+                "use those, or index the images into a new gallery",
+                code="gallery-other-perturbation",
             )

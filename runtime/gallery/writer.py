@@ -48,7 +48,7 @@ from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
 
 @dataclass(frozen=True, eq=False)
 class NewImage:
-    """What the catalogue is told of an image that is being added; see `ImageRecord`."""
+    """What the catalogue records about an image that is being added; see `ImageRecord`."""
 
     name: str
     path: str
@@ -101,7 +101,9 @@ class GalleryWriter:
         unknown = [name for name in names if self.catalogue.image(name) is None]
         if unknown:
             raise GalleryError(
-                f"the gallery {self.folder} has no image named {', '.join(map(repr, unknown[:5]))}; nothing was deleted"
+                f"the gallery {self.folder} has no image named {', '.join(map(repr, unknown[:5]))}; "
+                "nothing was deleted",
+                code="gallery-image-unknown",
             )
         with self.catalogue.transaction() as connection:
             connection.executemany("UPDATE image SET live = 0 WHERE name = ? AND live", [(name,) for name in names])
@@ -209,7 +211,9 @@ def open_writer(
     """
     with disk_errors(folder):
         if encoder is None and not has_catalogue(folder):
-            raise GalleryError(f"{folder} is not a gallery; expected a folder made by `qpert index`")
+            raise GalleryError(
+                f"{folder} is not a gallery; expected a folder made by `qpert index`", code="gallery-missing"
+            )
         _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with writer_lock(folder):
@@ -255,14 +259,15 @@ def is_forbidden(error: OSError | sqlite3.OperationalError) -> bool:
 
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
-        raise GalleryError(f"{folder} is a file; expected a folder for the gallery")
+        raise GalleryError(f"{folder} is a file; expected a folder for the gallery", code="gallery-path")
     if not folder.is_dir() or has_catalogue(folder):
         return
     ours = (CATALOGUE_NAME, f"{CATALOGUE_NAME}-journal", LOCK_NAME, f"{LOCK_NAME}-journal", OWNER_NAME)
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours)
     if strangers:
         raise GalleryError(
-            f"{folder} exists and is not a gallery (it holds {', '.join(strangers[:3])}); choose another --out"
+            f"{folder} exists and is not a gallery (it holds {', '.join(strangers[:3])}); choose another --out",
+            code="gallery-path",
         )
 
 
@@ -286,7 +291,8 @@ def _check_spec(catalogue: Catalogue, encoder: Encoder, features: FeatureMode | 
     if features is not None and made.features != features:
         raise GalleryError(
             f"the gallery {catalogue.folder} was made with {made.features} features, now {features} are asked "
-            f"for; pass --features {made.features}, or choose another --out"
+            f"for; pass --features {made.features}, or choose another --out",
+            code="gallery-feature-mode",
         )
 
 

@@ -3,7 +3,7 @@
 Layouts (below the data set's root): `annotations/{train,val,test}.json` with `flickr30k-images/` and
 `flickr30k_entities/{Annotations,Sentences}/`, or with `val2014/` and `coco_entities/{Annotations,Sentences}/`, the COCO
 Entities that the query-perturbation release converts; COCO Entities' own JSON is read too, as `coco_entities*.json`
-beside or inside that folder. The generated demonstration is written in both layouts.
+next to or inside that folder. The generated demonstration is written in both layouts.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _annotation_file(root: Path, split: str) -> Path:
             return candidate
     what = "does not exist" if not root.is_dir() else f"has no annotations/{split}.json"
     raise InputError(
-        f"the data set {root} {what}; expected LAVIS's layout: annotations/{split}.json beside the images",
+        f"the data set {root} {what}; expected LAVIS's layout: annotations/{split}.json next to the images",
         code="dataset-layout",
     )
 

@@ -75,7 +75,10 @@ def preprocess_images(images: Sequence[ImageInput], preprocessing: ImagePreproce
     from PIL import Image
 
     if isinstance(images, str | Path | Image.Image | np.ndarray):
-        raise ImageError(f"images is one {type(images).__name__}; expected a sequence of images: put it in a list")
+        raise ImageError(
+            f"images is one {type(images).__name__}; expected a sequence of images: put it in a list",
+            code="images-kind",
+        )
     size = preprocessing.size
     table = _normalised_bytes(preprocessing)  # [3, 256]
     pixel_values = np.empty((len(images), 3, size, size), np.float32)

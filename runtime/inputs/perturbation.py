@@ -1,7 +1,7 @@
 """What the object-aware query perturbation means on the host: token masks and box weights.
 
 The graphs take finished numbers: `object_masks`, which image tokens a box covers, and `box_weights`, how strongly it
-acts. Everything that tells the readings of the method apart is decided here and nowhere else.
+acts. All choices between readings of the method are made here and nowhere else.
 
 Source: Sogi, Shibata, Terao, "Object-Aware Query Perturbation for Cross-Modal Image-Text Retrieval", ECCV 2024,
 sections 4.2–4.4, and the authors' release where it departs from the paper.
@@ -64,9 +64,14 @@ class Perturbation:
         for name in ("alpha", "beta", "gamma", "threshold"):
             object.__setattr__(self, name, _finite(name, getattr(self, name)))
         if not 0 < self.threshold < 1:
-            raise InputError(f"threshold is {self.threshold}; expected a contribution ratio between 0 and 1, as 0.95")
+            raise InputError(
+                f"threshold is {self.threshold}; expected a contribution ratio between 0 and 1, as 0.95",
+                code="perturbation-threshold",
+            )
         if not isinstance(self.preserve_norm, bool):
-            raise InputError(f"preserve_norm is {self.preserve_norm!r}; expected true or false")
+            raise InputError(
+                f"preserve_norm is {self.preserve_norm!r}; expected true or false", code="perturbation-norm"
+            )
 
     @classmethod
     def paper(cls, **overrides: Any) -> Perturbation:
@@ -95,7 +100,7 @@ class Perturbation:
         expected = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping) or set(values) != expected:
             got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
-            raise InputError(f"perturbation has {got}; expected exactly {sorted(expected)}")
+            raise InputError(f"perturbation has {got}; expected exactly {sorted(expected)}", code="perturbation-fields")
         return cls(**values)
 
 
@@ -106,7 +111,7 @@ def object_masks(
 
     B images; O = `pad_to`, or the largest number of boxes in the batch (0 is fine; None is an image without boxes);
     N = `grid.tokens`: the prefix (CLS), which no box covers, then the patches row by row. Rows of padding are 0. Where
-    the picture is cropped, boxes are moved with it, and what lies outside the crop covers nothing. `coverage` is
+    the picture is cropped, boxes are moved with it, and what is outside the crop covers nothing. `coverage` is
 
     - `exact`: the fraction of the patch's area inside the box;
     - `binary`: 1 for any overlap, else 0;
@@ -160,12 +165,17 @@ def box_inputs(
 
 def _rows(boxes: Sequence[Boxes | None], pad_to: int | None) -> int:
     if isinstance(boxes, Boxes):
-        raise InputError("boxes is one Boxes; expected a sequence with one entry for each image: put it in a list")
+        raise InputError(
+            "boxes is one Boxes; expected a sequence with one entry for each image: put it in a list", code="boxes-kind"
+        )
     counts = [0 if item is None else len(item) for item in boxes]
     largest = max(counts, default=0)
     if pad_to is not None and largest > pad_to:
         where = counts.index(largest)
-        raise LimitError(f"image {where} has {largest} boxes; at most {pad_to} fit: keep the ones that matter most")
+        raise LimitError(
+            f"image {where} has {largest} boxes; at most {pad_to} fit: keep the ones that matter most",
+            code="too-many-boxes",
+        )
     return largest if pad_to is None else pad_to
 
 
@@ -221,17 +231,20 @@ def _dilated_profile(low: FloatArray, high: FloatArray, side: _Side) -> FloatArr
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}", code="perturbation-choice")
 
 
 def _finite(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}; expected a finite number")
+        raise InputError(f"{name} is {value!r}; expected a finite number", code="perturbation-number")
     return float(value)
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
     expected = [field.name for field in fields(Perturbation)]
     if unknown := sorted(set(values) - set(expected)):
-        raise InputError(f"perturbation has no {', '.join(unknown)}; expected one or more of {', '.join(expected)}")
+        raise InputError(
+            f"perturbation has no {', '.join(unknown)}; expected one or more of {', '.join(expected)}",
+            code="perturbation-unknown",
+        )
     return values

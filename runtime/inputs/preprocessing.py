@@ -101,7 +101,9 @@ def _three_floats(name: str, values: Any) -> tuple[float, float, float]:
     try:
         red, green, blue = (float(v) for v in values)
     except (TypeError, ValueError):
-        raise InputError(f"{name} is {values!r}; expected three numbers, one for each of R, G, B") from None
+        raise InputError(
+            f"{name} is {values!r}; expected three numbers, one for each of R, G, B", code="preprocessing-values"
+        ) from None
     if not np.isfinite([red, green, blue]).all():
-        raise InputError(f"{name} is {values!r}; expected finite numbers")
+        raise InputError(f"{name} is {values!r}; expected finite numbers", code="preprocessing-values")
     return red, green, blue

@@ -69,7 +69,7 @@ def clean_caption(caption: str, *, max_words: int = 50, name: str = "the text") 
     `TextError` if `caption` is not a string or is blank; `name` is what the message calls it.
     """
     if not isinstance(caption, str):
-        raise TextError(f"{name} is a {type(caption).__name__}; expected a string")
+        raise TextError(f"{name} is a {type(caption).__name__}; expected a string", code="text-kind")
     cleaned = _WHITESPACE_RUN.sub(" ", caption.lower().translate(_PUNCTUATION)).rstrip("\n").strip(" ")
     if not caption.strip():
         raise TextError(
@@ -235,9 +235,14 @@ def read_tokenizer_json(path: Path) -> Backend:
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read the tokenizer {path}: {error.strerror}; expected a tokenizer.json") from error
+        raise InputError(
+            f"cannot read the tokenizer {path}: {error.strerror}; expected a tokenizer.json",
+            code="tokenizer-unreadable",
+        ) from error
     except Exception as error:  # the Rust library raises bare Exception
-        raise InputError(f"{path} is not a tokenizer.json that `tokenizers` can read: {error}") from error
+        raise InputError(
+            f"{path} is not a tokenizer.json that `tokenizers` can read: {error}", code="tokenizer-unreadable"
+        ) from error
 
 
 def _shown(text: str) -> str:

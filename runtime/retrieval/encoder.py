@@ -317,7 +317,8 @@ def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbatio
         if got != fixed:
             raise InputError(
                 f"perturbation {name} is {got!r}, this bundle's graphs were exported with {fixed!r}; "
-                "use that, or export again"
+                "use that, or export again",
+                code="perturbation-fixed",
             )
     return perturbation
 

@@ -80,7 +80,8 @@ def load_cuda() -> Any:
         from cuda.bindings import runtime
     except ImportError as error:
         raise UnavailableError(
-            f"engines need cuda-bindings, not installed here ({error}); pip install 'qpert[rtx]' or 'qpert[trt]'"
+            f"engines need cuda-bindings, not installed here ({error}); pip install 'qpert[rtx]' or 'qpert[trt]'",
+            code="cuda-bindings-missing",
         ) from error
     return runtime
 
@@ -104,10 +105,12 @@ class Device:
 
     def _check_present(self) -> None:
         if not self.call("cudaGetDeviceCount"):
-            raise UnavailableError("CUDA sees no GPU; is CUDA_VISIBLE_DEVICES set? `qpert doctor` shows what is here")
+            raise UnavailableError(
+                "CUDA sees no GPU; is CUDA_VISIBLE_DEVICES set? `qpert doctor` shows what is here", code="gpu-missing"
+            )
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call one function of CUDA's runtime; returns what it gives beside its status.
+        """Call one function of CUDA's runtime; returns its results without the status.
 
         Raises:
             UnavailableError: it failed, in CUDA's words, or this is a forked child of the process that opened CUDA.
@@ -120,7 +123,8 @@ class Device:
             words = text.decode() if isinstance(text, bytes) else str(text)
             raise UnavailableError(
                 f"{name} failed with {status.name}: {words}; `qpert doctor` shows the GPU, its driver and what is "
-                "missing"
+                "missing",
+                code="cuda-call",
             )
         return values[0] if len(values) == 1 else values
 
@@ -152,7 +156,8 @@ class Device:
         return UnavailableError(
             f"GPU memory is too small: {purpose} needs {mebibytes(nbytes)}, {mebibytes(free)} of {mebibytes(total)} "
             "are free; end other programs on this GPU, or export with a smaller --max-batch or --max-text, or with "
-            "--precision fp16"
+            "--precision fp16",
+            code="gpu-memory",
         )
 
     def copy(self, target: int, source: int, nbytes: int, kind: str) -> None:

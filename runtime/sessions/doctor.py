@@ -122,7 +122,10 @@ def start_provider(provider: Provider) -> None:
         return
     session = load_onnxruntime().InferenceSession(IDENTITY, providers=[provider.onnxruntime])
     if provider.onnxruntime not in session.get_providers():
-        raise UnavailableError(f"ONNX Runtime would use {', '.join(session.get_providers())}; needs {provider.advice}")
+        raise UnavailableError(
+            f"ONNX Runtime would use {', '.join(session.get_providers())}; needs {provider.advice}",
+            code="provider-not-started",
+        )
 
 
 def find_conflict() -> Finding:

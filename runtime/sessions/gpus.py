@@ -39,15 +39,15 @@ def find_gpus() -> tuple[Gpu, ...]:
     """
     program = shutil.which("nvidia-smi")
     if program is None:
-        raise UnavailableError("no nvidia-smi: no NVIDIA driver")
+        raise UnavailableError("no nvidia-smi: no NVIDIA driver", code="nvidia-driver-missing")
     try:
         answer = subprocess.run([program, *QUERY], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"nvidia-smi does not answer ({error})") from error
+        raise UnavailableError(f"nvidia-smi does not answer ({error})", code="nvidia-smi-failed") from error
     lines = answer.stdout.strip().splitlines()
     if answer.returncode or not lines:
-        said = (answer.stderr or answer.stdout).strip()[:200]
-        raise UnavailableError(said or "nvidia-smi shows no GPU")
+        message = (answer.stderr or answer.stdout).strip()[:200]
+        raise UnavailableError(message or "nvidia-smi shows no GPU", code="gpu-missing")
     return tuple(parse_gpu(line) for line in lines)
 
 
@@ -55,7 +55,10 @@ def parse_gpu(line: str) -> Gpu:
     """One line of nvidia-smi's answer: `NVIDIA L4, 550.54.15, 8.9`."""
     parts = [part.strip() for part in line.rsplit(",", 2)]
     if len(parts) != 3 or not parts[2].replace(".", "").isdigit():
-        raise UnavailableError(f"nvidia-smi says {line!r}, expected a name, a driver version and a compute capability")
+        raise UnavailableError(
+            f"nvidia-smi says {line!r}, expected a name, a driver version and a compute capability",
+            code="nvidia-smi-answer",
+        )
     return Gpu(*parts)
 
 

@@ -196,12 +196,14 @@ def errors_explained(spec: GraphSpec) -> Iterator[None]:
         if any(words in str(error) for words in NO_MEMORY):
             raise UnavailableError(
                 f"there is not enough memory to run graph {spec.name!r} ({error}); end other programs, pass fewer "
-                "images or texts a call, or export with a smaller --max-batch or --max-text, or with --precision fp16"
+                "images or texts a call, or export with a smaller --max-batch or --max-text, or with --precision fp16",
+                code="out-of-memory",
             ) from error
         if type(error).__module__.startswith("onnxruntime"):
             raise BundleError(
                 f"ONNX Runtime loads graph {spec.name!r} and cannot run it ({str(error).strip()}); its file is not "
-                "what `qpert export` makes: export the bundle again"
+                "what `qpert export` makes: export the bundle again",
+                code="graph-run",
             ) from error
         raise
 
@@ -222,7 +224,8 @@ def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
     if provider.onnxruntime not in known:
         raise UnavailableError(
             f"provider {provider.name!r} was asked for, this ONNX Runtime {onnxruntime.__version__} has "
-            f"{', '.join(known)}; it needs {provider.advice}"
+            f"{', '.join(known)}; it needs {provider.advice}",
+            code="provider-not-in-build",
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -235,7 +238,8 @@ def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
     if provider.onnxruntime not in session.get_providers():
         raise UnavailableError(
             f"provider {provider.name!r} was asked for and could not start, ONNX Runtime would use "
-            f"{', '.join(session.get_providers())} in its place; it needs {provider.advice}"
+            f"{', '.join(session.get_providers())} in its place; it needs {provider.advice}",
+            code="provider-not-started",
         )
     return keep_in_children(session)
 
@@ -259,14 +263,16 @@ def load_error(path: Path, provider: Provider, error: Exception) -> UnavailableE
     if any(words in str(error) for words in NO_MEMORY):
         return UnavailableError(
             f"there is not enough memory to load {path} with provider {provider.name!r} ({error}); end other programs, "
-            "or export with --precision fp16"
+            "or export with --precision fp16",
+            code="out-of-memory",
         )
     if "NOT_IMPLEMENTED" in str(error):
         return UnavailableError(
             f"provider {provider.name!r} lacks an operator that {path} needs ({error}); bfloat16 runs on GPUs only:"
-            " use another provider, or export with --precision fp32 or fp16"
+            " use another provider, or export with --precision fp32 or fp16",
+            code="operator-missing",
         )
-    return BundleError(f"ONNX Runtime cannot load {path}: {error}")
+    return BundleError(f"ONNX Runtime cannot load {path}: {error}", code="graph-unreadable")
 
 
 def check_declared(session: Any, spec: GraphSpec, path: Path) -> None:
@@ -274,4 +280,7 @@ def check_declared(session: Any, spec: GraphSpec, path: Path) -> None:
     found = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
     declared = (spec.input_names, spec.output_names)
     if found != declared:
-        raise BundleError(f"{path} has inputs and outputs {found}, the manifest declares {declared}; export it again")
+        raise BundleError(
+            f"{path} has inputs and outputs {found}, the manifest declares {declared}; export it again",
+            code="graph-signature",
+        )

@@ -53,5 +53,8 @@ def open_session(path: Path, spec: GraphSpec, provider: str = "cpu", *, threads:
 
     chosen = find_provider(provider)
     if not chosen.onnxruntime:
-        raise InputError(f"provider {provider!r} runs the engines of a bundle, not {path}; open the bundle with it")
+        raise InputError(
+            f"provider {provider!r} runs the engines of a bundle, not {path}; open the bundle with it",
+            code="provider-needs-bundle",
+        )
     return OnnxRuntimeSession.open(path, spec, chosen, threads=threads)

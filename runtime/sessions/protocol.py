@@ -62,18 +62,22 @@ def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:
         LimitError: an axis is longer or shorter than the bundle was exported for.
     """
     if set(inputs) != set(spec.input_names):
-        raise InputError(f"graph {spec.name!r} got inputs {sorted(inputs)}, expected {sorted(spec.input_names)}")
+        raise InputError(
+            f"graph {spec.name!r} got inputs {sorted(inputs)}, expected {sorted(spec.input_names)}", code="graph-inputs"
+        )
     lengths: dict[str, int] = {}
     for tensor in spec.inputs:
         array = inputs[tensor.name]
         got, expected = f"{array.dtype} {list(array.shape)}", f"{tensor.dtype} {list(tensor.shape)}"
         message = f"input {tensor.name!r} of graph {spec.name!r} is {got}, expected {expected}"
         if array.dtype != np.dtype(tensor.dtype) or array.ndim != len(tensor.shape):
-            raise InputError(message)
+            raise InputError(message, code="graph-input-shape")
         for length, axis in zip(array.shape, tensor.shape, strict=True):
             wanted = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
             if length != wanted:
-                raise InputError(f"{message} with {axis} = {wanted}" if isinstance(axis, str) else message)
+                raise InputError(
+                    f"{message} with {axis} = {wanted}" if isinstance(axis, str) else message, code="graph-input-shape"
+                )
     for axis, length in lengths.items():
         check_range(spec, axis, length)
 
@@ -85,7 +89,8 @@ def check_range(spec: GraphSpec, axis: str, length: int) -> None:
     what, option = AXIS_MEANING.get(axis, (axis, "the profile's upper end"))
     raise LimitError(
         f"graph {spec.name!r} got {length} {what}, expected {allowed.min} to {allowed.max}; "
-        f"pass fewer, or export again with a larger {option}"
+        f"pass fewer, or export again with a larger {option}",
+        code="limit-axis",
     )
 
 

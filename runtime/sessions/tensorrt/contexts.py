@@ -89,7 +89,8 @@ class ContextMaker:
         if not accepted:
             raise UnavailableError(
                 f"{self.library.__name__} {self.library.__version__} does not run graph {self.name!r} with {what}: "
-                f"{self.log.told()}; build the engines again with `qpert build --force`, or use --provider cpu"
+                f"{self.log.summary()}; build the engines again with `qpert build --force`, or use --provider cpu",
+                code="engine-context",
             )
 
 
@@ -180,7 +181,7 @@ class Replaying:
         return self.runs[key]
 
     def _run_and_capture(self, key: Key, shapes: Shapes) -> None:
-        """Run a shape in a new context, which also settles what depends on the shape; then record it, for next time."""
+        """Run a shape in a new context, which also resolves what depends on the shape; then record it as a graph."""
         context = self._new_context()
         self.maker.start(context, shapes)
         self.maker.device.synchronize()
@@ -203,7 +204,7 @@ class Replaying:
         if not queued or status != cuda.cudaError_t.cudaSuccess:
             warnings.warn(
                 f"graph {self.maker.name!r} cannot be recorded as a CUDA graph ({status.name}; "
-                f"{self.maker.log.told()}): its kernels are launched one by one, slower and with the same result",
+                f"{self.maker.log.summary()}): its kernels are launched one by one, slower and with the same result",
                 QpertWarning,
                 stacklevel=2,
             )

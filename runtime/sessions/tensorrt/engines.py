@@ -2,9 +2,9 @@
 
     BUNDLE/engines/sm89-rtx1.7.1.116/engine.json, vision.engine, image_query.engine, …
 
-Engines are a cache of the ONNX graphs that can be thrown away, so the manifest does not list them: their hashes stand
-in their own record. An engine is used only where library, version, GPU and graphs are the record's; anything else is
-said in words, with the command that builds it again, because what the library says of it is "tag mismatch" at best.
+Engines are a disposable cache of the ONNX graphs, so the manifest does not list them: their own record holds their
+hashes. An engine is used only if library, version, GPU and graphs match the record. Otherwise the error explains the
+difference and gives the command that rebuilds the engine, because the library itself says "tag mismatch" at best.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ENGINE_SCHEMA_VERSION = 1
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
-"""By input: the smallest, the commonest and the largest shape of a call."""
+"""By input: the smallest, the most common and the largest shape of a call."""
 
 
 @dataclass(frozen=True)
 class EngineFile:
     """The engine of one graph.
 
-    file: beside the record. sha256, bytes: of the engine. sources: SHA-256 of the ONNX file and of its external data,
+    file: next to the record. sha256, bytes: of the engine. sources: SHA-256 of the ONNX file and of its external data,
     by their paths in the bundle (`onnx/vision.onnx`), as they were when it was built. seconds: what the build took.
     """
 
@@ -68,7 +68,7 @@ class EngineRecord:
 
     flavor: `rtx` or `classic`. flavor_version: the library's, all its numbers. architectures: GPUs that the engines
     run on, `("sm89",)`. tf32: whether float32 products may be rounded to TF32. gpu, driver, cuda: of the machine that
-    built, None where it had none. command: what was typed.
+    built, None if it has none. command: the command line.
     """
 
     flavor: str
@@ -107,7 +107,8 @@ class EngineRecord:
         version = values["schema_version"]
         if isinstance(version, int) and version > ENGINE_SCHEMA_VERSION:
             raise BundleError(
-                f"its schema version is {version}, this qpert reads up to {ENGINE_SCHEMA_VERSION}: upgrade qpert"
+                f"its schema version is {version}, this qpert reads up to {ENGINE_SCHEMA_VERSION}: upgrade qpert",
+                code="engine-schema-newer",
             )
         architectures = tuple(str(name) for name in values["architectures"])
         if version != ENGINE_SCHEMA_VERSION or values["flavor"] not in FLAVORS or not architectures:
@@ -154,7 +155,10 @@ class Engine:
         """
         path, item = self.path(graph), self.record.graphs[graph]
         if not path.is_file():
-            raise BundleError(f"{path} is missing; build it again: {rebuild_command(self.bundle, self.record)}")
+            raise BundleError(
+                f"{path} is missing; build it again: {rebuild_command(self.bundle, self.record)}",
+                code="engine-file-missing",
+            )
         memory = HashMemory.load()
         if not memory.knows(path, item.sha256):
             found = sha256_of(path)
@@ -162,7 +166,8 @@ class Engine:
                 raise BundleError(
                     f"{path} was cut short or altered: it has {path.stat().st_size} bytes with SHA-256 {found}, the "
                     f"record says {item.bytes} with {item.sha256}; build it again: "
-                    f"{rebuild_command(self.bundle, self.record)}"
+                    f"{rebuild_command(self.bundle, self.record)}",
+                    code="engine-file-altered",
                 )
             memory.remember(path, item.sha256)
             memory.save()
@@ -214,11 +219,13 @@ def read_engine(bundle: Path, folder: Path) -> Engine:
         for item in record.graphs.values():
             bundle_path(folder, item.file)
     except FileNotFoundError as error:
-        raise BundleError(f"{folder} holds no {RECORD_NAME}; {again}") from error
+        raise BundleError(f"{folder} holds no {RECORD_NAME}; {again}", code="engine-record-missing") from error
     except BundleError as error:
-        raise BundleError(f"{path} cannot be used ({error}); {again}") from error
+        raise BundleError(f"{path} cannot be used ({error}); {again}", code="engine-record-unreadable") from error
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{path} is not the record of an engine ({error!r}); {again}") from error
+        raise BundleError(
+            f"{path} is not the record of an engine ({error!r}); {again}", code="engine-record-fields"
+        ) from error
     return Engine(bundle, folder, record)
 
 
@@ -231,8 +238,9 @@ def require_flavor(bundle: Bundle, flavor: Flavor) -> None:
     """Raises UnavailableError where the bundle has no engine of this flavour at all."""
     if not any(flavor_of(folder) == flavor.name for folder in engine_folders(bundle.folder)):
         raise UnavailableError(
-            f"{bundle.folder} holds no {flavor.title} engine, and none is made unasked; build one with: "
-            f"{build_command(bundle.folder, flavor.name, 'current')}"
+            f"{bundle.folder} holds no {flavor.title} engine, and engines are built only on request; build one with: "
+            f"{build_command(bundle.folder, flavor.name, 'current')}",
+            code="engine-missing",
         )
 
 
@@ -268,12 +276,13 @@ def engine_for(bundle: Bundle, machine: Machine) -> Engine:
     have = "; ".join(refused) or f"it has no {machine.flavor.title} engine"
     build = build_command(bundle.folder, machine.flavor.name, machine.gpu.architecture)
     raise UnavailableError(
-        f"{bundle.folder} has no engine for this machine's {machine.gpu}: {have}; build one: {build}"
+        f"{bundle.folder} has no engine for this machine's {machine.gpu}: {have}; build one: {build}",
+        code="engine-other-gpu",
     )
 
 
 def explain(record: EngineRecord, machine: Machine, manifest: Manifest) -> list[str]:
-    """Why an engine does not run here, in words; empty where it does.
+    """Why an engine does not run here, as a sentence; empty if it does.
 
     TensorRT and TensorRT-RTX read only engines of exactly their own version, for the architectures they were built for.
     Another GPU of the same architecture is fine.
@@ -313,5 +322,5 @@ def text_of(values: dict[str, Any], key: str) -> str:
 
 
 def shapes_of(shapes: Any) -> tuple[Shape, Shape, Shape]:
-    smallest, commonest, largest = (tuple(int(length) for length in shape) for shape in shapes)
-    return smallest, commonest, largest
+    smallest, common, largest = (tuple(int(length) for length in shape) for shape in shapes)
+    return smallest, common, largest

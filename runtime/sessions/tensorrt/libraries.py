@@ -59,7 +59,7 @@ FLAVORS: dict[str, Flavor] = {
 
 def find_flavor(name: str) -> Flavor:
     if name not in FLAVORS:
-        raise InputError(f"got TensorRT flavour {name!r}, expected one of {', '.join(FLAVORS)}")
+        raise InputError(f"got TensorRT flavour {name!r}, expected one of {', '.join(FLAVORS)}", code="tensorrt-flavor")
     return FLAVORS[name]
 
 
@@ -73,13 +73,17 @@ def load_flavor(flavor: Flavor) -> Any:
         return importlib.import_module(flavor.module)
     except ImportError as error:
         if getattr(error, "name", None) == flavor.module:
-            raise UnavailableError(f"{flavor.title} is not installed; {flavor.install}") from error
+            raise UnavailableError(
+                f"{flavor.title} is not installed; {flavor.install}", code="tensorrt-missing"
+            ) from error
         raise UnavailableError(
-            f"{flavor.title} is installed and cannot be loaded ({error}); install it again: {flavor.install}"
+            f"{flavor.title} is installed and cannot be loaded ({error}); install it again: {flavor.install}",
+            code="tensorrt-unloadable",
         ) from error
     except OSError as error:  # a shared library that it needs
         raise UnavailableError(
-            f"{flavor.title} is installed and cannot be loaded ({error}); install it again: {flavor.install}"
+            f"{flavor.title} is installed and cannot be loaded ({error}); install it again: {flavor.install}",
+            code="tensorrt-unloadable",
         ) from error
 
 

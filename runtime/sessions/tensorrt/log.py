@@ -1,15 +1,15 @@
-"""What TensorRT logs, kept instead of printed: it returns None or False where it fails, and says why only there."""
+"""TensorRT's log, kept instead of printed: when a call fails it returns None or False, and only the log says why."""
 
 from __future__ import annotations
 
 from typing import Any
 
 KEPT = 20
-"""Messages of each kind: the last ones tell."""
+"""Messages kept of each kind, the latest ones."""
 
 
 def make_log(library: Any) -> Any:
-    """An `ILogger` of `tensorrt` or `tensorrt_rtx` that keeps errors and warnings; `told` gives them in one line."""
+    """An `ILogger` of `tensorrt` or `tensorrt_rtx` that keeps errors and warnings; `summary` gives them in one line."""
 
     class Log(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -23,8 +23,8 @@ def make_log(library: Any) -> Any:
             elif severity == library.ILogger.WARNING:
                 self.warnings = [*self.warnings, msg][-KEPT:]
 
-        def told(self) -> str:
-            """The errors, warnings where there are none."""
+        def summary(self) -> str:
+            """The errors, or the warnings if there are none."""
             return "; ".join(self.errors or self.warnings) or "the library gave no reason"
 
         def forget(self) -> None:

@@ -217,11 +217,12 @@ def load_engine(library: Any, device: Device, engine: Engine, graph: str, log: A
         loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is not None:
         return runtime, loaded
-    if any(words in log.told() for words in OUT_OF_MEMORY):
+    if any(words in log.summary() for words in OUT_OF_MEMORY):
         raise device.out_of_memory(path.stat().st_size, f"the engine of graph {graph!r}")
     raise UnavailableError(
-        f"{engine.record.title} cannot open {path}: {log.told()}; build it again: "
-        f"{rebuild_command(engine.bundle, engine.record)}"
+        f"{engine.record.title} cannot open {path}: {log.summary()}; build it again: "
+        f"{rebuild_command(engine.bundle, engine.record)}",
+        code="engine-unreadable",
     )
 
 
@@ -239,7 +240,8 @@ def check_tensors(library: Any, engine: Any, spec: GraphSpec, path: Path) -> Non
     if list(found.values()) != declared:
         raise BundleError(
             f"{path} has inputs and outputs {list(found.values())}, the manifest declares {declared} for graph "
-            f"{spec.name!r}; build the engines again with `qpert build --force`"
+            f"{spec.name!r}; build the engines again with `qpert build --force`",
+            code="engine-signature",
         )
 
 
@@ -254,14 +256,14 @@ def within_profile(graph: GraphSpec, profile: Profile) -> GraphSpec:
     """The graph's declaration with the engine's ranges.
 
     Boxes are an exception: an engine may start at one box where the graph starts at none, since `with_least_boxes`
-    makes up for it.
+    handles that case.
 
     Raises:
         BundleError: the profile is not one of this graph.
     """
     message = f"the engine's record has the profile {profile} for graph {graph.name!r}, which takes {graph.inputs}"
     if set(profile) != set(graph.input_names):
-        raise BundleError(f"{message}; build the engines again with `qpert build --force`")
+        raise BundleError(f"{message}; build the engines again with `qpert build --force`", code="engine-record-values")
     ranges = dict(graph.ranges)
     for tensor in graph.inputs:
         try:
@@ -272,7 +274,9 @@ def within_profile(graph: GraphSpec, profile: Profile) -> GraphSpec:
                 elif (least, most) != (axis, axis):
                     raise ValueError(f"axis of {axis} is {least} to {most}")
         except ValueError as error:
-            raise BundleError(f"{message} ({error}); build the engines again with `qpert build --force`") from error
+            raise BundleError(
+                f"{message} ({error}); build the engines again with `qpert build --force`", code="engine-record-values"
+            ) from error
     return replace(graph, ranges=ranges)
 
 
