@@ -14,10 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpert.exporter.families.declare import GRAPH_NAMES, TENSOR_NAMES
+from qpert.runtime.bundle import roles
 from qpert.runtime.errors import CheckpointError, UnavailableError
 from qpert.runtime.libraries import turn_off_telemetry
 
-BOX_INPUTS = ("object_masks", "box_weights")
+VISION, HEAD, TEXT = (GRAPH_NAMES[role] for role in (roles.IMAGE_TOWER, roles.QUERY_HEAD, roles.TEXT_TOWER))
+PIXELS, IMAGE_TOKENS, TOKEN_IDS = (TENSOR_NAMES[slot] for slot in (roles.PIXELS, roles.IMAGE_TOKENS, roles.TOKEN_IDS))
+IMAGE_VECTORS, TEXT_VECTORS = TENSOR_NAMES[roles.IMAGE_VECTORS], TENSOR_NAMES[roles.TEXT_VECTORS]
+INPUTS = {VISION: {PIXELS}, HEAD: {IMAGE_TOKENS}, TEXT: {TOKEN_IDS}}
+BOX_INPUTS = {TENSOR_NAMES[slot] for slot in roles.BOX_SLOTS}
 
 
 def load_stock(class_name: str, folder_or_id: str | Path) -> nn.Module:
@@ -74,7 +80,7 @@ class TwoTowerReference:
     pixels: Callable[[Path], np.ndarray] | None = None
     class_name: ClassVar[str]
     perturbable: bool = False
-    """Whether `image_query` takes boxes."""
+    """Whether the query head takes boxes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
@@ -93,12 +99,12 @@ class TwoTowerReference:
 
     @torch.no_grad()
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of `graph` (vision, image_query, text), named and shaped as the exported graph's, float32.
+        """Outputs of `graph`, named and shaped as the exported graph's, float32.
 
         Args:
-            graph: vision, image_query or text.
-            inputs: by name; features may have half precision. If the family takes boxes, `object_masks` [B,O,N] and
-                `box_weights` [B,O] are optional; without them it is the stock model.
+            graph: the name of the image tower, query head or text tower.
+            inputs: by name; features may have half precision. If the family takes boxes, masks [B,O,N] and weights
+                [B,O] are optional; without them it is the stock model.
 
         Raises:
             ValueError: an unknown graph, or inputs that are not the graph's.
@@ -106,22 +112,21 @@ class TwoTowerReference:
         self._check(graph, inputs)
         arrays = {name: torch.from_numpy(np.array(value, order="C")) for name, value in inputs.items()}
         tensors = {name: value.float() if value.is_floating_point() else value for name, value in arrays.items()}
-        if graph == "vision":
-            outputs = {"image_embeds": self.image_tokens(tensors["pixel_values"])}
-        elif graph == "text":
-            outputs = {"text_embeds": F.normalize(self.model.get_text_features(**tensors).pooler_output, dim=-1)}
+        if graph == VISION:
+            outputs = {IMAGE_TOKENS: self.image_tokens(tensors[PIXELS])}
+        elif graph == TEXT:
+            outputs = {TEXT_VECTORS: F.normalize(self.model.get_text_features(**tensors).pooler_output, dim=-1)}
         else:
-            vector = self.image_vector(tensors.pop("image_embeds"), **tensors)
-            outputs = {"query_embeds": F.normalize(vector, dim=-1)[:, None]}
+            vector = self.image_vector(tensors.pop(IMAGE_TOKENS), **tensors)
+            outputs = {IMAGE_VECTORS: F.normalize(vector, dim=-1)[:, None]}
         return {name: value.float().contiguous().numpy() for name, value in outputs.items()}
 
     def _check(self, graph: str, inputs: Mapping[str, np.ndarray]) -> None:
-        needed = {"vision": {"pixel_values"}, "image_query": {"image_embeds"}, "text": {"input_ids"}}
-        if graph not in needed:
-            raise ValueError(f"graph is {graph!r}, expected one of {', '.join(needed)}")
-        allowed = [needed[graph]]
-        if graph == "image_query" and self.perturbable:
-            allowed.append(needed[graph] | set(BOX_INPUTS))
+        if graph not in INPUTS:
+            raise ValueError(f"graph is {graph!r}, expected one of {', '.join(INPUTS)}")
+        allowed = [INPUTS[graph]]
+        if graph == HEAD and self.perturbable:
+            allowed.append(INPUTS[graph] | BOX_INPUTS)
         if set(inputs) not in allowed:
             expected = " or ".join(str(sorted(names)) for names in allowed)
             raise ValueError(f"{graph} got {sorted(inputs)}, expected {expected}")
