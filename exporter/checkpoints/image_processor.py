@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qpert.exporter.hub.json_files import positive_number, read_json_object, whole_number
+from qpert.exporter.checkpoints.json_files import positive_number, read_json_object, whole_number
 from qpert.runtime.errors import CheckpointError
 from qpert.runtime.inputs.preprocessing import RESAMPLES, ImagePreprocessing
 

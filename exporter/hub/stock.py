@@ -73,7 +73,7 @@ def _check_report(class_name: str, source: str, report: Mapping[str, Any]) -> No
 class TwoTowerReference:
     """The graphs of a family without a pair scorer, computed by a stock model. A subclass names the model's parts.
 
-    `pixels`: the folder's stock image processor, if it is known (`references.huggingface_inputs`).
+    `pixels`: the folder's stock image processor, if it is known (`hub.stock_inputs`).
     """
 
     name = "hf"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qpert.exporter.hub.json_files import read_json_object
+from qpert.exporter.checkpoints.json_files import read_json_object
 from qpert.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:

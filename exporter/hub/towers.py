@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qpert.exporter.checkpoints.files import TensorInfo
-from qpert.exporter.hub.json_files import positive_number, whole_number
+from qpert.exporter.checkpoints.json_files import positive_number, whole_number
 from qpert.graphs.transformer import ACTIVATIONS, EncoderConfig, TextConfig, VisionConfig
 from qpert.runtime.errors import CheckpointError
 

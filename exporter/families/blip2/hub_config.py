@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qpert.exporter.checkpoints.json_files import read_json_object
 from qpert.exporter.families.blip2.hub_fields import check_activation, check_fields
-from qpert.exporter.hub.json_files import read_json_object
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError
 

@@ -30,7 +30,7 @@ class LavisTensors(Protocol):
 class HuggingFaceReference(UpstreamReference):
     """The parts of the stock model, put together as its own `forward` does (transformers `modeling_blip_2.py`).
 
-    `pixels` and `token_ids`: the stock image processor and tokenizer, if they are known (`huggingface_inputs`).
+    `pixels` and `token_ids`: the stock image processor and tokenizer, if they are known (`stock_inputs`).
     """
 
     name = "hf"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qpert.exporter.checkpoints.json_files import read_json_object
 from qpert.exporter.families.blip2.graph_specs import MAX_LENGTH
-from qpert.exporter.hub.json_files import read_json_object
 from qpert.runtime.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from qpert.exporter.checkpoints.checkpoint import Checkpoint
 from qpert.exporter.families.blip2.checkpoint import IMAGE_PROCESSOR
 from qpert.exporter.families.blip2.reference_huggingface import HuggingFaceReference
 from qpert.exporter.families.blip2.reference_lavis import LavisReference
-from qpert.exporter.references.huggingface_inputs import stock_pixels, stock_token_ids
+from qpert.exporter.hub.stock_inputs import stock_pixels, stock_token_ids
 from qpert.runtime.inputs.perturbation import Perturbation
 
 

@@ -86,7 +86,7 @@ class ClipFamily(TwoTowers):
     @contextmanager
     def upstream(self, kind: str, checkpoint: Checkpoint, settings: Perturbation) -> Iterator[Reference]:
         from qpert.exporter.families.clip.reference_huggingface import HuggingFaceReference
-        from qpert.exporter.references.huggingface_inputs import stock_pixels
+        from qpert.exporter.hub.stock_inputs import stock_pixels
 
         if kind != "hf":
             raise InputError(f"CLIP has no reference {kind!r}, expected torch or hf", code="reference-unknown")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qpert.exporter.hub.json_files import read_json_object, whole_number
+from qpert.exporter.checkpoints.json_files import read_json_object, whole_number
 from qpert.exporter.hub.towers import Shape, assumed_defaults, check_class, parameter_shapes, read_text, read_vision
 from qpert.exporter.hub.towers import section as read_section
 from qpert.graphs.families.clip.config import ClipConfig

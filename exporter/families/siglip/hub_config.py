@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qpert.exporter.hub.json_files import read_json_object
+from qpert.exporter.checkpoints.json_files import read_json_object
 from qpert.exporter.hub.towers import (
     Shape,
     assumed_defaults,
