@@ -46,7 +46,8 @@ def any_bundle(request):
 
 def test_a_bundle_has_the_files_of_the_contract_and_opens(any_bundle):
     found = {path.relative_to(any_bundle).as_posix() for path in any_bundle.rglob("*") if path.is_file()}
-    assert found == {
+    exported = {name for name in found if not name.startswith("reports/")}  # other tests' commands report on it
+    assert exported == {
         *("manifest.json", "tokenizer.json", "samples.safetensors", "onnx/vision.data", "onnx/qformer.data"),
         *(f"onnx/{graph}.onnx" for graph in GRAPHS),
     }
