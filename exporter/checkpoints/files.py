@@ -10,7 +10,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -271,6 +271,15 @@ def with_prefix(store: TensorStore, prefix: str) -> TensorStore:
     return replace(store, entries=entries, read=lambda name: store.read(name.removeprefix(prefix)))
 
 
+def foreign_extras(names: Iterable[str], parts: Collection[str]) -> list[str]:
+    """Tensors that belong to no part of the network, such as a `logit_scale`. Stock models do not use them either.
+
+    `parts`: the first components of the network's names. A tensor outside them cannot change the results; an unexpected
+    one inside a part (an adapter of a layer, for example) would.
+    """
+    return sorted(name for name in names if name.partition(".")[0] not in parts)
+
+
 def shorten(names: list[str], limit: int = 10) -> str:
     """Up to `limit` names, and the number of further ones."""
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
@@ -288,3 +297,11 @@ def hash_files(paths: tuple[Path, ...], progress: Progress) -> str:
                 done += len(chunk)
                 progress("hashing the checkpoint", done, total)
     return digest.hexdigest()
+
+
+def extra_notes(extras: list[str]) -> tuple[str, ...]:
+    """A note on tensors that belong to no part of the network."""
+    if not extras:
+        return ()
+    count = f"{len(extras)} tensor{'s' if len(extras) > 1 else ''} of the checkpoint"
+    return (f"{count} not used, because no part of the network has such a name: {shorten(extras)}",)

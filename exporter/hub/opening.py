@@ -9,12 +9,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress
-from qpert.exporter.checkpoints.files import hash_files, open_folder
+from qpert.exporter.checkpoints.files import extra_notes, foreign_extras, hash_files, open_folder
 from qpert.exporter.checkpoints.hub_folder import license_of
 from qpert.exporter.checkpoints.image_processor import read_preprocessing
 from qpert.exporter.checkpoints.locate import locate
 from qpert.exporter.checkpoints.parameters import LazyTensors, Origin
-from qpert.exporter.hub.towers import Shape, check_tensors
+from qpert.exporter.checkpoints.state_dicts import without_prefixes
+from qpert.exporter.hub.towers import Shape, check_tensors, parts_of
 from qpert.graphs.transformer import VisionConfig, interpolate_positions
 from qpert.runtime.bundle.manifest import CheckpointRecord
 from qpert.runtime.errors import CheckpointError, InputError
@@ -67,19 +68,21 @@ def open_checkpoint(source: str, form: FolderFormat, *, image_size: int | None, 
     prepared = read_preprocessing(
         folder, default_type=form.processor, tower_size=config.vision.image_size, image_size=image_size
     )
-    store = open_folder(folder)
+    store = without_prefixes(open_folder(folder))
+    expected = form.expected_shapes(config)
     try:
-        check_tensors(store.entries, form.expected_shapes(config), form.unused, str(folder))
+        check_tensors(store.entries, expected, form.unused, str(folder))
         size = config.vision.image_size if image_size is None else image_size
         resized = at_image_size(config, size)
         digest = hash_files(store.files, progress)
     except BaseException:
         store.close()
         raise
-    origins = {name: Origin(name) for name in form.expected_shapes(config)}
+    origins = {name: Origin(name) for name in expected}
+    extras = [name for name in foreign_extras(store.entries, parts_of(expected)) if name not in form.unused]
     tensors = LazyTensors(store, origins, positions_for(form, resized))
     record = CheckpointRecord(located.name, located.source, "huggingface", digest, license_of(folder))
-    notes = (*store.notes, *notes, *prepared.notes, *size_note(config, size))
+    notes = (*store.notes, *extra_notes(extras), *notes, *prepared.notes, *size_note(config, size))
     return Checkpoint(resized, record, tensors, folder, notes, prepared.preprocessing, folder)
 
 

@@ -5,6 +5,7 @@ Shares no network code with `qpert.graphs`, which is compared with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpert.exporter.checkpoints.files import foreign_extras
 from qpert.exporter.families.declare import GRAPH_NAMES, TENSOR_NAMES
+from qpert.exporter.hub.towers import parts_of
 from qpert.runtime.bundle import roles
 from qpert.runtime.errors import CheckpointError, UnavailableError
 from qpert.runtime.libraries import turn_off_telemetry
@@ -26,8 +29,10 @@ INPUTS = {VISION: {PIXELS}, HEAD: {IMAGE_TOKENS}, TEXT: {TOKEN_IDS}}
 BOX_INPUTS = {TENSOR_NAMES[slot] for slot in roles.BOX_SLOTS}
 
 
-def load_stock(class_name: str, folder_or_id: str | Path) -> nn.Module:
+def load_stock(class_name: str, folder_or_id: str | Path, prefix: str = "") -> nn.Module:
     """`transformers.<class_name>` in float32 on the CPU, attention written out, every tensor from the checkpoint.
+
+    `prefix`: removed from every tensor's name (`module.`).
 
     Raises:
         UnavailableError: transformers is not installed.
@@ -48,20 +53,22 @@ def load_stock(class_name: str, folder_or_id: str | Path) -> nn.Module:
             dtype=torch.float32,
             attn_implementation="eager",
             ignore_mismatched_sizes=True,  # so that they are reported below, with the rest
+            key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder_or_id} cannot be loaded as {class_name}: {error}", code="stock-model"
         ) from error
-    _check_report(class_name, str(folder_or_id), report)
+    _check_report(class_name, str(folder_or_id), report, parts_of(model.state_dict()))
     return cast(nn.Module, model.eval().requires_grad_(False))
 
 
-def _check_report(class_name: str, source: str, report: Mapping[str, Any]) -> None:
+def _check_report(class_name: str, source: str, report: Mapping[str, Any], parts: frozenset[str]) -> None:
     kinds = {kind: sorted(map(str, report.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected")}
     kinds["mismatched"] = sorted(str(item[0]) for item in report.get("mismatched_keys") or ())
-    kinds["unexpected"] = [name for name in kinds["unexpected"] if not name.endswith("position_ids")]
+    foreign = set(foreign_extras(kinds["unexpected"], parts))
+    kinds["unexpected"] = [n for n in kinds["unexpected"] if n not in foreign and not n.endswith("position_ids")]
     if any(kinds.values()):
         found = "; ".join(f"{len(names)} {kind} ({', '.join(names[:4])})" for kind, names in kinds.items() if names)
         raise CheckpointError(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from qpert.exporter.checkpoints.files import TensorInfo
+from qpert.exporter.checkpoints.files import TensorInfo, foreign_extras
 from qpert.exporter.checkpoints.json_files import positive_number, whole_number
 from qpert.graphs.transformer import ACTIVATIONS, EncoderConfig, TextConfig, VisionConfig
 from qpert.runtime.errors import CheckpointError
@@ -124,13 +124,15 @@ def parameter_shapes(make: Callable[[], nn.Module]) -> dict[str, Shape]:
 def check_tensors(
     entries: Mapping[str, TensorInfo], expected: Mapping[str, Shape], unused: frozenset[str], source: str
 ) -> None:
-    """Raise unless the file holds every parameter in its shape, and no others except those in `unused`.
+    """Raise unless the file holds every parameter in its shape, and no others in a part of the network.
+
+    `unused` are tensors inside a part that may exist too.
 
     Raises:
         CheckpointError: `checkpoint-tensors`, with all faults in one message.
     """
     missing = sorted(expected.keys() - entries.keys())
-    extra = sorted(entries.keys() - expected.keys() - unused)
+    extra = sorted(entries.keys() - expected.keys() - unused - set(foreign_extras(entries, parts_of(expected))))
     wrong = [
         f"{name} {list(entries[name].shape)} (expected {list(shape)})"
         for name, shape in sorted(expected.items())
@@ -148,6 +150,11 @@ def check_tensors(
             f"{source} does not hold the tensors that its config.json describes ({shown}); download the folder again",
             code="checkpoint-tensors",
         )
+
+
+def parts_of(names: Iterable[str]) -> frozenset[str]:
+    """The first components of tensor names, such as `vision_model`."""
+    return frozenset(name.partition(".")[0] for name in names)
 
 
 def _is_floating(dtype: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from qpert.exporter.checkpoints import files as sources
 from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress, no_progress
 from qpert.exporter.checkpoints.download import download
-from qpert.exporter.checkpoints.files import TensorInfo, TensorStore, shorten
+from qpert.exporter.checkpoints.files import TensorInfo, TensorStore, extra_notes
 from qpert.exporter.checkpoints.hub_folder import UNKNOWN_LICENSE, license_of, vocabulary_in
 from qpert.exporter.checkpoints.image_processor import read_preprocessing
 from qpert.exporter.checkpoints.locate import Located, locate
@@ -172,14 +172,6 @@ def plan_checkpoint(
     stored = [entries[origin.name].dtype for origin in origins.values()]
     read = (*(hub.notes if hub else ()), *dtype_notes(stored, hub), *extra_notes(foreign_extras(form, entries)))
     return Plan(form, config, origins, (*read, *notes))
-
-
-def extra_notes(extras: list[str]) -> tuple[str, ...]:
-    """A note on tensors that belong to no part of the network."""
-    if not extras:
-        return ()
-    count = f"{len(extras)} tensor{'s' if len(extras) > 1 else ''} of the checkpoint"
-    return (f"{count} not used, because no part of the network has such a name: {shorten(extras)}",)
 
 
 def dtype_notes(stored: list[str], hub: HubConfig | None) -> tuple[str, ...]:

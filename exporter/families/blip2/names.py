@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from qpert.exporter.checkpoints import files
 from qpert.exporter.checkpoints.files import TensorInfo, shorten
 from qpert.exporter.checkpoints.parameters import Origin
 from qpert.runtime.errors import CheckpointError
@@ -136,13 +137,12 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("vision_projection", "text_projection", "itm_head"),
     ),
 }
-"""The parts of the network, by the first component of their names. A tensor outside them cannot change the results; an
-unexpected one inside a part (an adapter of a layer, for example) would."""
+"""The parts of the network, by the first component of their names."""
 
 
 def foreign_extras(form: str, names: Iterable[str]) -> list[str]:
-    """Tensors that belong to no part of the network, such as a `logit_scale`. Stock models do not use them either."""
-    return sorted(n for n in names if n.partition(".")[0] not in PARTS[form] and not is_unused(n, UNUSED[form]))
+    """`files.foreign_extras` of a format, without the tensors that are known to be unused."""
+    return [name for name in files.foreign_extras(names, PARTS[form]) if not is_unused(name, UNUSED[form])]
 
 
 def check_names(

@@ -91,7 +91,7 @@ class ClipFamily(TwoTowers):
         if kind != "hf":
             raise InputError(f"CLIP has no reference {kind!r}, expected torch or hf", code="reference-unknown")
         assert checkpoint.folder is not None  # only folders are opened
-        reference = HuggingFaceReference.open(checkpoint.folder)
+        reference = HuggingFaceReference.open(checkpoint.folder, prefix=checkpoint.tensors.store.prefix)
         reference.pixels = stock_pixels(checkpoint.folder, checkpoint.preprocessing.size, "CLIPImageProcessor")
         yield reference
 

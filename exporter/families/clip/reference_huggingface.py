@@ -15,9 +15,9 @@ class HuggingFaceReference(TwoTowerReference):
     class_name = "CLIPModel"
 
     @classmethod
-    def open(cls, folder_or_id: str | Path) -> HuggingFaceReference:
+    def open(cls, folder_or_id: str | Path, *, prefix: str = "") -> HuggingFaceReference:
         """Load a folder or a hub id. Errors as in `load_stock`."""
-        return cls(load_stock(cls.class_name, folder_or_id))
+        return cls(load_stock(cls.class_name, folder_or_id, prefix))
 
     def image_vector(
         self, image_tokens: Tensor, object_masks: Tensor | None = None, box_weights: Tensor | None = None

@@ -120,7 +120,7 @@ class SiglipFamily(TwoTowers):
             raise InputError(f"SigLIP has no reference {kind!r}, expected torch or hf", code="reference-unknown")
         assert checkpoint.folder is not None  # only folders are opened
         choices = {name: getattr(settings, name) for name in ("threshold", "preserve_norm", "stages")}
-        reference = HuggingFaceReference.open(checkpoint.folder, **choices)
+        reference = HuggingFaceReference.open(checkpoint.folder, prefix=checkpoint.tensors.store.prefix, **choices)
         reference.pixels = stock_pixels(checkpoint.folder, checkpoint.preprocessing.size, "SiglipImageProcessor")
         yield reference
 

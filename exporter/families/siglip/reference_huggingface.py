@@ -35,10 +35,16 @@ class HuggingFaceReference(TwoTowerReference):
 
     @classmethod
     def open(
-        cls, folder_or_id: str | Path, *, threshold: float = 0.95, preserve_norm: bool = False, stages: str = "itc"
+        cls,
+        folder_or_id: str | Path,
+        *,
+        prefix: str = "",
+        threshold: float = 0.95,
+        preserve_norm: bool = False,
+        stages: str = "itc",
     ) -> HuggingFaceReference:
         """Load a folder or a hub id. Errors as in `load_stock`."""
-        model = load_stock(cls.class_name, folder_or_id)
+        model = load_stock(cls.class_name, folder_or_id, prefix)
         return cls(model, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
 
     def image_vector(

@@ -1,11 +1,13 @@
 """CLIP and SigLIP folders to bundles that search: every command on a bundle without a pair scorer."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from tower_folders import FIXTURES, clip_folder, siglip_folder
 from transformers import AutoModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -14,6 +16,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from qpert.exporter.export import ExportRequest, export_bundle
 from qpert.exporter.families.declare import Limits
 from qpert.runtime import Boxes, Retriever
+from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import run
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -188,6 +191,32 @@ def test_it_evaluates_benchmarks_and_quantizes(clip_bundle, tmp_path, capsys):
         == 0
     )
     assert run(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_prefixed_names_and_foreign_tensors_change_nothing_and_are_noted(family, tmp_path, capsys):
+    make_folder(family, "a", tmp_path / "stock")
+    shutil.copytree(tmp_path / "stock", tmp_path / "wrapped")
+    state = load_file(tmp_path / "stock" / "model.safetensors")
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()} | {"module.queue": np.ones(3, np.float32)}
+    save_file(wrapped, tmp_path / "wrapped" / "model.safetensors", metadata={"format": "pt"})
+    for name in ("stock", "wrapped"):
+        assert run(["export", family, "--checkpoint", str(tmp_path / name), "--out", str(tmp_path / f"b-{name}")]) == 0
+    plain, bundle = Bundle.open(tmp_path / "b-stock"), Bundle.open(tmp_path / "b-wrapped")
+    assert [graph.file for graph in bundle.manifest.graphs.values()] == [
+        graph.file for graph in plain.manifest.graphs.values()
+    ]
+    onnx = {name: digest for name, digest in plain.manifest.files.items() if name.startswith("onnx/")}
+    assert {name: bundle.manifest.files[name] for name in onnx} == onnx
+    notes = " ".join(bundle.manifest.notes)
+    assert "tensor names begin with 'module.', which was removed" in notes
+    assert "1 tensor of the checkpoint not used, because no part of the network has such a name: queue" in notes
+    capsys.readouterr()
+    assert run(["verify", str(bundle.folder), "--reference", "hf", "--checkpoint", str(tmp_path / "wrapped")]) == 0
+    inside = {**state, "vision_model.adapter.weight": np.ones(3, np.float32)}
+    save_file(inside, tmp_path / "wrapped" / "model.safetensors", metadata={"format": "pt"})
+    assert run(["export", family, "--checkpoint", str(tmp_path / "wrapped"), "--out", str(tmp_path / "b")]) == 2
+    assert "unexpected: vision_model.adapter.weight" in capsys.readouterr().err
 
 
 def test_options_that_a_family_lacks_are_usage_errors(tmp_path, capsys):

@@ -145,7 +145,8 @@ def test_tensors_that_do_not_fit_are_listed_together():
 
     entries = {
         "a": TensorInfo((2, 3)),
-        "extra": TensorInfo((1,)),
+        "a.extra": TensorInfo((1,)),
+        "foreign": TensorInfo((1,)),
         "spare": TensorInfo((1,)),
         "i": TensorInfo((1,), "int64"),
     }
@@ -154,7 +155,8 @@ def test_tensors_that_do_not_fit_are_listed_together():
     assert caught.value.code == "checkpoint-tensors"
     message = str(caught.value)
     assert "1 missing: gone" in message
-    assert "1 unexpected: extra" in message
+    assert "1 unexpected: a.extra" in message
     assert "a [2, 3] (expected [3, 2])" in message
     assert "1 not floating-point: i" in message
     assert "spare" not in message
+    assert "foreign" not in message
