@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from qpert.exporter.checkpoints.config_fields import ANY_MODEL, EVERY_CONFIG, Fields, check_fields
 from qpert.exporter.checkpoints.files import TensorInfo, foreign_extras
 from qpert.exporter.checkpoints.json_files import positive_number, whole_number
 from qpert.graphs.transformer import ACTIVATIONS, EncoderConfig, TextConfig, VisionConfig
@@ -67,6 +68,31 @@ def assumed_defaults(name: str, part: Mapping[str, Any] | None, defaults: Mappin
     )
 
 
+PROJECTION = frozenset({"projection_dim"})
+
+WHOLE_MODEL = Fields(
+    frozenset({"text_config", "vision_config", "text_config_dict", "vision_config_dict", "projection_dim"}),
+    ANY_MODEL,
+    EVERY_CONFIG | {"logit_scale_init_value"},  # an initial value: the trained one does not change ranks either
+)
+
+
+def unknown_fields(
+    path: Path, values: Mapping[str, Any], parts: Mapping[str, tuple[Mapping[str, Any], Collection[str]]]
+) -> tuple[str, ...]:
+    """Notes on fields that neither change the results nor are known. `parts`: by section, its values and used fields.
+
+    Raises:
+        CheckpointError: `hub-config-unsupported`, a known field has an unsupported value.
+    """
+    notes = check_fields(path, "", values, WHOLE_MODEL)
+    for name, (part, used) in parts.items():
+        # the projection of the whole model decides; that of a section is for models of one tower
+        fields = Fields(frozenset(used), {**ANY_MODEL, "add_cross_attention": (False, None)}, EVERY_CONFIG | PROJECTION)
+        notes += check_fields(path, name, part, fields)
+    return notes
+
+
 def read_vision(path: Path, part: Mapping[str, Any]) -> VisionConfig:
     """The vision section, defaults filled in.
 
@@ -90,8 +116,12 @@ def read_text(path: Path, part: Mapping[str, Any]) -> TextConfig:
     return _fitting(where, lambda: TextConfig(*_encoder(where, part), *sizes))
 
 
+SAME_ACTIVATION = {"gelu_python": "gelu"}
+"""The exact GELU, written out with erf (transformers `activations.py`)."""
+
+
 def _encoder(where: str, part: Mapping[str, Any]) -> tuple[int, int, int, int, str, float]:
-    activation = part.get("hidden_act")
+    activation = SAME_ACTIVATION.get(str(part.get("hidden_act")), part.get("hidden_act"))
     if activation not in ACTIVATIONS:
         raise CheckpointError(
             f"{where} has hidden_act {activation!r}; supported are {', '.join(ACTIVATIONS)}",

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qpert.exporter.checkpoints.config_fields import check_fields
 from qpert.exporter.checkpoints.json_files import read_json_object
-from qpert.exporter.families.blip2.hub_fields import check_activation, check_fields
+from qpert.exporter.families.blip2.hub_fields import SECTIONS, check_activation
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError
 
@@ -51,12 +52,12 @@ def read_hub_config(folder: Path) -> HubConfig:
     values = read_json_object(path)
     check_class(path, values)
     vision, qformer = (section(path, values, name) for name in ("vision_config", "qformer_config"))
-    notes = check_fields(path, "", values)
+    notes = check_fields(path, "", values, SECTIONS[""])
     for name, part, defaults in (
         ("vision_config", vision, VISION_DEFAULTS),
         ("qformer_config", qformer, QFORMER_DEFAULTS),
     ):
-        notes += check_fields(path, name, part)
+        notes += check_fields(path, name, part, SECTIONS[name])
         notes += check_activation(path, name, part.get("hidden_act", defaults["hidden_act"]))
         notes += assumed_defaults(name, part, defaults)
     notes += text_branch_note(qformer)

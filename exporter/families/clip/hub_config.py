@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from qpert.exporter.checkpoints.json_files import read_json_object, whole_number
-from qpert.exporter.hub.towers import Shape, assumed_defaults, check_class, parameter_shapes, read_text, read_vision
+from qpert.exporter.hub.towers import (
+    Shape,
+    assumed_defaults,
+    check_class,
+    parameter_shapes,
+    read_text,
+    read_vision,
+    unknown_fields,
+)
 from qpert.exporter.hub.towers import section as read_section
 from qpert.graphs.families.clip.config import ClipConfig
 from qpert.graphs.families.clip.model import ClipRetrieval
@@ -73,7 +81,8 @@ def read_config(folder: Path, *, name: str) -> tuple[ClipConfig, tuple[str, ...]
         embed_dim=whole_number(str(path), {"projection_dim": PROJECTION_DEFAULT, **values}, "projection_dim"),
         eos_token_id=_eos_token_id(path, text),
     )
-    return config, (*vision_notes, *text_notes)
+    parts = {"vision_config": (vision, VISION_DEFAULTS), "text_config": (text, TEXT_DEFAULTS)}
+    return config, (*vision_notes, *text_notes, *unknown_fields(path, values, parts))
 
 
 def _section(

@@ -22,6 +22,7 @@ from qpert.exporter.hub.towers import (
     read_text,
     read_vision,
     section,
+    unknown_fields,
 )
 from qpert.graphs.families.siglip.config import SiglipConfig
 from qpert.graphs.families.siglip.model import SiglipRetrieval
@@ -89,7 +90,9 @@ def read_config(folder: Path, *, name: str) -> tuple[SiglipConfig, tuple[str, ..
     _check_width(path, text, vision)
     config = SiglipConfig(name, read_vision(path, vision), read_text(path, text))
     notes = assumed_defaults("vision_config", values.get("vision_config"), VISION_DEFAULTS)
-    return config, (*notes, *assumed_defaults("text_config", values.get("text_config"), TEXT_DEFAULTS))
+    notes += assumed_defaults("text_config", values.get("text_config"), TEXT_DEFAULTS)
+    parts = {"vision_config": (vision, VISION_DEFAULTS), "text_config": (text, TEXT_DEFAULTS)}
+    return config, (*notes, *unknown_fields(path, values, parts))
 
 
 def _refuse_naflex(path: Path, values: Mapping[str, Any]) -> None:

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 from stock_towers import CLIP_SHAPES, SIGLIP_SHAPES, stock_clip, stock_siglip
 
 from qpert.exporter.checkpoints.files import open_tensors
 from qpert.exporter.families.clip import hub_config as clip
 from qpert.exporter.families.siglip import hub_config as siglip
 from qpert.exporter.hub.towers import check_tensors
+from qpert.graphs.transformer import ACTIVATIONS
 from qpert.runtime.errors import CheckpointError
 
 STOCK = {"clip": (stock_clip, clip), "siglip": (stock_siglip, siglip)}
@@ -160,3 +162,34 @@ def test_tensors_that_do_not_fit_are_listed_together():
     assert "1 not floating-point: i" in message
     assert "spare" not in message
     assert "foreign" not in message
+
+
+@pytest.mark.parametrize("family", STOCK)
+def test_fields_that_are_not_known_are_noted_and_those_that_change_the_model_refused(family, tmp_path):
+    make, reader = STOCK[family]
+    make("a").save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["vision_config"]["register_tokens"] = 4
+    values["window"] = 7
+    _, notes = reader.read_config(written(tmp_path, values), name="x")
+    assert "config.json has unknown fields, which are not used: window" in notes
+    assert "config.json has unknown fields, which are not used: vision_config.register_tokens" in notes
+    values["text_config"]["is_decoder"] = True
+    with pytest.raises(CheckpointError, match=r"text_config\.is_decoder True") as caught:
+        reader.read_config(written(tmp_path, values), name="x")
+    assert caught.value.code == "hub-config-unsupported"
+
+
+@pytest.mark.parametrize("family", STOCK)
+def test_the_exact_gelu_has_two_names(family, tmp_path):
+    from transformers.activations import ACT2FN
+
+    make, reader = STOCK[family]
+    make("a").save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for part in ("vision_config", "text_config"):
+        values[part]["hidden_act"] = "gelu_python"
+    config, _ = reader.read_config(written(tmp_path, values), name="x")
+    assert config.vision.activation == config.text.activation == "gelu"
+    x = torch.linspace(-6, 6, 1001)
+    torch.testing.assert_close(ACT2FN["gelu_python"](x), ACTIVATIONS["gelu"](x), rtol=0, atol=1e-6)  # float32 rounding
