@@ -12,6 +12,7 @@ import click
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import options as shared
+from qpert.runtime.cli.number_types import IntegerRange
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.evaluation.request import DataRequest
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 @click.option("--reduction", type=click.Choice(["sum", "mean", "both"]), default="both", help="over an image's boxes")
 @click.option(
     "--rerank",
-    type=click.IntRange(min=0),
+    type=IntegerRange(min=0),
     default=0,
     help="re-rank this many candidates by ITC + ITM; 0 is ITC alone, the only score that a setting changes",
 )

@@ -9,6 +9,7 @@ import click
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import options as shared
+from qpert.runtime.cli.number_types import Integer, Number
 from qpert.runtime.progress import Terminal
 
 
@@ -21,13 +22,13 @@ from qpert.runtime.progress import Terminal
 @click.option("--dataset", default="demo", help="images and captions like those to be searched: a folder, or demo")
 @click.option("--split", default="val", help="split of the data set: use one that you report no results on")
 @click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
-@click.option("--samples", type=int, default=64, help="images to measure activation ranges on")
-@click.option("--limit", type=int, help="images to judge the gate on [default: the whole split]")
+@click.option("--samples", type=Integer(), default=64, help="images to measure activation ranges on")
+@click.option("--limit", type=Integer(), help="images to judge the gate on [default: the whole split]")
 @click.option("--graphs", help="graphs to quantise, comma-separated [default: all that do not get slower]")
 @click.option("--ranges", default="minmax", help="how to measure activation ranges: minmax, percentile or entropy")
 @click.option("--reduce-range", is_flag=True, help="7-bit weights, for CPUs without VNNI (their products saturate)")
-@click.option("--max-drop", type=float, default=0.5, help="largest loss of R@1 in points, in either direction")
-@click.option("--min-agreement", type=float, default=80.0, help="percent of queries that must keep their first result")
+@click.option("--max-drop", type=Number(), default=0.5, help="largest loss of R@1 in points, in either direction")
+@click.option("--min-agreement", type=Number(), default=80.0, help="percent of queries with the same first result")
 @click.option(
     "--sensitivity/--no-sensitivity",
     default=True,

@@ -10,6 +10,7 @@ import click
 
 from qpert.exporter.families import family_names, find_family
 from qpert.exporter.families.base import FamilyCard
+from qpert.runtime.cli.number_types import Integer, Number, strict
 from qpert.runtime.cli.options import FLAVORS_HELP, TARGET_HELP, command_line, json_option, require_export_extra
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Coverage, Perturbation, Reduction, Semantics
@@ -58,12 +59,12 @@ def family_command(card: FamilyCard) -> click.Command:
     options: list[click.Parameter] = [
         option("--out", type=click.Path(path_type=Path), help=f"the bundle [default: {default_name(card)}]"),
         option("--checkpoint", help=f"{card.checkpoints} [{default}]"),
-        option("--image-size", type=int, help="pixels [default: the checkpoint's]"),
+        option("--image-size", type=Integer(), help="pixels [default: the checkpoint's]"),
         option("--tokenizer", help="a vocabulary, folder or hub id [default: the checkpoint's own]"),
         option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True),
         *perturbation_options(card),
         *profile_options(),
-        *(option(extra.flag, type=extra.type, help=extra.help) for extra in card.options),
+        *(option(extra.flag, type=strict(extra.type), help=extra.help) for extra in card.options),
         *engine_options(),
         option("--force", is_flag=True, help="replace an existing bundle"),
     ]
@@ -96,7 +97,7 @@ def perturbation_options(card: FamilyCard) -> list[click.Option]:
     weights = click.Choice(list(WEIGHT_FUNCTIONS))
     return [
         perturb,
-        option("--threshold", type=float, default=0.95, show_default=True, help="contribution ratio of the subspace"),
+        option("--threshold", type=Number(), default=0.95, show_default=True, help="contribution ratio of a subspace"),
         option("--preserve-norm", is_flag=True, help="keep each query's norm"),
         option(
             "--semantics",
@@ -104,7 +105,7 @@ def perturbation_options(card: FamilyCard) -> list[click.Option]:
             default="paper",
             help="follow the paper or the authors' release",
         ),
-        option("--alpha", type=float, help=f"default strength of the perturbation [default: {alpha:g}]"),
+        option("--alpha", type=Number(), help=f"default strength of the perturbation [default: {alpha:g}]"),
         option("--weight", type=weights, default="constant", help="default weight of a box by its area S"),
         option(
             "--coverage",
@@ -117,13 +118,15 @@ def perturbation_options(card: FamilyCard) -> list[click.Option]:
 
 def profile_options() -> list[click.Option]:
     return [
-        option("--max-batch", type=int, default=8, show_default=True, help="most images per call"),
-        option("--max-boxes", type=int, default=32, show_default=True, help="most boxes per image"),
-        option("--max-text", type=int, default=64, show_default=True, help="most texts per call"),
+        option("--max-batch", type=Integer(), default=8, show_default=True, help="most images per call"),
+        option("--max-boxes", type=Integer(), default=32, show_default=True, help="most boxes per image"),
+        option("--max-text", type=Integer(), default=64, show_default=True, help="most texts per call"),
         option(
-            "--max-length", type=int, help="most tokens per text; longer texts are truncated [default: the family's]"
+            "--max-length",
+            type=Integer(),
+            help="most tokens per text; longer ones are truncated [default: the family's]",
         ),
-        option("--samples", type=int, default=2, show_default=True, help="images recorded for `qpert verify`"),
+        option("--samples", type=Integer(), default=2, show_default=True, help="images recorded for `qpert verify`"),
     ]
 
 

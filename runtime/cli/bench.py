@@ -14,6 +14,7 @@ from qpert.runtime.benchmark.timing import Schedule
 from qpert.runtime.benchmark.workloads import Sizes
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import options as shared
+from qpert.runtime.cli.number_types import IntegerRange, NumberRange
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.report.files import json_text, keep_reports
 from qpert.runtime.retrieval.encoder import Encoder
@@ -29,9 +30,9 @@ from qpert.runtime.verification.reference import Baseline, live_references
 @click.option("--stage", "stages", default="", help="graphs by name, encode, search [default: all]")
 @click.option("--batch", "batches", default="1,8", help="images or texts per call")
 @click.option("--boxes", default="0,1,8,32", help="boxes per image, for graphs that take boxes")
-@click.option("--repeats", type=click.IntRange(3), default=20, help="measured calls per row")
-@click.option("--seconds", type=click.FloatRange(0), default=30.0, help="time limit per row")
-@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads [0: the runtime's choice]")
+@click.option("--repeats", type=IntegerRange(3), default=20, help="measured calls per row")
+@click.option("--seconds", type=NumberRange(0), default=30.0, help="time limit per row")
+@click.option("--threads", type=IntegerRange(0), default=0, help="CPU threads [0: the runtime's choice]")
 @shared.provider_option
 @shared.json_option
 def command(

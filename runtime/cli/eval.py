@@ -12,6 +12,7 @@ import click
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import options as shared
+from qpert.runtime.cli.number_types import IntegerRange, Number
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.evaluate import check_data, evaluate, overridden
 from qpert.runtime.evaluation.report import evaluation_report
@@ -34,14 +35,14 @@ from qpert.runtime.retrieval.encoder import Encoder
 @shared.bin_boxes_option
 @shared.xml_option
 @shared.skip_bad_option
-@click.option("--rerank", type=click.IntRange(min=0), help=shared.RERANK_HELP)
+@click.option("--rerank", type=IntegerRange(min=0), help=shared.RERANK_HELP)
 @shared.limit_option
 @click.option(
     "--semantics", type=click.Choice(get_args(Semantics)), help="reading of the method [default: the bundle's]"
 )
-@click.option("--alpha", type=float, help="strength of the perturbation [default: the bundle's, like all of these]")
-@click.option("--beta", type=float, help="constant part of a box's weight")
-@click.option("--gamma", type=float, help="part of a box's weight that grows with its area")
+@click.option("--alpha", type=Number(), help="strength of the perturbation [default: the bundle's, like all of these]")
+@click.option("--beta", type=Number(), help="constant part of a box's weight")
+@click.option("--gamma", type=Number(), help="part of a box's weight that grows with its area")
 @click.option("--reduction", type=click.Choice(get_args(Reduction)), help="over the boxes of an image")
 @click.option("--coverage", type=click.Choice(get_args(Coverage)), help="how a box covers patches")
 @shared.work_option

@@ -13,6 +13,7 @@ from typing import get_args
 import click
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.cli.number_types import IntegerRange
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.files import portable_name
 from qpert.runtime.inputs.box_files import XmlCoordinates
@@ -46,12 +47,12 @@ xml_option = click.option(
     type=click.Choice(get_args(XmlCoordinates)),
     help="how corners in XML are counted [default: one_based_inclusive; one_based_shift_all with --semantics release]",
 )
-limit_option = click.option("--limit", type=click.IntRange(min=1), help="use only the first N images")
+limit_option = click.option("--limit", type=IntegerRange(min=1), help="use only the first N images")
 work_option = click.option(
     "--work", type=PATH, help="keep features and scores here [default: in the cache, until finished]"
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 leaves it to ONNX Runtime"
+    "--threads", type=IntegerRange(min=0), default=0, help="CPU threads; 0 leaves it to ONNX Runtime"
 )
 html_option = click.option("--html", type=PATH, help="also write the report page here")
 skip_bad_option = click.option(

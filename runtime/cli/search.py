@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.cli.number_types import Integer
 from qpert.runtime.cli.options import PATH, RERANK_HELP, html_option, json_option, print_result, provider_option
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import local_path, portable_name
@@ -42,8 +43,8 @@ from qpert.runtime.retriever import Retriever
 @click.option(
     "--texts", "texts_file", type=PATH, help="with --image: search these, one per line, instead of the captions"
 )
-@click.option("-k", "k", type=int, default=10, help="number of results")
-@click.option("--rerank", type=int, help=RERANK_HELP)
+@click.option("-k", "k", type=Integer(), default=10, help="number of results")
+@click.option("--rerank", type=Integer(), help=RERANK_HELP)
 @click.option("--exact", is_flag=True, help="scan in float32 only, without the 8-bit codes; same results")
 @click.option("--bundle", type=PATH, help="the bundle that made the gallery [default: its original folder]")
 @html_option

@@ -11,6 +11,7 @@ import click
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.cli import options as shared
+from qpert.runtime.cli.number_types import Integer, IntegerRange
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.numbers import parse_float
 from qpert.runtime.progress import Progress, Terminal
@@ -47,15 +48,15 @@ DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank"
     help="what to compare with [default: recorded at level tensor, torch at rank and recall]",
 )
 @click.option("--checkpoint", help="the checkpoint of a live reference [default: the exported one]")
-@click.option("--seed", type=int, default=1, help="seed of the fresh inputs for a live reference")
+@click.option("--seed", type=Integer(), default=1, help="seed of the fresh inputs for a live reference")
 @click.option("--dataset", help="rank, recall: a folder in LAVIS's layout, or demo [default: demo, generated scenes]")
 @click.option("--split", help="rank, recall: train, val or test [default: test]")
 @click.option("--boxes", help="rank, recall: entities, none, or a box file [default: entities if there are any]")
 @click.option("--skip-bad-boxes", is_flag=True, help="rank, recall: leave out boxes that cannot be used")
-@click.option("--limit", type=click.IntRange(min=1), help="rank, recall: images to use [default: 50, 100]")
+@click.option("--limit", type=IntegerRange(min=1), help="rank, recall: images to use [default: 50, 100]")
 @click.option(
     "--rerank",
-    type=click.IntRange(min=1),
+    type=IntegerRange(min=1),
     help="rank, recall: length of the shortlists [default: 64; 0 without a pair scorer]",
 )
 @click.option(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qpert.runtime.cli import run
 from qpert.runtime.cli.options import parse_counts, parse_numbers
 from qpert.runtime.cli.verify import allowed
 from qpert.runtime.errors import InputError
@@ -24,3 +25,22 @@ def test_digit_groups_and_digits_of_other_scripts_are_no_numbers_here(text):
         parse_counts(f"2,{text}", "--numbers")
     with pytest.raises(InputError):
         allowed((f"r1={text}",))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "g", "a dog", "-k", "1_0"],
+        ["search", "g", "a dog", "--rerank", "\u0661"],
+        ["eval", "b", "--alpha", "\u00b2"],
+        ["eval", "b", "--limit", "1_0"],
+        ["bench", "b", "--seconds", "1_0"],
+        ["quantize", "b", "--samples", "1_0"],
+        ["calibrate", "b", "--limit", "\uff11"],
+        ["export", "blip2", "--vision-heads", "1_0"],
+        ["export", "blip2", "--alpha", "1_0"],
+    ],
+)
+def test_options_take_plain_numbers_only(arguments, capsys):
+    assert run(arguments) == 2
+    assert "is not a valid" in capsys.readouterr().err
