@@ -18,6 +18,7 @@ from qpert.runtime.cli.options import (
     print_result,
 )
 from qpert.runtime.errors import InputError
+from qpert.runtime.inputs.numbers import parse_int
 from qpert.runtime.progress import Terminal
 from qpert.runtime.report.model import Report, Section, Table
 
@@ -64,9 +65,13 @@ def command(
 def parse_size(text: str) -> int:
     """Bytes of `512M`, `2G` or a plain number of bytes."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in SIZES else (text, "")
-    if not number.isdigit() or int(number) < 1:
+    try:
+        count = parse_int(number)
+    except ValueError:
+        count = 0
+    if count < 1:
         raise InputError(f"got size {text!r}, expected for example 512M or 2G", code="memory-size")
-    return int(number) << SIZES.get(unit, 0)
+    return count << SIZES.get(unit, 0)
 
 
 def engines_report(built: BuildReport, bundle: Path) -> Report:

@@ -307,7 +307,7 @@ def test_a_workspace_is_given_with_a_unit(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1G", "1.5G", "2T", "0"])
+@pytest.mark.parametrize("text", ["", "M", "-1G", "1.5G", "2T", "0", "²", "1_0"])
 def test_a_workspace_that_is_no_size_is_refused(text):
     with pytest.raises(InputError) as caught:
         parse_size(text)
