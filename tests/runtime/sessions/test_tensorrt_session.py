@@ -294,7 +294,7 @@ def maker(context, cuda=None):
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED=1),
     )
     engine = SimpleNamespace(device_memory_size_v2=512 << 20, create_execution_context=lambda *_: context)
-    log = SimpleNamespace(told=lambda: "the words of the library", forget=lambda: None)
+    log = SimpleNamespace(summary=lambda: "the words of the library", forget=lambda: None)
     device = Device(cuda or FailingCuda("", ""))
     return ContextMaker(library, device, engine, {"x": 4096}, log, "text")
 
@@ -332,7 +332,7 @@ def test_an_engine_that_does_not_fit_into_gpu_memory_is_not_called_broken(real_e
 
     (engine,) = find_engines(Bundle.open(real_engine))
     library = SimpleNamespace(Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda plan: None))
-    log = SimpleNamespace(told=lambda: "Cuda Runtime (out of memory)")
+    log = SimpleNamespace(summary=lambda: "Cuda Runtime (out of memory)")
     with pytest.raises(UnavailableError, match=r"the engine of graph 'text' needs .* are free; end other programs"):
         load_engine(library, Device(FailingCuda("", "")), engine, "text", log)
 
