@@ -16,7 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from tiny_model import OPTIONS, THRESHOLD, VOCABULARY, tiny_checkpoint
+
+settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared-machine")
+"""Hypothesis's 200 ms for each example, and its limit on drawing them, depend on the machine's load."""
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
 

@@ -208,7 +208,7 @@ JUNK = st.sampled_from([None, True, -1, 0, 3.5, "", "x", "float32", [], ["x"], {
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_damaged_manifest_is_read_or_is_a_bundle_error_and_nothing_else(tmp_path, values, data):
     changed = copy.deepcopy(values)
     path = data.draw(st.sampled_from([place for place in places(values) if place]))

@@ -83,7 +83,7 @@ def boxes_in_images(draw):
 
 
 @given(boxes_in_images(), st.sampled_from([1, 3, 8]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_exact_coverage_is_what_supersampling_counts(case, grid):
     box, size = case
     points = 400  # a cell along each side; a box has two edges there, each off by half a point at most
@@ -94,7 +94,7 @@ def test_exact_coverage_is_what_supersampling_counts(case, grid):
 
 
 @given(boxes_in_images(), st.sampled_from([(2, 28), (4, 56), (3, 21)]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_dilated_coverage_is_the_pixel_mask_through_torchs_bilinear_resize(case, geometry):
     torch = pytest.importorskip("torch")
     (x1, y1, x2, y2), (width, height) = case

@@ -62,7 +62,7 @@ def test_fifty_words_are_kept():
 
 
 @given(st.text(alphabet='aB .!"()*#:;~\t\n,é猫', min_size=1, max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_cleaned_caption_has_no_punctuation_of_the_list_no_capitals_and_no_runs_of_space(caption):
     try:
         cleaned = clean_caption(caption)

@@ -89,7 +89,7 @@ def test_an_empty_set_of_boxes_is_no_boxes(encoder, random_pictures):
 
 
 @given(words=st.lists(st.integers(1, 9), min_size=1, max_size=15))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_texts_of_any_length_and_number_give_what_each_gives_alone(encoder, words):
     texts = [" ".join(["dog", "red", "a"][(i + k) % 3] for k in range(count)) for i, count in enumerate(words)]
     together = encoder.encode_texts(texts)

@@ -87,7 +87,7 @@ def test_search_ranks_by_itm_plus_itc_within_the_shortlist_and_by_itc_below(retr
 
 
 @given(k=st.integers(1, 9), rerank=st.integers(0, 9))
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_search_returns_the_first_k_of_the_whole_ranking(retriever, gallery, k, rerank):
     everything = retriever.search("a cat", gallery, k=100, rerank=rerank)
     assert sorted(hit.image for hit in everything) == sorted(gallery.images)
