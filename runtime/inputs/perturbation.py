@@ -218,14 +218,19 @@ def _profile(low: FloatArray, high: FloatArray, side: _Side, coverage: Coverage)
 
 
 def _dilated_profile(low: FloatArray, high: FloatArray, side: _Side) -> FloatArray:
-    """The release's mask along one side. A product of two profiles is above 0 exactly where both are."""
-    pixels = np.arange(side.seen) + side.offset
-    position = np.maximum((pixels + 0.5) * (side.length / side.resized) - 0.5, 0)  # in original pixels
-    left = np.minimum(np.floor(position), side.length - 1)
+    """The release's mask along one side. A product of two profiles is above 0 exactly where both are.
+
+    The position (p + 1/2) length / resized - 1/2 is computed as a fraction of whole numbers. In floating point, one that
+    falls on a pixel's centre may be slightly off, and a neighbour without a share would count.
+    """
+    pixels = np.arange(side.seen, dtype=np.int64) + side.offset
+    numerator = np.maximum((2 * pixels + 1) * side.length - side.resized, 0)
+    left, rest = np.divmod(numerator, 2 * side.resized)  # in original pixels
+    left = np.minimum(left, side.length - 1)
     right = np.minimum(left + 1, side.length - 1)
     start, end = np.trunc(low)[:, None], np.trunc(high)[:, None]
     touches_left = (start <= left) & (left < end)  # [O, S]; the left neighbour always has a positive share
-    touches_right = (start <= right) & (right < end) & (position > left)
+    touches_right = (start <= right) & (right < end) & (rest > 0)
     return np.asarray((touches_left | touches_right).reshape(len(low), side.cells, -1).mean(axis=2))
 
 

@@ -102,9 +102,16 @@ def test_dilated_coverage_is_the_pixel_mask_through_torchs_bilinear_resize(case,
     pixels = torch.zeros(1, 1, height, width, dtype=torch.float64)
     pixels[..., int(y1) : int(y2), int(x1) : int(x2)] = 1
     resized = torch.nn.functional.interpolate(pixels, (image_size, image_size), mode="bilinear", align_corners=False)
-    expected = torch.nn.functional.avg_pool2d((resized > 0).double(), image_size // grid)[0, 0].numpy()
+    least = 1 / (2 * image_size) ** 2  # the smallest share that is one, times two sides; torch rounds 0 to 1e-16
+    expected = torch.nn.functional.avg_pool2d((resized > least / 2).double(), image_size // grid)[0, 0].numpy()
     actual = mask(case[0], case[1], grid=grid, image_size=image_size, coverage="dilated")
     np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_a_pixel_centre_that_falls_on_a_centre_has_no_share_of_the_pixel_before():
+    """10.5 · 59/21 − 0.5 is 29; in float64 it comes out below, and pixel 28, the box's last one, would count."""
+    profile = mask((0, 0, 29.5, 1), (59, 1), grid=3, image_size=21, coverage="dilated")
+    np.testing.assert_allclose(profile, np.tile([1, 3 / 7, 0], (3, 1)), atol=1e-6)  # float32 rounding of 3/7
 
 
 def test_dilated_coverage_reaches_further_than_the_box():
