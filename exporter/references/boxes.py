@@ -90,5 +90,6 @@ def dilated(box: tuple[float, ...], size: tuple[int, int], grid: TokenGrid) -> n
     resized = torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
     top, left = crop_start(height, grid), crop_start(width, grid)
     seen = resized[..., top : top + grid.rows * grid.patch, left : left + grid.columns * grid.patch]
-    touched = (seen > 0).double()
+    least = 1 / (2 * width) / (2 * height)  # the smallest share of a pixel that has one; torch rounds others to 1e-16
+    touched = (seen > least / 2).double()
     return torch.nn.functional.avg_pool2d(touched, grid.patch)[0, 0].numpy()

@@ -220,8 +220,8 @@ def _profile(low: FloatArray, high: FloatArray, side: _Side, coverage: Coverage)
 def _dilated_profile(low: FloatArray, high: FloatArray, side: _Side) -> FloatArray:
     """The release's mask along one side. A product of two profiles is above 0 exactly where both are.
 
-    The position (p + 1/2) length / resized - 1/2 is computed as a fraction of whole numbers. In floating point, one that
-    falls on a pixel's centre may be slightly off, and a neighbour without a share would count.
+    The position (p + 1/2) length / resized - 1/2 is computed as a fraction of whole numbers. In floating point, one
+    that falls on a pixel's centre may be slightly off, and a neighbour without a share would count.
     """
     pixels = np.arange(side.seen, dtype=np.int64) + side.offset
     numerator = np.maximum((2 * pixels + 1) * side.length - side.resized, 0)
