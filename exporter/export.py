@@ -59,6 +59,7 @@ class ExportRequest:
     samples: int = 2
     force: bool = False
     command: str = ""
+    calibration: dict[str, Any] | None = None
 
     @property
     def target(self) -> Path:
@@ -189,6 +190,7 @@ class _Export:
             samples="samples.safetensors",
             tools=tool_versions(),
             command=request.command,
+            calibration=request.calibration,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             notes=notes,
             files=hash_files(folder, self.progress),

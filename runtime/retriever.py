@@ -11,20 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.gallery.search import (
-    Gallery,
-    Hit,
-    Searchable,
-    TextGallery,
-    TextHit,
-    search_images,
-    search_texts,
-)
+from qpert.runtime.gallery.hits import Hit, TextHit
+from qpert.runtime.gallery.search import Gallery, Searchable, TextGallery, search_images, search_texts
 from qpert.runtime.inputs.arguments import as_count, as_texts
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import ImageInput
 from qpert.runtime.inputs.perturbation import Perturbation
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures
 from qpert.runtime.retrieval.scores import itc_scores
 
 if TYPE_CHECKING:
@@ -77,7 +71,8 @@ class Retriever:
             boxes: for each image its `Boxes` in pixels, or None; images may have different numbers of boxes.
 
         Returns:
-            `.query_embeds` float32 [B, Q, E] and `.image_embeds` [B, N, C].
+            `.query_embeds` float32 [B, Q, E] and `.image_embeds` [B, N, C]. With reduction `each` Q counts the queries
+            of all sets of an image, see `ImageFeatures`.
 
         Raises:
             ImageError, BoxError: an image or box that cannot be used; the message names it.
@@ -145,7 +140,8 @@ class Retriever:
         as_count(k, "k", least=1)  # refused before an image is encoded
         self.encoder.shortlist(rerank)
         gallery = texts if isinstance(texts, TextGallery) else self.text_gallery(texts)
-        return search_texts(self.encoder, self.encode_images([image], [boxes]), gallery, k=k, rerank=rerank)
+        features = self.encode_images([image], [boxes])
+        return search_texts(self.encoder, features, gallery, boxes=boxes, k=k, rerank=rerank)
 
     def text_gallery(self, texts: Iterable[str]) -> TextGallery:
         """Encode texts once, to search them with many images."""

@@ -11,10 +11,12 @@ from typing import Any, get_args
 
 import click
 
+from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import PATH, bundle_argument, json_option, provider_option
 from qpert.runtime.errors import InputError
-from qpert.runtime.gallery.entries import Listing, list_images, with_boxes
+from qpert.runtime.gallery.entries import Listing, list_images
+from qpert.runtime.gallery.entries import with_boxes as entries_with_boxes
 from qpert.runtime.gallery.indexing import IndexSummary, index_images
 from qpert.runtime.gallery.spec import FEATURE_MODES, FeatureMode
 from qpert.runtime.gallery.writer import open_writer
@@ -83,6 +85,10 @@ def command(
         listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
         wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
         with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
+            with_boxes = any(entry.boxes is not None and len(entry.boxes) for entry in listing.entries)
+            notice = calibration_notice(encoder.manifest, encoder.perturbation, bundle) if with_boxes else None
+            if notice is not None:
+                progress.say(notice)
             summary = index_images(out, encoder, listing.entries, **wanted, progress=progress)
         report |= summary_json(summary, listing)
         left_out = listing.left_out_lines()
@@ -114,7 +120,7 @@ def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, *,
     listing = list_images(images)
     if boxes is None:
         return listing
-    entries = with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
+    entries = entries_with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
     return replaced(listing, entries=tuple(entries))
 
 

@@ -34,6 +34,8 @@ TARGET_HELP = (
     "auto (this machine's GPU; without one, all that can be built for), current, sm80,sm89 (an engine for each) or "
     "sm80+sm89 (one for both)"
 )
+REDUCTION_HELP = "an image's boxes act as a sum, as a mean, or each on a query set of its own (beyond the paper)"
+KEEP_STOCK_HELP = "with --reduction each: the unperturbed queries take part as well"
 RERANK_HELP = "how many candidates the pair scorer (ITM) re-ranks; 0 disables it [default: 64; 0 without a pair scorer]"
 PATH = click.Path(path_type=Path)
 dataset_option = click.option(
