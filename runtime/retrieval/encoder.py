@@ -42,6 +42,8 @@ from qpert.runtime.sessions.device import DeviceArray, on_host
 from qpert.runtime.sessions.open import open_sessions
 from qpert.runtime.sessions.protocol import Array
 
+ONNX_RUNTIME = ("cpu", "cuda")
+"""Providers on which sharing image tokens between rows was tried; an engine fixes how axes relate when it is built."""
 SHORTLIST = 64
 """Candidates that are re-ranked where nobody says how many: as the paper and LAVIS's evaluation on Flickr30K do."""
 
@@ -209,33 +211,35 @@ class Encoder:
         objects = self.box_slots(boxes) if head.spec.takes_boxes else {}
         counts, set_boxes = sets_of_images(boxes, self.perturbation)
         if (set_boxes != NO_BOX).any():
-            return ImageFeatures(self._encode_sets(on_host(image_tokens), objects, counts, set_boxes), image_tokens)
+            return ImageFeatures(self._encode_sets(image_tokens, objects, counts, set_boxes), image_tokens)
         vectors = head.run({IMAGE_TOKENS: image_tokens, **objects})[IMAGE_VECTORS]
         kept = objects if scorer is not None and scorer.takes_boxes else {}
         return ImageFeatures(vectors, image_tokens, kept.get(OBJECT_MASKS), kept.get(BOX_WEIGHTS))
 
     def _encode_sets(
         self,
-        image_tokens: Floats,
+        image_tokens: Floats | DeviceArray,
         objects: Mapping[str, np.ndarray],
         counts: npt.NDArray[np.int64],
         set_boxes: npt.NDArray[np.int64],
     ) -> QuerySets:
         """A query set for each box: the query head sees an image once a set, with that set's box alone.
 
-        All sets of an image go into one call of the graph, where its limit allows it.
+        All sets of an image go into one call of the graph, where its limit allows it. A graph that shares its image
+        tokens gets them once a call; others, and engines, get them once a set.
         """
         head, most = self.graph(QUERY_HEAD), self.limit(QUERY_HEAD, "B")
         image, stock = np.repeat(np.arange(len(counts)), counts), set_boxes == NO_BOX
         masks = objects[OBJECT_MASKS][image, set_boxes][:, None]  # [R, 1, N]
         weights = objects[BOX_WEIGHTS][image, set_boxes][:, None]  # [R, 1]
         masks[stock], weights[stock] = 0, 0
-        parts = [
-            head.run({IMAGE_TOKENS: image_tokens[image[rows]], OBJECT_MASKS: masks[rows], BOX_WEIGHTS: weights[rows]})[
-                IMAGE_VECTORS
-            ]
-            for rows in calls(counts, most)
-        ]
+        shares = head.spec.input(IMAGE_TOKENS).shared and self.provider in ONNX_RUNTIME
+        parts = []
+        for rows in calls(counts, most, alone=shares):
+            one = int(image[rows.start])
+            tokens = one_row(image_tokens, one) if shares else on_host(image_tokens)[image[rows]]
+            slots = {IMAGE_TOKENS: tokens, OBJECT_MASKS: masks[rows], BOX_WEIGHTS: weights[rows]}
+            parts.append(head.run(slots)[IMAGE_VECTORS])
         return QuerySets(np.concatenate(parts), counts, set_boxes)
 
     def _check_boxes(self, count: int, boxes: Iterable[Boxes | None] | None) -> Sequence[Boxes | None]:
@@ -302,11 +306,19 @@ def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbatio
     return perturbation
 
 
-def calls(counts: Sequence[int] | npt.NDArray[np.int64], most: int) -> Iterator[slice]:
-    """Rows in parts of at most `most`: neighbours of one group stay together where they fit. `counts`: their sizes."""
+def one_row(image_tokens: Floats | DeviceArray, row: int) -> Floats | DeviceArray:
+    """[B, N, C] → [1, N, C], where it lies."""
+    if isinstance(image_tokens, DeviceArray):
+        return image_tokens.rows(row, row + 1)
+    return image_tokens[row : row + 1]
+
+
+def calls(counts: Sequence[int] | npt.NDArray[np.int64], most: int, *, alone: bool = False) -> Iterator[slice]:
+    """Rows in parts of at most `most`: those of one group stay together where they fit, and where `alone`, a part holds
+    rows of one group only. `counts`: sizes of the groups."""
     begin = end = 0
     for count in counts:
-        if end > begin and end + count - begin > most:
+        if end > begin and (alone or end + count - begin > most):
             yield slice(begin, end)
             begin = end
         end += int(count)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_VECTORS, QUERY_HEAD
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -135,9 +136,11 @@ def test_settings_from_before_keep_stock_are_read():
     assert Perturbation.from_dict(before) == Perturbation(reduction="mean")
 
 
-@given(counts=st.lists(st.integers(1, 20), max_size=12), most=st.integers(1, 9))
-def test_calls_hold_every_row_once_and_split_no_image_that_fits(counts, most):
-    found = list(calls(counts, most))
+@given(counts=st.lists(st.integers(1, 20), max_size=12), most=st.integers(1, 9), alone=st.booleans())
+def test_calls_hold_every_row_once_and_split_no_image_that_fits(counts, most, alone):
+    found = list(calls(counts, most, alone=alone))
+    owners = np.repeat(np.arange(len(counts)), counts)
+    assert not alone or all(len(set(owners[part])) == 1 for part in found)
     rows = [row for part in found for row in range(part.start, part.stop)]
     assert rows == list(range(sum(counts)))
     assert all(1 <= part.stop - part.start <= most for part in found)
@@ -169,3 +172,30 @@ def test_any_selection_of_images_keeps_their_sets_together(data):
     assert found.boxes.tolist() == expected
     np.testing.assert_array_equal(found.vectors, vectors[expected])
     assert len(found) == len(wanted)
+
+
+def test_one_row_of_image_tokens_serves_all_boxes_as_copies_of_it_do(bundle, pictures, boxes):
+    encoder = opened(bundle)
+    tokens = encoder.encode_images(pictures[:1]).image_embeds
+    objects = encoder.box_slots(boxes[1:])  # three pictures' boxes on the tokens of another one
+    head = encoder.graph(QUERY_HEAD)
+    assert head.spec.input(IMAGE_TOKENS).shared
+    found = head.run({IMAGE_TOKENS: tokens, **objects})[IMAGE_VECTORS]
+    expected = head.run({IMAGE_TOKENS: np.repeat(tokens, 3, axis=0), **objects})[IMAGE_VECTORS]
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    with pytest.raises(InputError) as error:
+        head.run({IMAGE_TOKENS: np.repeat(tokens, 2, axis=0), **objects})
+    assert error.value.code == "graph-input-shape"
+    encoder.close()
+
+
+@pytest.mark.parametrize("keep_stock", [False, True])
+def test_a_graph_that_shares_nothing_gives_the_same_sets(keep_stock, bundle, pictures, boxes, monkeypatch):
+    """As bundles from before do, and engines."""
+    encoder = opened(bundle, alpha=4.0, reduction="each", keep_stock=keep_stock)
+    shared = encoder.encode_images(pictures, boxes).query_sets
+    monkeypatch.setattr("qpert.runtime.retrieval.encoder.ONNX_RUNTIME", ())
+    repeated = encoder.encode_images(pictures, boxes).query_sets
+    encoder.close()
+    np.testing.assert_allclose(repeated.vectors, shared.vectors, **CLOSE)
+    assert repeated.boxes.tolist() == shared.boxes.tolist()
