@@ -39,7 +39,9 @@ KEEP_STOCK_HELP = "with --reduction each: the unperturbed queries take part as w
 RERANK_HELP = "how many candidates the pair scorer (ITM) re-ranks; 0 disables it [default: 64; 0 without a pair scorer]"
 PATH = click.Path(path_type=Path)
 dataset_option = click.option(
-    "--dataset", required=True, help="a folder in LAVIS's layout, or demo: the generated scenes"
+    "--dataset",
+    required=True,
+    help="a folder in LAVIS's layout, or generated scenes: demo; demo-small-objects, whose captions name small objects",
 )
 bin_boxes_option = click.option(
     "--bin-boxes", help="boxes that decide the size bins [default: entities if there are any, else --boxes]"

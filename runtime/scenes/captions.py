@@ -98,7 +98,8 @@ class Narrator:
         """Up to four groups and the background."""
         groups = self.dice.shuffled(self._nameable())[:4]
         named = [self._named(group, sized=len(groups) < 3) for group in groups]
-        alone = len(named) == 1 and named[0][1].count == 1
+        # without salience as ever: the published test captions stay what they are
+        alone = self.salience is not None and len(named) == 1 and named[0][1].count == 1
         pieces = self._opening(alone=alone) + _listed([phrase for phrase, _ in named]) + self._place()
         return Caption(pieces, Claim(tuple(mention for _, mention in named), (), self.scene.background))
 
