@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @shared.bin_boxes_option
 @shared.xml_option
 @shared.skip_bad_option
+@shared.max_boxes_option
 @shared.limit_option
 @click.option("--alphas", default="2,4,6,8,10", help="strengths, comma-separated")
 @click.option("--weights", default=",".join(WEIGHT_FUNCTIONS), help="weight functions of a box's share S of the image")

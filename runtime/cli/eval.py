@@ -36,6 +36,7 @@ from qpert.runtime.retrieval.encoder import Encoder
 @shared.bin_boxes_option
 @shared.xml_option
 @shared.skip_bad_option
+@shared.max_boxes_option
 @click.option("--rerank", type=IntegerRange(min=0), help=shared.RERANK_HELP)
 @shared.limit_option
 @click.option(

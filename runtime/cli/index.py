@@ -13,7 +13,14 @@ import click
 
 from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.options import PATH, bundle_argument, json_option, provider_option
+from qpert.runtime.cli.options import (
+    PATH,
+    bundle_argument,
+    json_option,
+    max_boxes_option,
+    provider_option,
+    skip_bad_option,
+)
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.entries import Listing, list_images
 from qpert.runtime.gallery.entries import with_boxes as entries_with_boxes
@@ -43,7 +50,8 @@ from qpert.runtime.retrieval.encoder import Encoder
     "[default: as in the gallery; for a new one stored, or none if the bundle has no pair scorer]",
 )
 @click.option("--replace", is_flag=True, help="re-encode images whose file, boxes or captions have changed")
-@click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
+@skip_bad_option
+@max_boxes_option
 @click.option("--skip-unreadable", is_flag=True, help="skip images that cannot be read, instead of stopping")
 @click.option("--delete", "deleted", multiple=True, metavar="NAME", help="remove an image; may be repeated")
 @click.option("--compact", is_flag=True, help="reclaim the space of deleted and replaced images")
@@ -57,6 +65,7 @@ def command(
     boxes: Path | None,
     xml_coordinates: XmlCoordinates,
     skip_bad_boxes: bool,
+    max_boxes: int | None,
     features: FeatureMode | None,
     replace: bool,
     skip_unreadable: bool,
@@ -82,7 +91,7 @@ def command(
     report: dict[str, object] = {"gallery": str(out), "deleted": removed}
     left_out: list[str] = []
     if images is not None:
-        listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
+        listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes, max_boxes=max_boxes)
         wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
         with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
             with_boxes = any(entry.boxes is not None and len(entry.boxes) for entry in listing.entries)
@@ -115,12 +124,12 @@ def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, 
         return len(deleted), writer.compact() if compact else 0
 
 
-def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, *, skip_bad_boxes: bool) -> Listing:
-    """The images of IMAGES with their boxes from --boxes."""
+def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, **choices: Any) -> Listing:
+    """The images of IMAGES with their boxes from --boxes; `choices` as in `entries.with_boxes`."""
     listing = list_images(images)
     if boxes is None:
         return listing
-    entries = entries_with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
+    entries = entries_with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, **choices)
     return replaced(listing, entries=tuple(entries))
 
 

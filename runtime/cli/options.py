@@ -62,6 +62,9 @@ html_option = click.option("--html", type=PATH, help="also write the report page
 skip_bad_option = click.option(
     "--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside"
 )
+max_boxes_option = click.option(
+    "--max-boxes", type=IntegerRange(min=1), help="of more boxes on an image, keep this many, the best by score"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="print exactly one JSON document on stdout")
 
 

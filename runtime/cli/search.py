@@ -12,7 +12,15 @@ import click
 from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.number_types import Integer
-from qpert.runtime.cli.options import PATH, RERANK_HELP, html_option, json_option, print_result, provider_option
+from qpert.runtime.cli.options import (
+    PATH,
+    RERANK_HELP,
+    html_option,
+    json_option,
+    max_boxes_option,
+    print_result,
+    provider_option,
+)
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import local_path, portable_name
 from qpert.runtime.gallery.catalogue import open_catalogue
@@ -43,6 +51,7 @@ from qpert.runtime.retriever import Retriever
     is_flag=True,
     help="with --boxes: leave out boxes that are empty, inverted, not finite or outside",
 )
+@max_boxes_option
 @click.option(
     "--texts", "texts_file", type=PATH, help="with --image: search these, one per line, instead of the captions"
 )
@@ -59,6 +68,7 @@ def command(
     image: Path | None,
     boxes: Path | None,
     skip_bad_boxes: bool,
+    max_boxes: int | None,
     texts_file: Path | None,
     k: int,
     rerank: int | None,
@@ -88,6 +98,8 @@ def command(
             queries, found = list(texts), hits
         else:
             given = None if boxes is None else image_boxes(image, boxes, skip_bad_boxes=skip_bad_boxes)
+            if given is not None and max_boxes is not None:
+                given = given.best(max_boxes)
             candidates = retriever.text_gallery(lines(texts_file)) if texts_file else captions(opened)
             ranked = retriever.search_texts(image, candidates, boxes=given, k=k, rerank=rerank)
             page = to_html(texts_page(Picture(image, given), ranked, notice)) if html is not None else ""

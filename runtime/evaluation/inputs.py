@@ -83,6 +83,7 @@ def open_data(
     xml_coordinates: XmlCoordinates = "one_based_inclusive",
     skip_bad_boxes: bool = False,
     limit: int | None = None,
+    max_boxes: int | None = None,
     progress: Progress | None = None,
 ) -> EvaluationData:
     """Read a split and everything about it that needs no network.
@@ -95,6 +96,7 @@ def open_data(
         xml_coordinates: how corners in XML are counted; see `qpert.runtime.inputs.box_files`.
         skip_bad_boxes: leave out boxes that cannot be used, with a warning, instead of stopping at them.
         limit: use only the first `limit` images, with their captions.
+        max_boxes: of more boxes that perturb an image, keep the best by score.
 
     Raises:
         InputError: see `read_dataset` and `read_box_file`; or a limit below 1.
@@ -115,6 +117,9 @@ def open_data(
     for source in sorted({str(boxes), str(bin_boxes)}):
         chosen[source] = read_boxes(found, sizes, source, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
     (own, own_from), (bins, bins_from) = chosen[str(boxes)], chosen[str(bin_boxes)]
+    if max_boxes is not None:
+        own = tuple(one.best(max_boxes) for one in own)
+        own_from += f", at most {max_boxes} an image: {sum(map(len, own)):,} boxes"
     title = f"{f'Generated scenes ({name})' if name in DEMO_SETS else root.resolve().name}, {split} split"
     return EvaluationData(found, own, bins, own_from, bins_from, title)
 

@@ -254,8 +254,8 @@ class Encoder:
             )
         if most and most > graph.ranges["O"].max:
             raise LimitError(
-                f"an image has {most} boxes, this bundle takes up to {graph.ranges['O'].max}; keep the best ones, or "
-                "export again with a larger --max-boxes",
+                f"an image has {most} boxes, this bundle takes up to {graph.ranges['O'].max}; keep the best ones "
+                f"(Boxes.best, --max-boxes {graph.ranges['O'].max}), or export again with a larger --max-boxes",
                 code="boxes-limit",
             )
         return given

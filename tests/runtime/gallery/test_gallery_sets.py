@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.cli import run
 from qpert.runtime.cli.search import command as search_command
 from qpert.runtime.gallery import scan
 from qpert.runtime.gallery.entries import ImageEntry
@@ -197,3 +198,28 @@ def test_both_scans_rank_images_by_the_best_of_their_sets(seed, dead):
             found = nearest(vectors, texts, 5, counts=counts, codes=codes, alive=alive, exact=exact)
         np.testing.assert_array_equal(found.rows, expected)
         np.testing.assert_allclose(found.scores, np.take_along_axis(scores, expected, 1), **CLOSE)
+
+
+def test_more_boxes_than_the_bundle_takes_are_kept_by_score_only_when_asked(demo_bundle, entries, tmp_path, capsys):
+    picture = entries[0].path
+    rows = [
+        {
+            "image": picture.name,
+            "x1": i % 20,
+            "y1": i % 7,
+            "x2": i % 20 + 9,
+            "y2": i % 7 + 9,
+            "score": ((7 * i) % 40) / 40,
+        }
+        for i in range(40)
+    ]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "list.txt").write_text(str(picture))
+    (tmp_path / "boxes.jsonl").write_text("\n".join(json.dumps({**row, "image": str(picture)}) for row in rows))
+    command = ["index", str(demo_bundle), str(tmp_path / "list.txt"), "--out", str(tmp_path / "gallery")]
+    command += ["--boxes", str(tmp_path / "boxes.jsonl")]
+    assert run(command) == 2
+    assert "has 40 boxes, this bundle takes up to 32" in capsys.readouterr().err
+    assert run([*command, "--max-boxes", "5"]) == 0
+    with Retriever.open(demo_bundle, threads=1) as retriever, retriever.open_gallery(tmp_path / "gallery") as opened:
+        assert sorted(opened.boxes_of(0).scores.tolist()) == [35 / 40, 36 / 40, 37 / 40, 38 / 40, 39 / 40]
