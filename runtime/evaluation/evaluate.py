@@ -105,8 +105,8 @@ def check_box_counts(encoder: Encoder, names: Sequence[str], counts: Sequence[in
     if most > limit:
         raise LimitError(
             f"{sum(count > limit for count in counts)} images have more boxes than the {limit} that this bundle takes, "
-            f"{names[counts.index(most)]} has {most}; keep the best ones with --max-boxes {limit}, or export again with "
-            f"--max-boxes {most}",
+            f"{names[counts.index(most)]} has {most}; keep the best ones with --max-boxes {limit}, or export "
+            f"again with --max-boxes {most}",
             code="too-many-boxes",
         )
 
