@@ -24,16 +24,19 @@ SETS_AT_ONCE = 200
 
 @dataclass(frozen=True, eq=False)
 class BoxedImages:
-    """B pictures with F boxes in all. keys, values: A tensors [B, H, N, d]. owners int64 [F], the picture of each box;
-    areas float32 [F], its share of the picture; directions float32 [F, A, H, d, R], the eigenvectors of each box's key
-    Gram matrix, leading first (R: the most tokens that a box covers, or d); ratios float64 [F, A, H, R], contribution
-    ratios of the paper's equation."""
+    """B pictures with F boxes in all. keys, values: A tensors [B, H, N, d].
+
+    owners int64 [F]: the picture of each box. areas float32 [F]: its share of the picture. covered float32 [F, N]: its
+    mask. directions float32 [F, A, H, d, R]: the eigenvectors of each box's key Gram matrix, leading first (R: the most
+    tokens that a box covers, or d). ratios float64 [F, A, H, R]: contribution ratios c_p (paper, section 4.3).
+    """
 
     model: Blip2Retrieval
     keys: list[Tensor]
     values: list[Tensor]
     owners: Tensor
     areas: Tensor
+    covered: Tensor
     directions: Tensor
     ratios: Tensor
 
@@ -102,7 +105,7 @@ def boxed_images(model: Blip2Retrieval, image_embeds: Tensor, boxes: Sequence[Bo
         total = energy.sum(-1, keepdim=True)
         ratios.append((energy.cumsum(-1) / torch.where(total > 0, total, 1.0))[..., :rank])
         directions.append(vectors.mT[..., :rank].float())
-    return BoxedImages(model, keys, values, owners, areas, torch.cat(directions), torch.cat(ratios))
+    return BoxedImages(model, keys, values, owners, areas, flat, torch.cat(directions), torch.cat(ratios))
 
 
 def _maps(directions: Tensor, scale: Tensor) -> Tensor:

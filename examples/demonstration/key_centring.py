@@ -16,7 +16,6 @@ from scoring import token_grid
 from torch import Tensor
 
 from qpert.graphs.families.blip2.model import Blip2Retrieval
-from qpert.graphs.layers import AttentionModule
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import object_masks
 
@@ -35,30 +34,3 @@ def set_key_centre(model: Blip2Retrieval, centre: Tensor | None) -> None:
         for cross in model.Qformer.cross_attentions:
             bias = torch.zeros_like(cross.self.key.bias) if centre is None else -(cross.self.key.weight @ centre)
             cross.self.key.bias.copy_(bias)
-
-
-class AttentionRecord:
-    """Records what each cross-attention does while it is open: attention [rows, H, Q, N] by layer, in order of calls,
-    and the queries before scaling. A context manager."""
-
-    def __init__(self, model: Blip2Retrieval) -> None:
-        self.layers: list[AttentionModule] = list(model.Qformer.cross_attentions)
-        self.attention: list[list[Tensor]] = [[] for _ in self.layers]
-
-    def __enter__(self) -> AttentionRecord:
-        self._kernels = [layer.kernel for layer in self.layers]
-        for layer, found in zip(self.layers, self.attention, strict=True):
-            layer.kernel = _recording(layer.kernel, found)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for layer, kernel in zip(self.layers, self._kernels, strict=True):
-            layer.kernel = kernel
-
-
-def _recording(kernel, found: list[Tensor]):  # type: ignore[no-untyped-def]
-    def recorded(queries: Tensor, keys: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
-        found.append((queries.float() @ keys.float().mT / keys.shape[-1] ** 0.5).softmax(-1))
-        return kernel(queries, keys, values, *rest)
-
-    return recorded
