@@ -1,6 +1,7 @@
 """What boxes do for a demonstration checkpoint: every way to put them together, on two sets of captions.
 
-    python examples/demonstration/perturbation_study.py --out benchmarks/results/demonstration_boxes.json
+    python examples/demonstration/perturbation_study.py --checkpoint demo-small-objects --rerank 16 \
+        --out benchmarks/results/demonstration_boxes.json
 
 Settings are chosen on the 500 validation scenes and reported on the 1,000 test scenes, ITC alone (with --rerank also
 ITC + ITM), with intervals of the difference to no boxes: a paired bootstrap over pictures. The captions are those of
@@ -22,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from attention_shares import attention
-from evaluate import MODEL, keep
+from evaluate import keep
 from key_centring import background_mean, set_key_centre
 from scoring import Matcher, open_model
 from study_data import CAPTIONS, WAYS, Point, Scorer, StudySplit, ceilings, detected_boxes, open_study_split
 
+from qpert.exporter import demo
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.runtime.evaluation.bootstrap import Hits, draws, interval, once
 from qpert.runtime.evaluation.bootstrap import scores as recall_scores
@@ -107,7 +109,8 @@ def compared(split: StudySplit, sides: dict[str, Ranks]) -> dict[str, Any]:
 
 def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     began = time.monotonic()
-    model = open_model(options.model)
+    file = demo.model_file(options.checkpoint) if options.model is None else options.model
+    model = open_model(file)
     splits = {
         name: open_study_split(model, name, count, options.work, progress)
         for name, count in (("val", options.val), ("test", options.test))
@@ -118,8 +121,7 @@ def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             file = options.detections / f"{name}.jsonl"
             sources[name]["detected"] = detected_boxes(split, file, options.least_score, options.most_boxes)
     report: dict[str, Any] = {
-        "model": options.model.name,
-        "sha256": sha256_of(options.model),
+        "sha256": sha256_of(file),
         "images": {name: len(split.encoded.dataset) for name, split in splits.items()},
         "captions": {
             name: {"present": split.first, "smallest": len(split.owners) - split.first}
@@ -143,8 +145,15 @@ def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             set_key_centre(model, centre if keys == "centred" else None)
         report["keys"][keys] = of_keys(model, splits, sources, options, progress)
         report["seconds"] = round(time.monotonic() - began)
-        keep(options.out, report)
+        write(options, report)
     return report
+
+
+def write(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Put the report into the file, under the checkpoint's name; those of other checkpoints stay."""
+    if options.out is not None:
+        before = json.loads(options.out.read_text()) if options.out.exists() else {}
+        keep(options.out, {**before, options.checkpoint: report})
 
 
 def of_keys(
@@ -203,12 +212,13 @@ def reranked(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--checkpoint", choices=demo.NAMES, default="demo-small-objects")
+    parser.add_argument("--model", type=Path, help="another file than the built-in one, under its name")
     parser.add_argument("--work", type=Path, default=Path(".cache/demonstration"), help="where the splits are written")
     parser.add_argument("--val", type=int, default=SPLIT_SIZES["val"])
     parser.add_argument("--test", type=int, default=SPLIT_SIZES["test"])
     parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS)
-    parser.add_argument("--keys", nargs="+", choices=("shipped", "zero", "centred"), default=["zero", "centred"])
+    parser.add_argument("--keys", nargs="+", choices=("shipped", "zero", "centred"), default=["shipped", "zero"])
     parser.add_argument("--detections", type=Path, help="a folder with val.jsonl and test.jsonl of a detector")
     parser.add_argument("--least-score", type=float, default=0.5, help="of a detection that counts")
     parser.add_argument("--most-boxes", type=int, default=8, help="detections a picture that count")
@@ -220,7 +230,6 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     report = study(options, Terminal())
-    keep(options.out, report)
     print(json.dumps(report, indent=1))
 
 

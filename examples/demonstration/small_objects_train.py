@@ -31,7 +31,7 @@ from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.runtime.progress import Progress, Terminal
 
 NEW = ("query_tokens", ".crossattention.", ".intermediate_query.", ".output_query.", "vision_proj.", "itm_head.")
-"""Parts of names: what begins anew, and learns; but key biases stay 0, which softmax does not see (`key_centring.py`)."""
+"""Parts of names: what begins anew, and learns; not key biases, which softmax does not see (`key_centring.py`): 0."""
 HELD_BACK = 500
 """The first pictures are not trained on: recall on them is logged."""
 
