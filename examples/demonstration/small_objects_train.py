@@ -220,14 +220,14 @@ def main() -> None:
     parser.add_argument("--read", type=int, default=READ, help="steps of the first stage")
     parser.add_argument("--match", type=int, default=MATCH, help="steps of the second")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
+    parser.add_argument("--save-every", type=float, default=30, help="seconds between checkpoints")
     parser.add_argument("--evaluate-every", type=float, default=60, help="seconds between looks at held-back scenes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     stages = (
         Stage("read", options.read, 256, 1, 1.5e-3, left_out=0.8),
-        Stage("match", options.match, 64, 1, 6e-4, left_out=0.4, match=1.0),
+        Stage("match", options.match, 64, 1, 4e-4, left_out=0.4, match=1.0),
     )
     plan = Plan(options.seed, options.scenes, stages)
     write_shares(options.work / "named_by_size.json", 2000, plan.seed)
@@ -241,7 +241,7 @@ def main() -> None:
     )
 
 
-READ, MATCH = 900, 300
+READ, MATCH = 200, 250
 
 if __name__ == "__main__":
     main()
