@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -143,23 +144,28 @@ def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
                 cross.self.key.bias.data.copy_(bias)
         else:
             set_key_centre(model, centre if keys == "centred" else None)
-        report["keys"][keys] = of_keys(model, splits, sources, options, progress)
-        report["seconds"] = round(time.monotonic() - began)
-        write(options, report)
+        for found in of_keys(model, splits, sources, options, progress):
+            report["keys"][keys] = found
+            report["seconds"] = round(time.monotonic() - began)
+            write(options, report)
     return report
 
 
 def write(options: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Put the report into the file, under the checkpoint's name; those of other checkpoints stay."""
-    if options.out is not None:
-        before = json.loads(options.out.read_text()) if options.out.exists() else {}
-        keep(options.out, {**before, options.checkpoint: report})
+    """Put the report into the file, under the checkpoint's name. Those of other checkpoints stay, and of the same file
+    those with other key biases."""
+    if options.out is None:
+        return
+    before = json.loads(options.out.read_text()) if options.out.exists() else {}
+    own = before.get(options.checkpoint, {})
+    keys = own["keys"] if own.get("sha256") == report["sha256"] else {}
+    keep(options.out, {**before, options.checkpoint: {**report, "keys": {**keys, **report["keys"]}}})
 
 
 def of_keys(
     model: Blip2Retrieval, splits: dict[str, StudySplit], sources: Any, options: argparse.Namespace, progress: Progress
-) -> dict[str, Any]:
-    """The search and the test with the key biases that `model` has now."""
+) -> Iterator[dict[str, Any]]:
+    """The search and the test with the key biases that `model` has now: the report as it grows."""
     validation = Scorer(model, splits["val"], sources["val"]["true"])
     rows = grid(validation, progress, tuple(options.alphas))
     picked = {f"{way}, for {objective}": chosen(rows, way, objective) for way in WAYS for objective in OBJECTIVES}
@@ -174,9 +180,10 @@ def of_keys(
         if source == "true":
             points = {name: picked[f"each, for {name}"] for name in OBJECTIVES}
             found[source]["attention"] = attention(test, points)
+        yield found
         if options.rerank:
             found[source] |= reranked(model, splits["test"], scores, options, progress)
-    return found
+            yield found
 
 
 def _best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
