@@ -141,7 +141,8 @@ def card(boxes: dict[str, Any], shares: dict[str, Any], model: Path) -> str:
         "counted": f"{shares['scenes']:,}",
         "named": named(shares),
         "centred": "".join(filter(str.isdigit, metadata["key_centre"])),
-        "counts": f"{report['images']['test']:,} test pictures, {captions['present']:,} and {captions['smallest']:,} captions.",
+        "counts": f"{report['images']['test']:,} test pictures, {captions['present']:,} and "
+        f"{captions['smallest']:,} captions.",
         "alphas": ", ".join(f"{alpha:g}" for alpha in report["grid"]["alphas"]),
         "ceilings": " and ".join(f"{value:.1f} ({name})" for name, value in report["ceiling"].items()),
         "results": results(report),

@@ -75,7 +75,8 @@ def write_dataset(
     """Write one split under `folder` and return its annotation file, `annotations/<split>.json`.
 
     That file is written last: if it exists, the split is complete. Several splits may share a folder. `count` None uses
-    `SPLIT_SIZES`.
+    `SPLIT_SIZES`. `captions` chooses those of the annotation file; the Entities sentences are the usual ones either
+    way, so that the boxes are those of all objects and do not give away which one a caption is about.
     """
     if layout not in get_args(Layout):
         raise InputError(f"layout is {layout!r}; expected one of {', '.join(get_args(Layout))}", code="dataset-layout")
@@ -86,7 +87,8 @@ def write_dataset(
     with (progress or Silent()).stage(f"drawing {total} scenes ({split})", total) as advance:
         for index, (scene, texts) in enumerate(generate(split, total, seed, captions=captions)):
             name = tree.file(split, index)
-            _write_picture(folder, tree, name, scene, texts)
+            usual = texts if captions == "usual" else describe(scene, f"{scene.seed}/captions")
+            _write_picture(folder, tree, name, scene, usual)
             entries.append({"image": f"{tree.images}/{name}", "caption": [caption.text for caption in texts]})
             advance(1)
     annotation = folder / "annotations" / f"{split}.json"

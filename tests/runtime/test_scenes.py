@@ -11,6 +11,8 @@ from PIL import Image
 
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.metrics import size_bins
+from qpert.runtime.inputs.datasets import read_dataset
+from qpert.runtime.inputs.images import image_size
 from qpert.runtime.scenes import (
     Salience,
     caption_ceiling,
@@ -225,3 +227,13 @@ def test_captions_with_salience_speak_of_large_objects_more_often():
     assert Salience().chance(0.1) == 0.5
     assert np.mean(named["small"]) < 0.2
     assert np.mean(named["large"]) > 0.6
+
+
+def test_the_boxes_do_not_give_away_what_the_captions_are_about(tmp_path):
+    for kind in ("usual", "smallest"):
+        write_dataset(tmp_path / kind, "val", 12, captions=kind)
+    usual, smallest = (read_dataset(tmp_path / kind, "val", entities=True) for kind in ("usual", "smallest"))
+    assert len(smallest.captions) == 24
+    for i, path in enumerate(usual.images):
+        expected, found = (one.boxes_of(i, image_size(path)) for one in (usual, smallest))
+        assert found.xyxy.tolist() == expected.xyxy.tolist()
