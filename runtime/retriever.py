@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.gallery.search import (
     Gallery,
     Hit,
@@ -69,12 +70,15 @@ class Retriever:
         """
         return cls(Encoder(Bundle.open(bundle), provider, perturbation, threads=threads))
 
-    def encode_images(self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | None = None) -> ImageFeatures:
+    def encode_images(
+        self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | BoxSource | None = None
+    ) -> ImageFeatures:
         """Encode B images.
 
         Args:
             images: paths, PIL images or uint8 arrays [H, W, 3]; any iterable of them, or one array [B, H, W, 3].
-            boxes: for each image its `Boxes` in pixels, or None; images may have different numbers of boxes.
+            boxes: for each image its `Boxes` in pixels, or None; images may have different numbers of boxes. Or a
+                `BoxSource`, such as a `Detector`, which finds them.
 
         Returns:
             `.query_embeds` float32 [B, Q, E] and `.image_embeds` [B, N, C].
@@ -130,13 +134,14 @@ class Retriever:
         image: ImageInput,
         texts: Iterable[str] | TextGallery,
         *,
-        boxes: Boxes | None = None,
+        boxes: Boxes | BoxSource | None = None,
         k: int = 10,
         rerank: int | None = None,
     ) -> list[TextHit]:
         """The best `k` texts for an image: ITC over all texts, ITM over the best `rerank`; ranked as in `search`.
 
         `texts`: strings, or a `TextGallery` (see `text_gallery`) where the same texts are searched more than once.
+        `boxes`: those of the image, or a `BoxSource` such as a `Detector`.
 
         Raises:
             InputError: `k` below 1, `rerank` below 0, or above 0 without a pair scorer; scores that are NaN.
@@ -145,7 +150,8 @@ class Retriever:
         as_count(k, "k", least=1)  # refused before an image is encoded
         self.encoder.shortlist(rerank)
         gallery = texts if isinstance(texts, TextGallery) else self.text_gallery(texts)
-        return search_texts(self.encoder, self.encode_images([image], [boxes]), gallery, k=k, rerank=rerank)
+        features = self.encode_images([image], boxes if isinstance(boxes, BoxSource) else [boxes])
+        return search_texts(self.encoder, features, gallery, k=k, rerank=rerank)
 
     def text_gallery(self, texts: Iterable[str]) -> TextGallery:
         """Encode texts once, to search them with many images."""

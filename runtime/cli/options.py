@@ -8,12 +8,13 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.number_types import IntegerRange
+from qpert.runtime.cli.number_types import IntegerRange, NumberRange
+from qpert.runtime.detection.options import DetectionOptions
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.files import portable_name
 from qpert.runtime.inputs.box_files import XmlCoordinates
@@ -59,6 +60,34 @@ skip_bad_option = click.option(
     "--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print exactly one JSON document on stdout")
+
+
+def detection_options(prefix: str = "") -> Callable[[Any], Any]:
+    """`--threshold`, `--max-boxes`, `--classes` and `--suppress`, with a prefix such as `detector-`; None if not given."""
+    usual = DetectionOptions()
+
+    def option(name: str, value_type: Any, text: str, default: object) -> Any:
+        shown = "all" if default is None else f"{default:g}"
+        return click.option(f"--{prefix}{name}", type=value_type, help=f"{text} [default: the detector's, else {shown}]")
+
+    options = (
+        option("threshold", NumberRange(0, 1), "keep detections with a score above this", usual.threshold),
+        option("max-boxes", IntegerRange(min=1), "keep at most this many a picture, the best by score", usual.max_boxes),
+        option("classes", str, "keep these labels, with commas between", usual.classes),
+        option(
+            "suppress",
+            NumberRange(0, 1),
+            "of boxes whose IoU is above this, whatever their labels, keep the best; 1 keeps all",
+            usual.suppression,
+        ),
+    )
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def print_result(document: object, report: Callable[[], Report], *, as_json: bool) -> None:

@@ -1,0 +1,77 @@
+"""What the exporter needs of a detector, whatever it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
+from qpert.runtime.bundle.manifest import CheckpointRecord
+from qpert.runtime.bundle.roles import BOXES, DETECTOR, IMAGE_SIZES, LABEL_IDS, PIXELS, SCORES
+from qpert.runtime.detection.geometry import DetectorGeometry
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GRAPH_NAME = "detector"
+GRAPH_FILE = "onnx/detector.onnx"
+INPUTS = ("pixel_values", "image_sizes")
+OUTPUTS = ("boxes", "scores", "labels")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one picture: boxes float32 [K,4] (x1, y1, x2, y2 in pixels), scores [K], label ids [K]."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+class OpenedDetector(Protocol):
+    """A detector that can be exported.
+
+    architecture, labels, preprocessing, decoding: as in the manifest. detections: K. notes: what was assumed.
+    tolerance_reason: why the reference may differ by the gate's limits.
+    """
+
+    architecture: str
+    record: CheckpointRecord
+    labels: tuple[str, ...]
+    preprocessing: DetectorGeometry
+    decoding: dict[str, Any]
+    detections: int
+    reference_name: str
+    notes: tuple[str, ...]
+
+    def write(self, path: Path, max_batch: int) -> int:
+        """Write the graph; returns the largest batch that it takes."""
+        ...
+
+    def reference(self, images: Sequence[Image]) -> list[Detections]:
+        """What the stock implementation finds, with its own preprocessing: all K detections of each RGB picture."""
+        ...
+
+
+def graph_spec(geometry: DetectorGeometry, detections: int, max_batch: int) -> GraphSpec:
+    """The declaration of a detector's graph; a `max_batch` of 1 is a batch axis that is fixed."""
+    rows = "B"
+    return GraphSpec(
+        GRAPH_NAME,
+        DETECTOR,
+        GRAPH_FILE,
+        (
+            TensorSpec(INPUTS[0], PIXELS, "float32", (rows, 3, geometry.height, geometry.width)),
+            TensorSpec(INPUTS[1], IMAGE_SIZES, "float32", (rows, 2)),
+        ),
+        (
+            TensorSpec(OUTPUTS[0], BOXES, "float32", (rows, detections, 4)),
+            TensorSpec(OUTPUTS[1], SCORES, "float32", (rows, detections)),
+            TensorSpec(OUTPUTS[2], LABEL_IDS, "int64", (rows, detections)),
+        ),
+        {rows: AxisRange(1, max_batch)},
+    )
