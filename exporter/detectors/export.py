@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qpert.exporter.checkpoints.locate import locate
@@ -34,7 +34,7 @@ class DetectorRequest:
     checkpoint: str
     out: Path | None = None
     labels: Path | None = None
-    options: DetectionOptions = DetectionOptions()
+    options: DetectionOptions = field(default_factory=DetectionOptions)
     max_batch: int = 8
     tolerance: float = TOLERANCE
     force: bool = False
@@ -122,9 +122,7 @@ def open_folder_detector(
     return open_hub_detector(folder, name, source, progress)
 
 
-def write_graph(
-    folder: Path, opened: OpenedDetector, request: DetectorRequest, progress: Progress
-) -> DetectorManifest:
+def write_graph(folder: Path, opened: OpenedDetector, request: DetectorRequest, progress: Progress) -> DetectorManifest:
     """Write and check the graph; returns the manifest without its verification."""
     path = folder / GRAPH_FILE
     path.parent.mkdir()
@@ -159,4 +157,3 @@ def verify(folder: Path, manifest: DetectorManifest, opened: OpenedDetector, tol
         found = compare(opened, detector, tolerance)
     require_pass(found)
     return found.to_dict()
-

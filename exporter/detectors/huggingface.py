@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx
 import torch
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from qpert.exporter.checkpoints.files import hash_files, open_folder
 from qpert.exporter.checkpoints.hub_folder import license_of
 from qpert.exporter.checkpoints.json_files import read_json_object
-from qpert.exporter.detectors.opened import INPUTS, OUTPUTS, Detections
+from qpert.exporter.detectors.opened import INPUTS, OUTPUTS, Detections, OpenedDetector
 from qpert.exporter.detectors.processor import read_geometry
 from qpert.exporter.hub.stock import load_stock
 from qpert.exporter.tracing.readable import IR_VERSION
 from qpert.runtime.bundle.manifest import CheckpointRecord
-from qpert.runtime.detection.geometry import DetectorGeometry
 from qpert.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -68,19 +67,13 @@ class Decoded(nn.Module):
 
 
 @dataclass(frozen=True)
-class HubDetector:
-    """An `OpenedDetector` of transformers; see there."""
+class HubDetector(OpenedDetector):
+    """A detector of transformers, with its stock model."""
 
-    architecture: str
-    record: CheckpointRecord
-    labels: tuple[str, ...]
-    preprocessing: DetectorGeometry
-    decoding: dict[str, Any]
-    detections: int
-    notes: tuple[str, ...]
+    reference_name: ClassVar[str] = "stock transformers: model, image processor and post_process_object_detection"
+
     folder: Path
     model: nn.Module
-    reference_name: str = "stock transformers: model, image processor and post_process_object_detection"
 
     def write(self, path: Path, max_batch: int) -> int:
         """Trace the model into `path`, with the batch axis dynamic."""
@@ -153,7 +146,7 @@ def open_hub_detector(
     """
     config = read_json_object(folder / "config.json")
     kind = config.get("model_type")
-    if kind not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         raise CheckpointError(
             f"{folder} holds a model of type {kind!r} ({', '.join(map(str, config.get('architectures') or ())) or '?'})"
             f", which is no detector that qpert knows; expected {', '.join(MODELS)} (RT-DETR, RT-DETRv2, D-FINE, "

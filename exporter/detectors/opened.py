@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -32,12 +33,15 @@ class Detections:
     labels: np.ndarray
 
 
-class OpenedDetector(Protocol):
+@dataclass(frozen=True)
+class OpenedDetector(ABC):
     """A detector that can be exported.
 
-    architecture, labels, preprocessing, decoding: as in the manifest. detections: K. notes: what was assumed.
-    tolerance_reason: why the reference may differ by the gate's limits.
+    architecture, record, labels, preprocessing, decoding: as in the manifest. detections: K, the detections that the
+    graph gives of a picture. notes: what was assumed. reference_name: what `reference` runs, for people.
     """
+
+    reference_name: ClassVar[str]
 
     architecture: str
     record: CheckpointRecord
@@ -45,16 +49,15 @@ class OpenedDetector(Protocol):
     preprocessing: DetectorGeometry
     decoding: dict[str, Any]
     detections: int
-    reference_name: str
     notes: tuple[str, ...]
 
+    @abstractmethod
     def write(self, path: Path, max_batch: int) -> int:
         """Write the graph; returns the largest batch that it takes."""
-        ...
 
+    @abstractmethod
     def reference(self, images: Sequence[Image]) -> list[Detections]:
         """What the stock implementation finds, with its own preprocessing: all K detections of each RGB picture."""
-        ...
 
 
 def graph_spec(geometry: DetectorGeometry, detections: int, max_batch: int) -> GraphSpec:

@@ -1,8 +1,8 @@
 """YOLOX as it is published in ONNX: the raw grid outputs are decoded, scored and suppressed inside the graph.
 
 Source: YOLOX `yolox/models/yolo_head.py` (`decode_outputs`), `yolox/utils/boxes.py` (`postprocess`: the best class of
-each place, its score times objectness, suppression within a class) and `demo/ONNXRuntime/onnx_inference.py` (BGR, 0–255,
-letterbox at the top left filled with 114).
+each place, its score times objectness, suppression within a class) and `demo/ONNXRuntime/onnx_inference.py` (BGR,
+0–255, letterbox at the top left filled with 114).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from qpert.exporter.detectors.coco import COCO_CLASSES
-from qpert.exporter.detectors.opened import INPUTS, OUTPUTS, Detections
+from qpert.exporter.detectors.opened import INPUTS, OUTPUTS, Detections, OpenedDetector
 from qpert.exporter.tracing.readable import IR_VERSION, require_onnxruntime
 from qpert.runtime.bundle.manifest import CheckpointRecord
 from qpert.runtime.detection.geometry import DetectorGeometry
@@ -37,19 +37,13 @@ LICENCE = "unknown (an ONNX file states none; the published YOLOX weights are Ap
 
 
 @dataclass(frozen=True)
-class YoloxDetector:
-    """An `OpenedDetector` of a YOLOX file; see there. grid: x, y and stride of each place, float32 [N,3]."""
+class YoloxDetector(OpenedDetector):
+    """A published YOLOX file. grid: column, row and stride of each place, float32 [N,3]."""
 
-    architecture: str
-    record: CheckpointRecord
-    labels: tuple[str, ...]
-    preprocessing: DetectorGeometry
-    decoding: dict[str, Any]
-    detections: int
-    notes: tuple[str, ...]
+    reference_name: ClassVar[str] = "the published graph in ONNX Runtime, decoded and suppressed in NumPy"
+
     file: Path
     grid: np.ndarray
-    reference_name: str = "the published graph in ONNX Runtime, decoded and suppressed in NumPy"
 
     def write(self, path: Path, max_batch: int) -> int:
         """Write the graph; batch 1 where the network fixes its batch."""
@@ -130,8 +124,8 @@ def signature(model: onnx.ModelProto, path: Path) -> tuple[int, int, int, np.nda
             return height, width, columns - 5, grid
     raise CheckpointError(
         f"{path} has inputs {inputs} and outputs {outputs}; expected YOLOX's: one picture [B,3,H,W], H and W multiples "
-        "of 32, and raw outputs [B,N,5+classes] with N = H·W/64 + H·W/256 + H·W/1024, not yet decoded. Detectors in other "
-        "forms come in by their box files: see the README",
+        "of 32, and raw outputs [B,N,5+classes] with N = H·W/64 + H·W/256 + H·W/1024, not yet decoded. Detectors in "
+        "other forms come in by their box files: see the README",
         code="detector-architecture",
     )
 
@@ -145,9 +139,7 @@ def grid_of(height: int, width: int) -> np.ndarray:
     return np.concatenate(levels).astype(np.float32)
 
 
-def extended(
-    model: onnx.ModelProto, grid: np.ndarray, geometry: DetectorGeometry, *, dynamic: bool
-) -> onnx.ModelProto:
+def extended(model: onnx.ModelProto, grid: np.ndarray, geometry: DetectorGeometry, *, dynamic: bool) -> onnx.ModelProto:
     """The published graph with decoding, suppression and top-k behind it."""
     graph = gs.import_onnx(model)
     graph.name = "detector"
@@ -212,7 +204,7 @@ class Builder:
     def detections(self, raw: Any, sizes: Any, grid: np.ndarray, geometry: DetectorGeometry) -> tuple[Any, Any, Any]:
         """Raw outputs [B,N,5+C] → boxes [B,K,4], scores [B,K] and label ids [B,K], the best first.
 
-        Rows behind the last detection have score 0, or their score before suppression set to 0: no threshold keeps them.
+        Rows behind the last detection have score 0, which no threshold keeps.
         """
         boxes = self.boxes(raw, sizes, grid, geometry)  # [B,N,4]
         last = np.iinfo(np.int64).max
@@ -247,9 +239,7 @@ class Builder:
         middle = self.add("Mul", [shifted, stride])
         size = self.add("Mul", [self.add("Exp", [self.columns(raw, 2, 4)]), stride])
         half = self.add("Mul", [size, self.constant(0.5)])
-        corners = self.add(
-            "Concat", [self.add("Sub", [middle, half]), self.add("Add", [middle, half])], {"axis": 2}
-        )
+        corners = self.add("Concat", [self.add("Sub", [middle, half]), self.add("Add", [middle, half])], {"axis": 2})
         ratios = self.add("Div", [self.constant([[geometry.width, geometry.height]]), sizes])  # [B,2]
         ratio = self.reduce("ReduceMin", ratios, 1, keep=True)  # [B,1]
         return self.add("Div", [corners, self.add("Unsqueeze", *self.axes([ratio], 2))])

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import click
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.cli.detector_options import DetectorChoice, detector_options
 from qpert.runtime.cli.options import PATH, bundle_argument, json_option, provider_option
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.entries import Listing, list_images, with_boxes
@@ -34,6 +35,7 @@ from qpert.runtime.retrieval.encoder import Encoder
     default="one_based_inclusive",
     help="how corners in XML box files are counted",
 )
+@detector_options
 @click.option(
     "--features",
     type=click.Choice(FEATURE_MODES),
@@ -55,6 +57,7 @@ def command(
     boxes: Path | None,
     xml_coordinates: XmlCoordinates,
     skip_bad_boxes: bool,
+    detector: DetectorChoice,
     features: FeatureMode | None,
     replace: bool,
     skip_unreadable: bool,
@@ -70,11 +73,14 @@ def command(
     IMAGES may be omitted with --delete and --compact.
     """
     started = time.perf_counter()
-    if images is None and (boxes is not None or replace or repair or not (deleted or compact)):
+    if images is None and (
+        boxes is not None or detector.folder is not None or replace or repair or not (deleted or compact)
+    ):
         raise InputError(
             "IMAGES is missing: a folder, a .txt list or annotation JSON; only --delete and --compact work without it",
             code="images-missing",
         )
+    detector.check(boxes)
     progress = Terminal()
     removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
     report: dict[str, object] = {"gallery": str(out), "deleted": removed}
@@ -82,8 +88,8 @@ def command(
     if images is not None:
         listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
         wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
-        with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
-            summary = index_images(out, encoder, listing.entries, **wanted, progress=progress)
+        with closing(Encoder(Bundle.open(bundle), provider)) as encoder, detector.open(provider) as source:
+            summary = index_images(out, encoder, listing.entries, boxes=source, **wanted, progress=progress)
         report |= summary_json(summary, listing)
         left_out = listing.left_out_lines()
         if compact:
@@ -135,6 +141,8 @@ def show(report: dict[str, object]) -> None:
     size = f"{int(str(report['bytes'])) / 1e6:.1f} MB"
     holds = f"holds {report['images']} images, {report['texts']} texts, " if "images" in report else ""
     click.echo(f"{report['gallery']} {holds}{size}; {', '.join(counts) or 'nothing changed'}")
+    if report.get("without_boxes"):
+        click.echo(f"the detector found nothing in {report['without_boxes']} of them: indexed without boxes")
     skipped = report.get("skipped")
     for entry in skipped if isinstance(skipped, list) else []:
         click.echo(f"skipped {entry['image']}: {entry['reason']}")

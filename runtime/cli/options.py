@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import click
 
-from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.folder import GraphBundle
 from qpert.runtime.cli.number_types import IntegerRange, NumberRange
 from qpert.runtime.detection.options import DetectionOptions
 from qpert.runtime.errors import InputError, UnavailableError
@@ -62,17 +62,22 @@ skip_bad_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="print exactly one JSON document on stdout")
 
 
-def detection_options(prefix: str = "") -> Callable[[Any], Any]:
-    """`--threshold`, `--max-boxes`, `--classes` and `--suppress`, with a prefix such as `detector-`; None if not given."""
+def detection_options(prefix: str = "", *, recorded: str = "the detector's, else ") -> Callable[[Any], Any]:
+    """`--threshold`, `--max-boxes`, `--classes` and `--suppress`, with a prefix such as `detector-`; None if not given.
+
+    `recorded`: what the help says before the default.
+    """
     usual = DetectionOptions()
 
     def option(name: str, value_type: Any, text: str, default: object) -> Any:
         shown = "all" if default is None else f"{default:g}"
-        return click.option(f"--{prefix}{name}", type=value_type, help=f"{text} [default: the detector's, else {shown}]")
+        return click.option(f"--{prefix}{name}", type=value_type, help=f"{text} [default: {recorded}{shown}]")
 
     options = (
         option("threshold", NumberRange(0, 1), "keep detections with a score above this", usual.threshold),
-        option("max-boxes", IntegerRange(min=1), "keep at most this many a picture, the best by score", usual.max_boxes),
+        option(
+            "max-boxes", IntegerRange(min=1), "keep at most this many a picture, the best by score", usual.max_boxes
+        ),
         option("classes", str, "keep these labels, with commas between", usual.classes),
         option(
             "suppress",
@@ -105,7 +110,7 @@ def command_line() -> str:
     return portable_name(shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])]))
 
 
-def check_graphs(option: str, names: Sequence[str], bundle: Bundle) -> None:
+def check_graphs(option: str, names: Sequence[str], bundle: GraphBundle) -> None:
     """Raise InputError for a name that no graph of the bundle has."""
     known = bundle.manifest.graphs
     if unknown := [name for name in names if name not in known]:

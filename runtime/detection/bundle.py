@@ -1,9 +1,9 @@
 """A detector on disk: `manifest.json` with `"kind": "detector"`, and one graph.
 
-    detector/
-      manifest.json        kind, schema version, checkpoint, graph, labels, preprocessing, defaults, verification, hashes
-      onnx/detector.onnx   pixel_values [B,3,H,W], image_sizes [B,2] → boxes [B,K,4] in pixels, scores [B,K], labels [B,K]
-      engines/             as in every bundle
+detector/
+  manifest.json        kind, schema version, checkpoint, graph, labels, preprocessing, defaults, verification, hashes
+  onnx/detector.onnx   pixel_values [B,3,H,W], image_sizes [B,2] → boxes [B,K,4] in pixels, scores [B,K], labels [B,K]
+  engines/             as in every bundle
 """
 
 from __future__ import annotations

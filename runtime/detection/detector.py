@@ -33,7 +33,12 @@ class Detector:
     """
 
     def __init__(
-        self, bundle: DetectorBundle, provider: str = "cpu", options: DetectionOptions | None = None, *, threads: int = 0
+        self,
+        bundle: DetectorBundle,
+        provider: str = "cpu",
+        options: DetectionOptions | None = None,
+        *,
+        threads: int = 0,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
@@ -121,9 +126,7 @@ class Detector:
         outputs: Mapping[str, np.ndarray] = BoundGraph(self._session).run(slots)
         return list(zip(outputs[BOXES], outputs[SCORES], outputs[LABEL_IDS], strict=True))
 
-    def _chosen(
-        self, xyxy: np.ndarray, scores: np.ndarray, labels: np.ndarray, size: tuple[int, int]
-    ) -> Boxes | None:
+    def _chosen(self, xyxy: np.ndarray, scores: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Boxes | None:
         """The detections of one picture that the options keep, the best first, clipped to the picture."""
         if not np.isfinite(scores).all() or labels.min() < 0 or labels.max() >= len(self.manifest.labels):
             raise BundleError(

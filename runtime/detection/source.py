@@ -53,6 +53,6 @@ def boxes_of(source: BoxSource, images: Sequence[Image]) -> list[Boxes | None]:
 
 
 def source_identity(source: BoxSource) -> dict[str, Any] | None:
-    """What a source says decides its boxes (its attribute `identity`, a dictionary for JSON); None if it says nothing."""
+    """What a source says decides its boxes (attribute `identity`, a dictionary for JSON); None if nothing."""
     identity = getattr(source, "identity", None)
     return identity if isinstance(identity, dict) else None
