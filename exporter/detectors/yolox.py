@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STRIDES = (8, 16, 32)
 DETECTIONS = 300
+"""Most detections of a picture; fewer where the network has fewer places."""
 SCORE_FLOOR = 0.01
 SUPPRESSION = 0.65
 """YOLOX's own values for evaluation (`yolox/exp/yolox_base.py`: `test_conf`, `nmsthre`)."""
@@ -93,14 +94,15 @@ def open_yolox(
             code="detector-labels",
         )
     geometry = DetectorGeometry(width, height, "letterbox", "bgr", 1.0, (0, 0, 0), (1, 1, 1), "bilinear", 114)
+    detections = min(DETECTIONS, len(grid))
     decoding = {
         "scores": "objectness times the best class",
-        "top_k": DETECTIONS,
+        "top_k": detections,
         "suppression": {"iou": SUPPRESSION, "within": "class", "score_above": SCORE_FLOOR},
     }
     record = CheckpointRecord(path.stem, source, "yolox-onnx", sha256_of(path), LICENCE)
     progress("hashing the checkpoint", path.stat().st_size, path.stat().st_size)
-    return YoloxDetector("yolox", record, names, geometry, decoding, DETECTIONS, (), path, grid)
+    return YoloxDetector("yolox", record, names, geometry, decoding, detections, (), path, grid)
 
 
 def signature(model: onnx.ModelProto, path: Path) -> tuple[int, int, int, np.ndarray]:
@@ -152,7 +154,8 @@ def extended(model: onnx.ModelProto, grid: np.ndarray, geometry: DetectorGeometr
     graph.inputs.append(sizes)
     build = Builder(graph)
     boxes, scores, labels = build.detections(raw, sizes, grid, geometry)
-    shapes = ([batch, DETECTIONS, 4], [batch, DETECTIONS], [batch, DETECTIONS])
+    most = min(DETECTIONS, len(grid))
+    shapes = ([batch, most, 4], [batch, most], [batch, most])
     for tensor, name, shape in zip((boxes, scores, labels), OUTPUTS, shapes, strict=True):
         tensor.name, tensor.shape = name, shape
         tensor.dtype = np.int64 if tensor is labels else np.float32
@@ -214,7 +217,7 @@ class Builder:
         labels = self.add("ArgMax", [class_scores], {"axis": 2, "keepdims": 1})  # [B,N,1]
         by_class = self.scores_by_class(scores, labels, class_scores)  # [B,C,N]
         kept = self.suppressed(boxes, by_class)  # [B,N]
-        top = self.constant([DETECTIONS], np.int64)
+        top = self.constant([min(DETECTIONS, len(grid))], np.int64)
         found, places = self.add("TopK", [kept, top], {"axis": 1}, outputs=2)  # [B,K]
         rows = self.add("Unsqueeze", *self.axes([places], 2))
         index = self.add("Expand", [rows, self.constant([1, 1, 4], np.int64)])
@@ -264,11 +267,14 @@ class Builder:
 
 def rows_are_independent(path: Path, geometry: DetectorGeometry) -> bool:
     """Whether the graph takes 3 pictures at once and finds in each what it finds in it alone."""
-    session = require_onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
     pixels = generator.uniform(0, 255, (3, 3, geometry.height, geometry.width)).astype(np.float32)
     sizes = np.array([[100, 80], [50, 60], [300, 200]], np.float32)
+    runtime = require_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong comes as an exception, which is an answer here
     try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         together = session.run(None, dict(zip(INPUTS, (pixels, sizes), strict=True)))
     except Exception:  # noqa: BLE001  ONNX Runtime's exceptions have no common base; a network that fixes its batch
         return False
