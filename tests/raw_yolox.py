@@ -1,4 +1,4 @@
-"""A graph with the inputs and outputs of a published YOLOX, 64 px and 3 classes, whose raw outputs are known numbers."""
+"""A graph with the inputs and outputs of a published YOLOX, 64 px and 3 classes, of known raw outputs."""
 
 from __future__ import annotations
 

@@ -127,11 +127,11 @@ def write_graph(folder: Path, opened: OpenedDetector, request: DetectorRequest, 
     path = folder / GRAPH_FILE
     path.parent.mkdir()
     with progress.stage("writing the graph"):
-        max_batch = opened.write(path, request.max_batch)
-    spec = graph_spec(opened.preprocessing, opened.detections, max_batch)
+        any_batch = opened.write(path)
+    spec = graph_spec(opened.preprocessing, opened.detections, request.max_batch if any_batch else None)
     check_graph(path, spec)
     notes = opened.notes
-    if max_batch < request.max_batch:
+    if not any_batch:
         notes = (*notes, "the network fixes its batch at 1: pictures go through the graph one by one")
         progress.say(notes[-1])
     return DetectorManifest(

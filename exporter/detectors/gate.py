@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qpert.exporter.detectors.opened import Detections, OpenedDetector
+from qpert.runtime.detection.bundle import largest_batch
 from qpert.runtime.detection.detector import Detector
 from qpert.runtime.detection.geometry import DetectorGeometry
 from qpert.runtime.errors import QpertError
@@ -85,7 +86,7 @@ def compare(opened: OpenedDetector, detector: Detector, tolerance: float) -> Com
     """
     pictures = gate_pictures(detector.manifest.preprocessing)
     stock = opened.reference(pictures)
-    most = detector.manifest.graph.ranges["B"].max
+    most = largest_batch(detector.manifest.graph)
     batches = tuple(batch for batch in (1, 2, 3) if batch <= most)
     total, unmatched, boxes, scores = 0, 0, 0.0, 0.0
     for batch in batches:

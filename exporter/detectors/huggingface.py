@@ -75,7 +75,7 @@ class HubDetector(OpenedDetector):
     folder: Path
     model: nn.Module
 
-    def write(self, path: Path, max_batch: int) -> int:
+    def write(self, path: Path) -> bool:
         """Trace the model into `path`, with the batch axis dynamic."""
         height, width = self.preprocessing.height, self.preprocessing.width
         example = (torch.rand(2, 3, height, width), torch.tensor([[width, height]] * 2, dtype=torch.float32))
@@ -94,7 +94,7 @@ class HubDetector(OpenedDetector):
         model.producer_name, model.ir_version = "qpert", min(model.ir_version, IR_VERSION)
         state_output_shapes(model, self.detections)
         onnx.save(model, path)
-        return max_batch
+        return True
 
     @torch.no_grad()
     def reference(self, images: Sequence[Image]) -> list[Detections]:

@@ -52,17 +52,17 @@ class OpenedDetector(ABC):
     notes: tuple[str, ...]
 
     @abstractmethod
-    def write(self, path: Path, max_batch: int) -> int:
-        """Write the graph; returns the largest batch that it takes."""
+    def write(self, path: Path) -> bool:
+        """Write the graph; returns whether it takes any batch, instead of one picture a call."""
 
     @abstractmethod
     def reference(self, images: Sequence[Image]) -> list[Detections]:
         """What the stock implementation finds, with its own preprocessing: all K detections of each RGB picture."""
 
 
-def graph_spec(geometry: DetectorGeometry, detections: int, max_batch: int) -> GraphSpec:
-    """The declaration of a detector's graph; a `max_batch` of 1 is a batch axis that is fixed."""
-    rows = "B"
+def graph_spec(geometry: DetectorGeometry, detections: int, max_batch: int | None) -> GraphSpec:
+    """The declaration of a detector's graph; None where the network fixes its batch at 1."""
+    rows: str | int = 1 if max_batch is None else "B"
     return GraphSpec(
         GRAPH_NAME,
         DETECTOR,
@@ -76,5 +76,5 @@ def graph_spec(geometry: DetectorGeometry, detections: int, max_batch: int) -> G
             TensorSpec(OUTPUTS[1], SCORES, "float32", (rows, detections)),
             TensorSpec(OUTPUTS[2], LABEL_IDS, "int64", (rows, detections)),
         ),
-        {rows: AxisRange(1, max_batch)},
+        {} if max_batch is None else {"B": AxisRange(1, max_batch)},
     )

@@ -46,13 +46,13 @@ class YoloxDetector(OpenedDetector):
     file: Path
     grid: np.ndarray
 
-    def write(self, path: Path, max_batch: int) -> int:
-        """Write the graph; batch 1 where the network fixes its batch."""
-        for batch in dict.fromkeys((max_batch, 1)):
-            onnx.save(extended(onnx.load(self.file), self.grid, self.preprocessing, dynamic=batch > 1), path)
-            if batch == 1 or rows_are_independent(path, self.preprocessing):
-                return batch
-        raise AssertionError("a batch of 1 always returns")
+    def write(self, path: Path) -> bool:
+        """Write the graph, for one picture a call where the network fixes its batch."""
+        for dynamic in (True, False):
+            onnx.save(extended(onnx.load(self.file), self.grid, self.preprocessing, dynamic=dynamic), path)
+            if dynamic and rows_are_independent(path, self.preprocessing):
+                return True
+        return False
 
     def reference(self, images: Sequence[Image]) -> list[Detections]:
         """The published file's own outputs, picture by picture, with a decoding that shares nothing with the graph."""
@@ -145,7 +145,7 @@ def extended(model: onnx.ModelProto, grid: np.ndarray, geometry: DetectorGeometr
     """The published graph with decoding, suppression and top-k behind it."""
     graph = gs.import_onnx(model)
     graph.name = "detector"
-    batch: str | int = "B"
+    batch: str | int = "B" if dynamic else 1
     if dynamic:
         loosen_batch(graph)
     (pixels,), (raw,) = graph.inputs, graph.outputs

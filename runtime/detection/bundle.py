@@ -111,10 +111,17 @@ class DetectorManifest:
     def check(self) -> None:
         """Raises ValueError where the graph is no detector's, or takes other pictures than the preprocessing makes."""
         geometry = self.preprocessing
-        made = ("B", 3, geometry.height, geometry.width)
-        if self.graph.role != DETECTOR or self.graph.input(PIXELS).shape != made:
+        made = (3, geometry.height, geometry.width)
+        if self.graph.role != DETECTOR or self.graph.input(PIXELS).shape[1:] != made:
             raise ValueError(f"graph {self.graph.name!r} of role {self.graph.role!r} does not take pictures of {made}")
+        largest_batch(self.graph)
         self.defaults.class_ids(self.labels)
+
+
+def largest_batch(graph: GraphSpec) -> int:
+    """The most pictures of one call: a named axis has a range, and a network can fix its batch."""
+    axis = graph.input(PIXELS).shape[0]
+    return graph.ranges[axis].max if isinstance(axis, str) else axis
 
 
 @dataclass(frozen=True)

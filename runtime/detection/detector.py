@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qpert.runtime.bundle.roles import BOXES, IMAGE_SIZES, LABEL_IDS, PIXELS, SCORES
-from qpert.runtime.detection.bundle import DetectorBundle
+from qpert.runtime.detection.bundle import DetectorBundle, largest_batch
 from qpert.runtime.detection.geometry import image_sizes
 from qpert.runtime.detection.options import DetectionOptions, suppressed
 from qpert.runtime.errors import BundleError, ImageError, InputError
@@ -108,7 +108,7 @@ class Detector:
                 f"images is a {type(images).__name__}; expected a sequence of pictures: put it in a list",
                 code="images-kind",
             )
-        step = self._session.spec.ranges["B"].max
+        step = largest_batch(self._session.spec)
         found: list[Boxes | None] = []
         for start in range(0, len(images), step):
             part = images[start : start + step]

@@ -127,9 +127,7 @@ def test_each_field_of_the_image_processor_is_honoured(rt_detr_folder: Path, tmp
     bundle = export_detector(DetectorRequest(str(folder), tmp_path / "bundle")).folder
     images = pictures()
     with Detector.open(bundle, threshold=0.4, suppression=1, max_boxes=1000) as detector:
-        compared = assert_same_sets(
-            detector.boxes(images), stock(folder, images, 0.4), images, stock_detectors.LABELS
-        )
+        compared = assert_same_sets(detector.boxes(images), stock(folder, images, 0.4), images, stock_detectors.LABELS)
     assert compared >= 10
 
 
@@ -207,7 +205,7 @@ def test_detections_are_compared_as_sets_in_both_directions() -> None:
     assert nearest(one, other, (100, 100), 1e-4).tolist() == [[0, 0], [0, 0]]  # the last is decided by rounding
     relabelled = Detections(boxes, one.scores, np.array([0, 2, 0]))
     assert nearest(one, relabelled, (100, 100), 1e-4).tolist() == [[0, 0], [1, 1]]
-    moved = Detections(boxes + [1, 0, 1, 0], one.scores, one.labels)
+    moved = Detections(boxes + np.array([1, 0, 1, 0]), one.scores, one.labels)
     np.testing.assert_allclose(nearest(one, moved, (100, 200), 1e-4), [[0.01, 0], [0.01, 0]], atol=1e-9)
 
 
@@ -264,8 +262,8 @@ def test_json_prints_the_manifest_and_options_become_defaults(
 def test_an_unknown_class_and_an_existing_folder_are_refused(rt_detr_folder: Path, tmp_path: Path) -> None:
     from qpert.runtime.detection.options import DetectionOptions
 
+    options = DetectionOptions(classes=("red stars",))
     with pytest.raises(InputError, match="near matches: red star") as caught:
-        options = DetectionOptions(classes=("red stars",))
         export_detector(DetectorRequest(str(rt_detr_folder), tmp_path / "out", options=options))
     assert caught.value.code == "detection-class"
     (tmp_path / "full").mkdir()
