@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click import Context
+from raw_yolox import export_raw_yolox
 
 from qpert.exporter.commands.export import command as export_command
 from qpert.runtime.cli import cli, run
@@ -28,8 +29,9 @@ def command_lines() -> list[list[str]]:
 
 @pytest.fixture
 def reader(tmp_path: Path, demo_bundle: Path, copy_of, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the README's reader has it: the repository's examples, and the exported demonstration."""
+    """A folder as the README's reader has it: the repository's examples, the exported demonstration, and a detector."""
     copy_of(demo_bundle).rename(tmp_path / "qpert-blip2-demo-fp32")
+    export_raw_yolox(tmp_path / "checkpoint", tmp_path / "detector")
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -52,7 +54,7 @@ def is_quick(line: list[str]) -> bool:
 
 def test_quick_commands_succeed_in_the_order_in_which_they_are_read(reader: Path) -> None:
     lines = [line for line in command_lines() if line[0] == "qpert" and is_quick(line)]
-    assert {line[1] for line in lines} >= {"verify", "inspect", "doctor", "index", "search"}
+    assert {line[1] for line in lines} >= {"verify", "inspect", "doctor", "detect", "index", "search"}
     for line in lines:
         assert run(line[1:]) == 0, " ".join(line)
     assert (reader / "found.html").exists()

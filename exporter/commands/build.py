@@ -46,6 +46,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Compile TensorRT engines for BUNDLE, or a detector, into its folder `engines`. Engines that exist are kept."""
+    from qpert.exporter.detectors.engines import require_buildable
     from qpert.exporter.engines.build import BuildRequest, build_engines
 
     request = BuildRequest(
@@ -58,7 +59,9 @@ def command(
     )
     opened = open_bundle(bundle)
     check_graphs("--graph", graphs, opened)
-    built = build_engines(opened, request, request.plan(opened.manifest.precision), Terminal())
+    plan = request.plan(opened.manifest.precision)
+    require_buildable(opened, plan)
+    built = build_engines(opened, request, plan, Terminal())
     print_result(built.to_dict(), lambda: engines_report(built, bundle), as_json=as_json)
 
 

@@ -78,8 +78,10 @@ def command(
     progress.say(f"wrote {bundle.folder}; next: qpert detect {bundle.folder} IMAGES --out boxes.jsonl")
     built = {}
     if engines and plan:
+        from qpert.exporter.detectors.engines import require_buildable
         from qpert.exporter.engines.build import build_engines
 
+        require_buildable(bundle, plan)
         built = {"engines": build_engines(bundle, engines, plan, progress).to_dict()["engines"]}
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle.folder)} | bundle.manifest.to_dict() | built))

@@ -284,3 +284,22 @@ def test_the_demonstration_is_exported_from_its_folder_or_said_to_be_absent(
     monkeypatch.setattr(module, rt_detr_folder)
     made = export_detector(DetectorRequest("demo", tmp_path / "out"))
     assert (made.manifest.checkpoint.name, made.manifest.checkpoint.source) == ("demo", "demo")
+
+
+def test_an_engine_is_built_ahead_of_time_without_a_gpu(
+    rt_detr_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    out = tmp_path / "out"
+    command = ["export", "detector", "--checkpoint", str(rt_detr_folder), "--out", str(out), "--max-batch", "2"]
+    assert run([*command, "--trt", "--trt-flavor", "rtx", "--target", "sm89", "--json"]) == 0
+    (engine,) = json.loads(capsys.readouterr().out)["engines"]
+    assert (engine["target"], engine["graph"]) == ("sm89", "detector")
+    assert (out / engine["file"]).stat().st_size == engine["bytes"] > 1e5
+    assert run(["build", str(out), "--flavor", "rtx", "--target", "sm89", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["engines"][0]["kept"]
+    assert run(["inspect", str(out), "--json"]) == 0
+    (inspected,) = json.loads(capsys.readouterr().out)["engines"]
+    assert inspected["files_ok"]
+    with pytest.raises(UnavailableError):  # no GPU here, or no engine for the one that is here: never another provider
+        Detector.open(out, provider="tensorrt")

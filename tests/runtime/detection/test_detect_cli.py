@@ -297,3 +297,10 @@ def test_inspect_describes_a_detector_and_finds_what_was_altered(
     (folder / "onnx" / "detector.onnx").write_bytes(b"")
     assert run(["inspect", str(folder)]) == 1
     assert "ALTERED" in capsys.readouterr().out
+
+
+def test_build_says_that_tensorrt_rtx_cannot_suppress(known_detector: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    assert run(["build", str(known_detector), "--flavor", "rtx", "--target", "sm89"]) == 3
+    assert "has no NonMaxSuppression" in capsys.readouterr().err
+    assert not (known_detector / "engines").exists()
