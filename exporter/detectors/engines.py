@@ -17,10 +17,10 @@ def require_buildable(bundle: GraphBundle, plan: BuildPlan) -> None:
 
     TensorRT-RTX 1.7.1 parses NonMaxSuppression and has "no runners that implement it", whatever its sizes.
     """
-    if isinstance(bundle, DetectorBundle) and plan.flavor.name == "rtx" and bundle.manifest.decoding.get("suppression"):
+    suppresses = isinstance(bundle, DetectorBundle) and bundle.manifest.decoding.get("suppression")
+    if suppresses and plan.flavor.name == "rtx":
         raise UnavailableError(
-            f"{bundle.folder} suppresses duplicates inside its graph ({bundle.manifest.architecture}), and TensorRT-RTX "
-            "has no NonMaxSuppression; run it with --provider cpu or cuda, build with --flavor classic on the GPU, or "
+            f"{bundle.folder} suppresses duplicates inside its graph, and TensorRT-RTX has no NonMaxSuppression; run it with --provider cpu or cuda, build with --flavor classic on the GPU, or "
             "export a detector that needs no suppression (RT-DETR, D-FINE)",
             code="engine-suppression",
         )
