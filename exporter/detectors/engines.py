@@ -20,7 +20,8 @@ def require_buildable(bundle: GraphBundle, plan: BuildPlan) -> None:
     suppresses = isinstance(bundle, DetectorBundle) and bundle.manifest.decoding.get("suppression")
     if suppresses and plan.flavor.name == "rtx":
         raise UnavailableError(
-            f"{bundle.folder} suppresses duplicates inside its graph, and TensorRT-RTX has no NonMaxSuppression; run it with --provider cpu or cuda, build with --flavor classic on the GPU, or "
-            "export a detector that needs no suppression (RT-DETR, D-FINE)",
+            f"{bundle.folder} suppresses duplicates in its graph, and TensorRT-RTX has no NonMaxSuppression; run it "
+            "with --provider cpu or cuda, build with --flavor classic on the GPU, or export a detector that needs no "
+            "suppression (RT-DETR, D-FINE)",
             code="engine-suppression",
         )

@@ -162,5 +162,6 @@ def detector_summary(manifest: DetectorManifest) -> list[str]:
         f"decoding     {json.dumps(manifest.decoding)}",
         f"exported     {manifest.created} by: {manifest.command}",
         f"verification {verdict}",
+        *((f"quantization {json.dumps(manifest.quantization)}",) if manifest.quantization else ()),
         *(f"note         {note}" for note in manifest.notes),
     ]
