@@ -38,7 +38,8 @@ from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.inputs import open_data
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer, TokenizerSpec
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures
 
 VISION = {
     "hidden_size": 1408,

@@ -25,6 +25,7 @@ from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.recording import CAPTIONS, InputMaker, record
 from qpert.exporter.tracing.onnx_files import check_graph, write_graphs
 from qpert.exporter.tracing.readable import require_onnxruntime
+from qpert.exporter.tracing.shared_rows import name_shared_rows
 from qpert.exporter.tracing.trace import PRECISIONS, network_without_weights, trace
 from qpert.exporter.tracing.weights import WeightedGraph, fold_weights
 from qpert.graphs.passes import run_passes
@@ -59,6 +60,7 @@ class ExportRequest:
     samples: int = 2
     force: bool = False
     command: str = ""
+    calibration: dict[str, Any] | None = None
 
     @property
     def target(self) -> Path:
@@ -189,6 +191,7 @@ class _Export:
             samples="samples.safetensors",
             tools=tool_versions(),
             command=request.command,
+            calibration=request.calibration,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             notes=notes,
             files=hash_files(folder, self.progress),
@@ -227,7 +230,7 @@ def trace_graphs(
     with progress.stage("tracing graphs", total=len(graphs)) as advance:
         for name, spec in graphs.items():
             folded = fold_weights(trace(stages[name].eval(), spec))
-            traced[name] = WeightedGraph(run_passes(folded.graph), folded.recipes)
+            traced[name] = WeightedGraph(name_shared_rows(run_passes(folded.graph), spec), folded.recipes)
             advance(1)
     return traced
 

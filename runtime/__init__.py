@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from qpert.runtime.detection.detector import Detector
     from qpert.runtime.detection.source import BoxSource
     from qpert.runtime.errors import QpertError, QpertWarning
+    from qpert.runtime.gallery.hits import Hit, TextHit
     from qpert.runtime.gallery.reader import StoredGallery
-    from qpert.runtime.gallery.search import Gallery, Hit, TextGallery, TextHit
+    from qpert.runtime.gallery.search import Gallery, TextGallery
     from qpert.runtime.inputs.boxes import Boxes
     from qpert.runtime.inputs.perturbation import Perturbation
-    from qpert.runtime.retrieval.encoder import ImageFeatures
+    from qpert.runtime.retrieval.features import ImageFeatures
     from qpert.runtime.retriever import Retriever
 
 _HOME = {

@@ -11,21 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.detection.source import BoxSource
-from qpert.runtime.gallery.search import (
-    Gallery,
-    Hit,
-    Searchable,
-    TextGallery,
-    TextHit,
-    search_images,
-    search_texts,
-)
+from qpert.runtime.detection.source import BoxSource, boxes_of
+from qpert.runtime.gallery.hits import Hit, TextHit
+from qpert.runtime.gallery.search import Gallery, Searchable, TextGallery, search_images, search_texts
 from qpert.runtime.inputs.arguments import as_count, as_texts
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.inputs.images import ImageInput
+from qpert.runtime.inputs.images import ImageInput, load_image
 from qpert.runtime.inputs.perturbation import Perturbation
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures
 from qpert.runtime.retrieval.scores import itc_scores
 
 if TYPE_CHECKING:
@@ -81,7 +75,8 @@ class Retriever:
                 `BoxSource`, such as a `Detector`, which finds them.
 
         Returns:
-            `.query_embeds` float32 [B, Q, E] and `.image_embeds` [B, N, C].
+            `.query_embeds` float32 [B, Q, E] and `.image_embeds` [B, N, C]. With reduction `each` Q counts the queries
+            of all sets of an image, see `ImageFeatures`.
 
         Raises:
             ImageError, BoxError: an image or box that cannot be used; the message names it.
@@ -150,8 +145,11 @@ class Retriever:
         as_count(k, "k", least=1)  # refused before an image is encoded
         self.encoder.shortlist(rerank)
         gallery = texts if isinstance(texts, TextGallery) else self.text_gallery(texts)
-        features = self.encode_images([image], boxes if isinstance(boxes, BoxSource) else [boxes])
-        return search_texts(self.encoder, features, gallery, k=k, rerank=rerank)
+        if isinstance(boxes, BoxSource):
+            image = load_image(image)
+            (boxes,) = boxes_of(boxes, [image])
+        features = self.encode_images([image], [boxes])
+        return search_texts(self.encoder, features, gallery, boxes=boxes, k=k, rerank=rerank)
 
     def text_gallery(self, texts: Iterable[str]) -> TextGallery:
         """Encode texts once, to search them with many images."""

@@ -6,7 +6,7 @@ import shutil
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -18,7 +18,7 @@ from qpert.runtime.evaluation.inputs import EvaluationData
 from qpert.runtime.evaluation.request import DataRequest
 from qpert.runtime.evaluation.work import Binding, check_room, open_work, resumable
 from qpert.runtime.files import cache_folder
-from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS
+from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.report.files import environment, json_text, keep_reports, write_copy
 from qpert.runtime.report.html import to_html
@@ -41,11 +41,16 @@ if TYPE_CHECKING:
 @shared.bin_boxes_option
 @shared.xml_option
 @shared.skip_bad_option
+@shared.max_boxes_option
 @shared.limit_option
 @click.option("--alphas", default="2,4,6,8,10", help="strengths, comma-separated")
 @click.option("--weights", default=",".join(WEIGHT_FUNCTIONS), help="weight functions of a box's share S of the image")
 @click.option("--thresholds", default="0.85,0.9,0.95,0.99", help="contribution ratios of the key subspace")
-@click.option("--reduction", type=click.Choice(["sum", "mean", "both"]), default="both", help="over an image's boxes")
+@click.option(
+    "--reductions",
+    help="over an image's boxes: sum, mean, each (a query set for each box), each+stock "
+    "[default: all; sum,mean if the bundle perturbs ITM]",
+)
 @click.option(
     "--rerank",
     type=IntegerRange(min=0),
@@ -83,10 +88,10 @@ def command(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> i
     shared.require("calibrating", ("onnx",), "export")
     from qpert.calibration.perturbation.report import calibration_report
 
-    grid = grid_of(options)
+    opened = Bundle.open(bundle)
+    grid = grid_of(options, opened.manifest.perturbation)
     target = target_of(bundle, options)
     progress = Terminal()
-    opened = Bundle.open(bundle)
     found, folder = calibrate(opened, grid, options, progress)
     report, document = calibration_report(found), found.to_dict()
     reports = {"calibrate.html": to_html(report), "calibrate.json": json_text(document)}
@@ -124,15 +129,20 @@ def calibrate(bundle: Bundle, grid: Grid, options: dict[str, Any], progress: Pro
     return replace(found, environment=environment(bundle, provider)), folder
 
 
-def grid_of(options: dict[str, Any]) -> Grid:
-    from qpert.calibration.perturbation.grid import REDUCTIONS, Grid
+def grid_of(options: dict[str, Any], exported: Perturbation) -> Grid:
+    """Raises InputError for values that no grid takes, or a reduction that the bundle's graphs cannot follow."""
+    from qpert.calibration.perturbation.grid import Grid, GridReduction
 
-    return Grid(
+    asked = options["reductions"] or ("sum,mean" if exported.stages == "both" else "sum,mean,each,each+stock")
+    grid = Grid(
         shared.parse_numbers(options["alphas"], "--alphas", "2,4,6"),
         shared.parse_names(options["weights"]),
         shared.parse_numbers(options["thresholds"], "--thresholds", "0.9,0.95"),
-        REDUCTIONS if options["reduction"] == "both" else (options["reduction"],),
+        cast(tuple[GridReduction, ...], shared.parse_names(asked)),  # Grid checks them
     )
+    for setting in grid.at(grid.thresholds[0]):
+        setting.perturbation(exported)
+    return grid
 
 
 def target_of(bundle: Path, options: dict[str, Any]) -> Path | None:

@@ -2,7 +2,7 @@
 
 Source: Sogi, Shibata, Terao, ECCV 2024, section 5.1: α in 2, 4 … 10, five weight functions of a box's share S of the
 image, contribution-ratio thresholds 0.85, 0.9, 0.95 and 0.99. Whether boxes are summed (the paper) or averaged (the
-authors' release) is a separate choice here.
+authors' release), or each given queries of its own (ours), is a separate choice here.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation, Reduction
 
 ALPHAS = (2.0, 4.0, 6.0, 8.0, 10.0)
 THRESHOLDS = (0.85, 0.9, 0.95, 0.99)
-REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean")
+GridReduction = Literal["sum", "mean", "each", "each+stock"]
+"""How boxes act together; `each+stock` is reduction `each` with `keep_stock`."""
+REDUCTIONS: tuple[GridReduction, ...] = get_args(GridReduction)
 
 
 @dataclass(frozen=True, order=True)
@@ -25,20 +27,22 @@ class Setting:
     """One point of the grid."""
 
     threshold: float
-    reduction: Reduction
+    reduction: GridReduction
     weight: str
     alpha: float
 
     def perturbation(self, exported: Perturbation) -> Perturbation:
         """The exported settings with this point's values; the rest (coverage, stages, norm) stays."""
         beta, gamma = WEIGHT_FUNCTIONS[self.weight]
+        reduction: Reduction = "each" if self.reduction == "each+stock" else self.reduction
         return replace(
             exported,
             alpha=self.alpha,
             beta=beta,
             gamma=gamma,
             threshold=self.threshold,
-            reduction=self.reduction,
+            reduction=reduction,
+            keep_stock=self.reduction == "each+stock",
         )
 
     @property
@@ -56,7 +60,7 @@ class Grid:
     alphas: tuple[float, ...] = ALPHAS
     weights: tuple[str, ...] = tuple(WEIGHT_FUNCTIONS)
     thresholds: tuple[float, ...] = THRESHOLDS
-    reductions: tuple[Reduction, ...] = REDUCTIONS
+    reductions: tuple[GridReduction, ...] = REDUCTIONS
 
     def __post_init__(self) -> None:
         for name, values in asdict(self).items():

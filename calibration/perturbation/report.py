@@ -8,11 +8,15 @@ from qpert.calibration.perturbation.search import Trial
 from qpert.runtime.evaluation.bootstrap import LEVEL
 from qpert.runtime.evaluation.metrics import DIRECTIONS, SMALL_BIN
 from qpert.runtime.evaluation.report import percent, stage
-from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS
 from qpert.runtime.report import model as m
 
 BEST_ROWS = 10
-REDUCTIONS = {"sum": "Summed over boxes", "mean": "Averaged over boxes"}
+REDUCTIONS = {
+    "sum": "Summed over boxes",
+    "mean": "Averaged over boxes",
+    "each": "A query set for each box",
+    "each+stock": "A query set for each box, and the stock set",
+}
 
 
 def calibration_report(found: Calibration) -> m.Report:
@@ -69,7 +73,7 @@ def verdict(found: Calibration) -> list[str]:
 
 
 def reduction_lines(found: Calibration) -> list[str]:
-    """Sum against mean, if both were searched: the best, mean and worst of each half of the grid."""
+    """The reductions side by side, if several were searched: the best, mean and worst of each part of the grid."""
     if len(found.grid.reductions) < 2:
         return []
     lines = []
@@ -144,12 +148,7 @@ def cells(trial: Trial) -> tuple[str, ...]:
 def present_setting(found: Calibration) -> Setting | None:
     """The bundle's current setting, if the grid includes it."""
     now = found.exported
-    for setting in found.result.trials:
-        beta, gamma = WEIGHT_FUNCTIONS[setting.weight]
-        same = (setting.alpha, beta, gamma, setting.threshold) == (now.alpha, now.beta, now.gamma, now.threshold)
-        if same and setting.reduction == now.reduction:
-            return setting
-    return None
+    return next((setting for setting in found.result.trials if setting.perturbation(now) == now), None)
 
 
 def run_facts(found: Calibration) -> dict[str, str]:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.calibration.perturbation.grid import Grid, Setting
-from qpert.calibration.perturbation.query_cache import QueryBlocks
 from qpert.calibration.perturbation.ranks import SettingRanks
+from qpert.calibration.perturbation.score_cache import ScoreBlocks
 from qpert.calibration.perturbation.split_encoder import SplitEncoder
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.evaluate import check_data, opened_images
@@ -30,7 +30,6 @@ from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.progress import Advance, Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
-from qpert.runtime.retrieval.scores import itc_scores
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -125,7 +124,7 @@ def search(
         with measured(watch, "settings"):
             cut = stack.enter_context(SplitEncoder(encoder, work / "cut", provider, threads=threads))
             found = _rank_settings(split, grid, cut, journal, work, progress, watch)
-        stock = split.ranks(np.asarray(store.query_embeds))
+        stock = split.ranks(store.itc_scores(text_embeds))
         with measured(watch, "pairs"):
             matched, itm = _match(encoder, split, texts, [stock, *found.values()], journal, progress, watch)
         with measured(watch, "ranks"):
@@ -160,8 +159,7 @@ class _Split:
     def owners(self) -> Indices:
         return self.data.dataset.image_of_caption
 
-    def ranks(self, query_embeds: Floats) -> SettingRanks:
-        itc = itc_scores(query_embeds, self.text_embeds)
+    def ranks(self, itc: Floats) -> SettingRanks:
         check_itc(itc)
         return SettingRanks.of(itc, self.owners, self.rerank)
 
@@ -195,7 +193,7 @@ def _rank_settings(
     with progress.stage(f"{len(missing)} settings × {images:,} images", total) as advance:
         for threshold, part in by_threshold.items():
             if part:
-                for setting, ranks in _of_threshold(split, part, cut, work / f"queries-{threshold!r}", advance):
+                for setting, ranks in _of_threshold(split, part, cut, work / f"scores-{threshold!r}", advance):
                     journal.put(_kind(setting, split.rerank), 0, KEY, ranks.pack())
                     journal.commit()
                     found[setting] = ranks
@@ -206,14 +204,14 @@ def _of_threshold(
     split: _Split, settings: list[Setting], cut: SplitEncoder, folder: Path, advance: Advance
 ) -> Iterator[tuple[Setting, SettingRanks]]:
     """Each setting's ranks; `settings` share their threshold."""
-    numbers = int(np.prod(split.store.query_embeds.shape[1:]))
-    blocks = QueryBlocks(folder, settings, images=len(split.data.dataset), numbers=numbers)
+    texts = split.text_embeds
+    blocks = ScoreBlocks(folder, settings, images=len(split.data.dataset), texts=len(texts))
 
-    def queries(row: int) -> Floats:
+    def scores(row: int) -> Floats:
         image = cut.of_image(split.store.features_of([row]).image_embeds)
-        return cut.query_embeds(image, split.data.boxes[row], blocks.settings)
+        return cut.query_sets(image, split.data.boxes[row], blocks.settings).itc_scores(texts)
 
-    blocks.fill(queries, advance)
+    blocks.fill(scores, advance)
     for setting in settings:
         yield setting, split.ranks(blocks.of(setting))
         advance(1)

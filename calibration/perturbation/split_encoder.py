@@ -20,8 +20,9 @@ from qpert.graphs.perturbation.names import THRESHOLD
 from qpert.runtime.bundle.roles import BOX_WEIGHTS, IMAGE_TOKENS, IMAGE_VECTORS, OBJECT_MASKS, QUERY_HEAD
 from qpert.runtime.errors import BundleError
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.inputs.perturbation import box_weights, object_masks
+from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
 from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.query_sets import QuerySets, image_sets
 from qpert.runtime.sessions.onnx import start_onnxruntime
 from qpert.runtime.sessions.providers import find_provider
 from qpert.runtime.verification import TOLERANCES
@@ -37,6 +38,20 @@ CHECKED = (
     Setting(0.0, "sum", "S-0.5", 10.0),
 )
 """Settings to compare the parts with the whole graph, at the bundle's own threshold."""
+
+
+SETS_AT_ONCE = 64
+"""Query sets in one call of the last part: attention of the full-size model then takes 66 MB a layer."""
+
+
+def set_weights(boxes: Boxes, settings: Perturbation) -> Floats:
+    """float32 [sets, O]: the box weights of each query set of an image under these settings."""
+    (together,) = box_weights([boxes], settings)
+    sets = image_sets(len(boxes), settings)
+    if not settings.splits_boxes or not len(boxes):
+        return np.asarray(together[None])
+    alone = np.arange(len(boxes)) == sets[:, None]  # a stock set, NO_BOX, has no weight
+    return np.asarray(np.where(alone, together, np.float32(0)), np.float32)
 
 
 class SplitEncoder:
@@ -62,18 +77,22 @@ class SplitEncoder:
         """image_embeds [1, N, C] → keys, values and everything else that the other parts need from the image."""
         return self._run(self.split.keys, {self._image: image_embeds})
 
-    def query_embeds(self, image: Mapping[str, np.ndarray], boxes: Boxes, settings: Sequence[Setting]) -> Floats:
-        """float32 [S, Q, E]: one image, from `of_image`, under S settings of one threshold."""
+    def query_sets(self, image: Mapping[str, np.ndarray], boxes: Boxes, settings: Sequence[Setting]) -> QuerySets:
+        """The query sets of one image, from `of_image`, under S settings of one threshold: S entries, in order."""
         (threshold,) = {setting.threshold for setting in settings}
-        exported = self.encoder.perturbation
-        weights = np.concatenate([box_weights([boxes], setting.perturbation(exported)) for setting in settings])
+        each = [set_weights(boxes, setting.perturbation(self.encoder.perturbation)) for setting in settings]
+        weights = np.concatenate(each)  # [R, O]
         rows = [weight.tobytes() for weight in weights]  # with one box, sum and mean are the same
-        first = {row: rows.index(row) for row in rows}
-        distinct = weights[list(first.values())]
-        maps = self._maps(image, boxes, distinct, threshold)
-        found = self._run(self.split.queries, {**image, **maps, **self._sizes(len(distinct))})
+        first = {row: rows.index(row) for row in dict.fromkeys(rows)}
+        maps = self._maps(image, boxes, weights[list(first.values())], threshold)
+        found = []
+        for start in range(0, len(first), SETS_AT_ONCE):
+            part = {name: values[start : start + SETS_AT_ONCE] for name, values in maps.items()}
+            count = min(SETS_AT_ONCE, len(first) - start)
+            found.append(self._run(self.split.queries, {**image, **part, **self._sizes(count)})[self._vectors])
         order = {row: place for place, row in enumerate(first)}
-        return np.asarray(found[self._vectors], np.float32)[[order[row] for row in rows]]
+        vectors = np.asarray(np.concatenate(found), np.float32)[[order[row] for row in rows]]
+        return QuerySets(vectors, np.array([len(one) for one in each], np.int64))
 
     def check(self, image_embeds: npt.NDArray[np.floating], boxes: Boxes) -> float:
         """The largest difference between the parts and the whole graph, on one image at the bundle's own threshold.
@@ -83,7 +102,7 @@ class SplitEncoder:
         """
         exported = self.encoder.manifest.perturbation
         settings = [Setting(exported.threshold, each.reduction, each.weight, each.alpha) for each in CHECKED]
-        got = self.query_embeds(self.of_image(image_embeds), boxes, settings)
+        got = self.query_sets(self.of_image(image_embeds), boxes, settings).vectors
         head, slots = self.encoder.graph(QUERY_HEAD), {IMAGE_TOKENS: image_embeds, OBJECT_MASKS: self._masks(boxes)}
         weights = [box_weights([boxes], setting.perturbation(exported)) for setting in settings]
         whole = [head.run({**slots, BOX_WEIGHTS: weight})[IMAGE_VECTORS][0] for weight in weights]

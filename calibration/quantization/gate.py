@@ -20,7 +20,8 @@ from qpert.runtime.evaluation.metrics import image_to_text_ranks, recall, text_t
 from qpert.runtime.inputs.datasets import RetrievalDataset
 from qpert.runtime.inputs.images import load_image
 from qpert.runtime.progress import Progress
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures
 from qpert.runtime.retrieval.scores import final_scores, itc_scores
 from qpert.runtime.verification import Gate
 

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from qpert.exporter.families import family_names, find_family
-from qpert.exporter.families.base import FamilyCard
+from qpert.exporter.families.base import CalibratedSettings, FamilyCard
 from qpert.runtime.cli.number_types import Integer, Number, strict
-from qpert.runtime.cli.options import FLAVORS_HELP, TARGET_HELP, command_line, json_option, require_export_extra
+from qpert.runtime.cli.options import (
+    FLAVORS_HELP,
+    KEEP_STOCK_HELP,
+    REDUCTION_HELP,
+    TARGET_HELP,
+    command_line,
+    json_option,
+    require_export_extra,
+)
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Coverage, Perturbation, Reduction, Semantics
 from qpert.runtime.progress import Terminal
@@ -21,6 +29,20 @@ if TYPE_CHECKING:
 
 DETECTOR = "detector"
 """The subcommand that exports no family of retrieval."""
+
+
+PERTURBATION_OPTIONS = (
+    "perturb",
+    "threshold",
+    "preserve_norm",
+    "semantics",
+    "alpha",
+    "weight",
+    "coverage",
+    "reduction",
+    "keep_stock",
+)
+"""Options that choose how boxes act, by parameter name."""
 
 
 class FamilyGroup(click.Group):
@@ -106,22 +128,24 @@ def perturbation_options(card: FamilyCard) -> list[click.Option]:
     weights = click.Choice(list(WEIGHT_FUNCTIONS))
     return [
         perturb,
-        option("--threshold", type=Number(), default=0.95, show_default=True, help="contribution ratio of a subspace"),
+        option("--threshold", type=Number(), help="contribution ratio of a subspace [default: 0.95]"),
         option("--preserve-norm", is_flag=True, help="keep each query's norm"),
         option(
             "--semantics",
             type=click.Choice(get_args(Semantics)),
-            default="paper",
-            help="follow the paper or the authors' release",
+            help="follow the paper or the authors' release [default: paper]",
         ),
         option("--alpha", type=Number(), help=f"default strength of the perturbation [default: {alpha:g}]"),
-        option("--weight", type=weights, default="constant", help="default weight of a box by its area S"),
+        option("--weight", type=weights, help="default weight of a box by its area S [default: constant]"),
         option(
             "--coverage",
             type=click.Choice(get_args(Coverage)),
             help="how a box covers patches [default: the semantics']",
         ),
-        option("--reduction", type=click.Choice(get_args(Reduction)), help="over boxes [default: the semantics']"),
+        option(
+            "--reduction", type=click.Choice(get_args(Reduction)), help=f"{REDUCTION_HELP} [default: the semantics']"
+        ),
+        option("--keep-stock", is_flag=True, help=KEEP_STOCK_HELP),
     ]
 
 
@@ -157,14 +181,17 @@ def export(card: FamilyCard, options: dict[str, Any]) -> None:
     engines = engines_request(options)
     plan = engines.plan(options["precision"]) if engines else None  # fails before the export, not after it
     progress = Terminal()
+    checkpoint = checkpoint_of(card, options["checkpoint"], progress)
+    settings = perturbation_of(card, checkpoint, options)
     request = ExportRequest(
         family=card.name,
-        checkpoint=checkpoint_of(card, options["checkpoint"], progress),
+        checkpoint=checkpoint,
         out=options["out"],
         image_size=options["image_size"],
         tokenizer=options["tokenizer"],
         precision=options["precision"],
-        perturbation=perturbation_of(card, options),
+        perturbation=settings.perturbation,
+        calibration=settings.calibration,
         limits=Limits(options["max_batch"], options["max_boxes"], options["max_text"], options["max_length"]),
         options={extra.name: options[extra.name] for extra in card.options if options[extra.name] is not None},
         samples=options["samples"],
@@ -216,20 +243,22 @@ def engines_request(options: dict[str, Any]) -> BuildRequest | None:
     return None
 
 
-def perturbation_of(card: FamilyCard, options: dict[str, Any]) -> Perturbation:
-    """The settings of the options; those not given follow the family, then the semantics."""
+def perturbation_of(card: FamilyCard, checkpoint: str, options: dict[str, Any]) -> CalibratedSettings:
+    """The settings of the options, with where they come from.
+
+    Without any option about boxes, those of a checkpoint that ships calibrated; else what is not given follows the
+    family, then the semantics.
+    """
     if card.stages == ("none",):
-        return Perturbation.paper(stages="none")
-    beta, gamma = WEIGHT_FUNCTIONS[options["weight"]]
-    chosen = dict(card.perturbation)
-    chosen |= {name: options[name] for name in ("alpha", "coverage", "reduction") if options[name] is not None}
-    chosen |= {
-        "beta": beta,
-        "gamma": gamma,
-        "threshold": options["threshold"],
-        "preserve_norm": options["preserve_norm"],
+        return CalibratedSettings(Perturbation.paper(stages="none"))
+    given = {
+        name: options[name] for name in PERTURBATION_OPTIONS if options[name] is not None and options[name] is not False
     }
-    if options["perturb"] is not None:
-        chosen["stages"] = options["perturb"]
-    make = {"paper": Perturbation.paper, "release": Perturbation.release}[options["semantics"]]
-    return make(**chosen)
+    if not given and checkpoint in card.calibrated:
+        return CalibratedSettings.read(card.calibrated[checkpoint])
+    beta, gamma = WEIGHT_FUNCTIONS[given.pop("weight", "constant")]
+    chosen = {**card.perturbation, "beta": beta, "gamma": gamma}
+    if "perturb" in given:
+        chosen["stages"] = given.pop("perturb")
+    make = {"paper": Perturbation.paper, "release": Perturbation.release}[given.pop("semantics", "paper")]
+    return CalibratedSettings(make(**chosen, **given))

@@ -6,8 +6,10 @@ references), and a row in the table of `qpert.exporter.families` or an entry poi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
@@ -43,6 +45,20 @@ class FamilyOption:
 
 
 @dataclass(frozen=True)
+class CalibratedSettings:
+    """How boxes act, and the record of the search that chose it (the manifest's `calibration`), if one did."""
+
+    perturbation: Perturbation
+    calibration: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> CalibratedSettings:
+        """A file that ships with a checkpoint: `{"perturbation": …, "calibration": …}` of a calibrated bundle."""
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return cls(Perturbation.from_dict(values["perturbation"]), values["calibration"])
+
+
+@dataclass(frozen=True)
 class Host:
     """What the runtime does around the graphs, for the manifest. `patches`: rows and columns."""
 
@@ -59,7 +75,9 @@ class FamilyCard:
 
     `published`: names for --checkpoint. `default_checkpoint`: exported if none is given; None makes the option
     required. `stages`: values of --perturb, the default first. `perturbation`: defaults that differ from the paper's
-    for BLIP-2. `note`: what a user of boxes should know. `weight_files`: role → data file, for graphs that share one.
+    for BLIP-2. `calibrated`: published name → JSON file with that checkpoint's calibrated settings, see
+    `CalibratedSettings`. `note`: what a user of boxes should know. `weight_files`: role → data file, for graphs that
+    share one.
     """
 
     name: str
@@ -69,6 +87,7 @@ class FamilyCard:
     default_checkpoint: str | None = None
     stages: tuple[str, ...] = ("none",)
     perturbation: Mapping[str, Any] = field(default_factory=dict)
+    calibrated: Mapping[str, Path] = field(default_factory=dict)
     options: tuple[FamilyOption, ...] = ()
     note: str = ""
     weight_files: Mapping[str, str] = field(default_factory=dict)

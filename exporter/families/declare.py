@@ -84,9 +84,9 @@ class Limits:
         }
 
 
-def tensor(slot: str, dtype: str, *shape: int | str) -> TensorSpec:
-    """The tensor of a slot, under its usual name."""
-    return TensorSpec(TENSOR_NAMES[slot], slot, dtype, shape)
+def tensor(slot: str, dtype: str, *shape: int | str, shared: bool = False) -> TensorSpec:
+    """The tensor of a slot, under its usual name; `shared` as in `TensorSpec`."""
+    return TensorSpec(TENSOR_NAMES[slot], slot, dtype, shape, shared)
 
 
 def box_tensors(axis: str, tokens: int) -> tuple[TensorSpec, ...]:

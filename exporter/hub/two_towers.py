@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,13 @@ class TwoTowers:
         ids = tensor(roles.TOKEN_IDS, "int64", *self.text_shape(config))
         declared = (
             graph(roles.IMAGE_TOWER, [pixels], tokens, ranges, self.flops(config, roles.IMAGE_TOWER)),
-            graph(roles.QUERY_HEAD, [tokens, *boxes], vectors, ranges, self.flops(config, roles.QUERY_HEAD)),
+            graph(
+                roles.QUERY_HEAD,
+                [replace(tokens, shared=bool(boxes)), *boxes],
+                vectors,
+                ranges,
+                self.flops(config, roles.QUERY_HEAD),
+            ),
             graph(roles.TEXT_TOWER, [ids], texts, ranges, self.flops(config, roles.TEXT_TOWER)),
         )
         return {spec.name: spec for spec in declared}

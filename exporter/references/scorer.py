@@ -33,7 +33,9 @@ from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.inputs.token_grid import TokenGrid
 from qpert.runtime.progress import Progress
-from qpert.runtime.retrieval.encoder import ImageFeatures, concatenated, token_slots
+from qpert.runtime.retrieval.encoder import token_slots
+from qpert.runtime.retrieval.features import ImageFeatures, concatenated
+from qpert.runtime.retrieval.query_sets import NO_BOX, QuerySets
 
 IMAGES_AT_ONCE = 8
 TEXTS_AT_ONCE = 64
@@ -73,10 +75,26 @@ class ReferenceScorer:
         head, pairs = self.manifest.query_head, self.manifest.pair_scorer
         pixels = np.stack([self.pixels(file) for file in files])
         tokens = self._run(self.manifest.image_tower, {PIXELS: pixels})[IMAGE_TOKENS]
+        if self.manifest.perturbation.reduction == "each" and any(boxes):
+            return ImageFeatures(self._box_by_box(tokens, boxes), tokens)
         objects = self._objects(boxes) if head.takes_boxes else {}
         vectors = self._run(head, {IMAGE_TOKENS: tokens, **objects})[IMAGE_VECTORS]
         kept = objects if pairs is not None and pairs.takes_boxes else {}
         return ImageFeatures(vectors, tokens, kept.get(OBJECT_MASKS), kept.get(BOX_WEIGHTS))
+
+    def _box_by_box(self, tokens: np.ndarray, boxes: Sequence[Boxes | None]) -> QuerySets:
+        """A query set for each box, from a call that sees that box alone; the stock set from one without boxes."""
+        settings, counts, numbers, vectors = self.manifest.perturbation, [], [], []
+        for image, one in enumerate(boxes):
+            own: list[int | None] = [] if one is None else list(range(len(one)))
+            sets = own if own and not settings.keep_stock else [None, *own]
+            for number in sets:
+                alone = None if one is None or number is None else Boxes(one.xyxy[number : number + 1], one.size)
+                slots = {IMAGE_TOKENS: tokens[image : image + 1], **self._objects([alone])}
+                vectors.append(self._run(self.manifest.query_head, slots)[IMAGE_VECTORS])
+                numbers.append(NO_BOX if number is None else number)
+            counts.append(len(sets))
+        return QuerySets(np.concatenate(vectors), np.array(counts, np.int64), np.array(numbers, np.int64))
 
     def _objects(self, boxes: Sequence[Boxes | None]) -> dict[str, np.ndarray]:
         """Object masks [B, O, N] and box weights [B, O] by slot, padded with zeros."""

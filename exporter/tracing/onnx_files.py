@@ -65,7 +65,7 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
     for declared, found in ((spec.inputs, inferred.input), (spec.outputs, inferred.output)):
         described = [describe(value) for value in found]
-        wanted = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in declared]
+        wanted = [(tensor.name, tensor.dtype, list(tensor.file_shape)) for tensor in declared]
         if described != wanted:
             raise GraphError(
                 f"graph {spec.name!r} has {described}, expected {wanted} as declared; please report this",

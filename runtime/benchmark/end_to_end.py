@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures
 from qpert.runtime.retriever import Gallery, Retriever
 
 PICTURE = (640, 480)

@@ -18,18 +18,35 @@ T = TypeVar("T")
 class TensorSpec:
     """One input or output. `shape` holds numbers, and the names of axes whose length varies.
 
-    `slot` is what the tensor means (see `roles`); the name is the graph's own.
+    `slot` is what the tensor means (see `roles`); the name is the graph's own. `shared`: an input's first axis may also
+    have length 1; that row then serves all rows of the other inputs, and what depends on it alone is computed once.
     """
 
     name: str
     slot: str
     dtype: str
     shape: tuple[int | str, ...]
+    shared: bool = False
+
+    @property
+    def file_shape(self) -> tuple[int | str, ...]:
+        """The shape as the ONNX file gives it: a shared axis has a name of its own there."""
+        return (either_length(self.shape[0]), *self.shape[1:]) if self.shared else self.shape
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {"name": self.name, "slot": self.slot, "dtype": self.dtype, "shape": list(self.shape)}
+        return values | ({"shared": True} if self.shared else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TensorSpec:
         np.dtype(values["dtype"])  # TypeError for what is none
-        return cls(values["name"], values["slot"], values["dtype"], tuple(values["shape"]))
+        shared = values.get("shared", False)
+        return cls(values["name"], values["slot"], values["dtype"], tuple(values["shape"]), shared is True)
+
+
+def either_length(axis: int | str) -> str:
+    """The name, in an ONNX file, of an axis of that length or 1."""
+    return f"{axis}_or_1"
 
 
 @dataclass(frozen=True)
@@ -101,8 +118,8 @@ class GraphSpec:
         return {
             "role": self.role,
             "file": self.file,
-            "inputs": [asdict(spec) for spec in self.inputs],
-            "outputs": [asdict(spec) for spec in self.outputs],
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "outputs": [spec.to_dict() for spec in self.outputs],
             "ranges": {axis: asdict(length) for axis, length in self.ranges.items()},
             "flops": self.flops,
         }

@@ -16,7 +16,7 @@ from qpert.runtime.detection.detector import Detector, parse_classes
 from qpert.runtime.errors import InputError
 
 PREFIX = "detector-"
-OPTIONS = ("threshold", "max_boxes", "classes", "suppress")
+OPTIONS = ("threshold", "classes", "suppress")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class DetectorChoice:
 
     folder: Path | None
     threshold: float | None
-    max_boxes: int | None
     classes: str | None
     suppress: float | None
 
@@ -43,8 +42,8 @@ class DetectorChoice:
             )
 
     @contextmanager
-    def open(self, provider: str) -> Iterator[Detector | None]:
-        """The detector, on the provider of the command."""
+    def open(self, provider: str, max_boxes: int | None) -> Iterator[Detector | None]:
+        """The detector, on the provider of the command and with its `--max-boxes`."""
         if self.folder is None:
             yield None
             return
@@ -52,7 +51,7 @@ class DetectorChoice:
             self.folder,
             provider,
             threshold=self.threshold,
-            max_boxes=self.max_boxes,
+            max_boxes=max_boxes,
             classes=parse_classes(self.classes),
             suppression=self.suppress,
         ) as detector:
@@ -69,7 +68,7 @@ def detector_options(command: Callable[..., Any]) -> Callable[..., Any]:
         )
         return command(**values, detector=choice)
 
-    wrapped = detection_options(PREFIX)(collected)
+    wrapped = detection_options(PREFIX, most=False)(collected)
     option = click.option(
         "--detector",
         "detector_folder",

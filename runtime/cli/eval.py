@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import click
 
+from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import options as shared
 from qpert.runtime.cli.number_types import IntegerRange, Number
@@ -35,6 +36,7 @@ from qpert.runtime.retrieval.encoder import Encoder
 @shared.bin_boxes_option
 @shared.xml_option
 @shared.skip_bad_option
+@shared.max_boxes_option
 @click.option("--rerank", type=IntegerRange(min=0), help=shared.RERANK_HELP)
 @shared.limit_option
 @click.option(
@@ -43,7 +45,8 @@ from qpert.runtime.retrieval.encoder import Encoder
 @click.option("--alpha", type=Number(), help="strength of the perturbation [default: the bundle's, like all of these]")
 @click.option("--beta", type=Number(), help="constant part of a box's weight")
 @click.option("--gamma", type=Number(), help="part of a box's weight that grows with its area")
-@click.option("--reduction", type=click.Choice(get_args(Reduction)), help="over the boxes of an image")
+@click.option("--reduction", type=click.Choice(get_args(Reduction)), help=shared.REDUCTION_HELP)
+@click.option("--keep-stock/--no-keep-stock", default=None, help=shared.KEEP_STOCK_HELP)
 @click.option("--coverage", type=click.Choice(get_args(Coverage)), help="how a box covers patches")
 @shared.work_option
 @shared.threads_option
@@ -63,12 +66,15 @@ def command(bundle: Path, provider: str, work: Path | None, html: Path | None, a
     data = asked.open(opened, perturbation.semantics, progress)
     with closing(Encoder(opened, provider, perturbation, threads=settings["threads"])) as encoder:
         check_data(encoder, data)  # before a work folder is made
+        notice = calibration_notice(opened.manifest, perturbation, bundle) if any(map(len, data.boxes)) else None
+        if notice is not None:
+            progress.say(notice)
         binding = Binding.of(encoder, data, provider)
         folder = open_work(work or binding.default_folder(), binding)
         check_room(folder, encoder, len(data.dataset))
         with resumable(folder, progress):
             evaluation = evaluate(encoder, data, rerank=settings["rerank"], work=folder, progress=progress)
-    evaluation = replace(evaluation, environment=environment(opened, provider))
+    evaluation = replace(evaluation, environment=environment(opened, provider), notice=notice)
     report, document = evaluation_report(evaluation), evaluation.to_dict()
     page = to_html(report)
     keep_reports(opened, {"eval.html": page, "eval.json": json_text(document)}, progress)
@@ -80,7 +86,7 @@ def command(bundle: Path, provider: str, work: Path | None, html: Path | None, a
 
 def chosen_perturbation(bundle: Bundle, settings: dict[str, Any]) -> Perturbation:
     """The bundle's settings, overridden by those of the command line."""
-    names = ("semantics", "alpha", "beta", "gamma", "reduction", "coverage")
+    names = ("semantics", "alpha", "beta", "gamma", "reduction", "keep_stock", "coverage")
     given = {name: settings[name] for name in names if settings[name] is not None}
     exported = bundle.manifest.perturbation
     if given and exported.stages == "none":

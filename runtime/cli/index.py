@@ -11,11 +11,20 @@ from typing import Any, get_args
 
 import click
 
+from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.detector_options import DetectorChoice, detector_options
-from qpert.runtime.cli.options import PATH, bundle_argument, json_option, provider_option
+from qpert.runtime.cli.options import (
+    PATH,
+    bundle_argument,
+    json_option,
+    max_boxes_option,
+    provider_option,
+    skip_bad_option,
+)
 from qpert.runtime.errors import InputError
-from qpert.runtime.gallery.entries import Listing, list_images, with_boxes
+from qpert.runtime.gallery.entries import Listing, list_images
+from qpert.runtime.gallery.entries import with_boxes as entries_with_boxes
 from qpert.runtime.gallery.indexing import IndexSummary, index_images
 from qpert.runtime.gallery.spec import FEATURE_MODES, FeatureMode
 from qpert.runtime.gallery.writer import open_writer
@@ -43,7 +52,8 @@ from qpert.runtime.retrieval.encoder import Encoder
     "[default: as in the gallery; for a new one stored, or none if the bundle has no pair scorer]",
 )
 @click.option("--replace", is_flag=True, help="re-encode images whose file, boxes or captions have changed")
-@click.option("--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside")
+@skip_bad_option
+@max_boxes_option
 @click.option("--skip-unreadable", is_flag=True, help="skip images that cannot be read, instead of stopping")
 @click.option("--delete", "deleted", multiple=True, metavar="NAME", help="remove an image; may be repeated")
 @click.option("--compact", is_flag=True, help="reclaim the space of deleted and replaced images")
@@ -58,6 +68,7 @@ def command(
     xml_coordinates: XmlCoordinates,
     skip_bad_boxes: bool,
     detector: DetectorChoice,
+    max_boxes: int | None,
     features: FeatureMode | None,
     replace: bool,
     skip_unreadable: bool,
@@ -86,9 +97,14 @@ def command(
     report: dict[str, object] = {"gallery": str(out), "deleted": removed}
     left_out: list[str] = []
     if images is not None:
-        listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
+        listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes, max_boxes=max_boxes)
         wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
-        with closing(Encoder(Bundle.open(bundle), provider)) as encoder, detector.open(provider) as source:
+        with closing(Encoder(Bundle.open(bundle), provider)) as encoder, detector.open(provider, max_boxes) as source:
+            given = any(entry.boxes is not None and len(entry.boxes) for entry in listing.entries)
+            with_boxes = given or source is not None
+            notice = calibration_notice(encoder.manifest, encoder.perturbation, bundle) if with_boxes else None
+            if notice is not None:
+                progress.say(notice)
             summary = index_images(out, encoder, listing.entries, boxes=source, **wanted, progress=progress)
         report |= summary_json(summary, listing)
         left_out = listing.left_out_lines()
@@ -115,12 +131,12 @@ def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, 
         return len(deleted), writer.compact() if compact else 0
 
 
-def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, *, skip_bad_boxes: bool) -> Listing:
-    """The images of IMAGES with their boxes from --boxes."""
+def listed(images: Path, boxes: Path | None, xml_coordinates: XmlCoordinates, **choices: Any) -> Listing:
+    """The images of IMAGES with their boxes from --boxes; `choices` as in `entries.with_boxes`."""
     listing = list_images(images)
     if boxes is None:
         return listing
-    entries = with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
+    entries = entries_with_boxes(listing.entries, boxes, xml_coordinates=xml_coordinates, **choices)
     return replaced(listing, entries=tuple(entries))
 
 

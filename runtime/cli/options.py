@@ -35,10 +35,14 @@ TARGET_HELP = (
     "auto (this machine's GPU; without one, all that can be built for), current, sm80,sm89 (an engine for each) or "
     "sm80+sm89 (one for both)"
 )
+REDUCTION_HELP = "an image's boxes act as a sum, as a mean, or each on a query set of its own (beyond the paper)"
+KEEP_STOCK_HELP = "with --reduction each: the unperturbed queries take part as well"
 RERANK_HELP = "how many candidates the pair scorer (ITM) re-ranks; 0 disables it [default: 64; 0 without a pair scorer]"
 PATH = click.Path(path_type=Path)
 dataset_option = click.option(
-    "--dataset", required=True, help="a folder in LAVIS's layout, or demo: the generated scenes"
+    "--dataset",
+    required=True,
+    help="a folder in LAVIS's layout, or generated scenes: demo; demo-small-objects, whose captions name small objects",
 )
 bin_boxes_option = click.option(
     "--bin-boxes", help="boxes that decide the size bins [default: entities if there are any, else --boxes]"
@@ -59,13 +63,18 @@ html_option = click.option("--html", type=PATH, help="also write the report page
 skip_bad_option = click.option(
     "--skip-bad-boxes", is_flag=True, help="leave out boxes that are empty, inverted, not finite or outside"
 )
+max_boxes_option = click.option(
+    "--max-boxes", type=IntegerRange(min=1), help="of more boxes on an image, keep this many, the best by score"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="print exactly one JSON document on stdout")
 
 
-def detection_options(prefix: str = "", *, recorded: str = "the detector's, else ") -> Callable[[Any], Any]:
+def detection_options(
+    prefix: str = "", *, recorded: str = "the detector's, else ", most: bool = True
+) -> Callable[[Any], Any]:
     """`--threshold`, `--max-boxes`, `--classes` and `--suppress`, with a prefix such as `detector-`; None if not given.
 
-    `recorded`: what the help says before the default.
+    `recorded`: what the help says before the default. `most`: false leaves `--max-boxes` out, where a command has it.
     """
     usual = DetectionOptions()
 
@@ -75,8 +84,10 @@ def detection_options(prefix: str = "", *, recorded: str = "the detector's, else
 
     options = (
         option("threshold", NumberRange(0, 1), "keep detections with a score above this", usual.threshold),
-        option(
-            "max-boxes", IntegerRange(min=1), "keep at most this many a picture, the best by score", usual.max_boxes
+        *(
+            (option("max-boxes", IntegerRange(min=1), "keep so many a picture, the best", usual.max_boxes),)
+            if most
+            else ()
         ),
         option("classes", str, "keep these labels, with commas between", usual.classes),
         option(

@@ -9,21 +9,32 @@ from pathlib import Path
 
 import click
 
+from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.detector_options import DetectorChoice, detector_options
 from qpert.runtime.cli.number_types import Integer
-from qpert.runtime.cli.options import PATH, RERANK_HELP, html_option, json_option, print_result, provider_option
+from qpert.runtime.cli.options import (
+    PATH,
+    RERANK_HELP,
+    html_option,
+    json_option,
+    max_boxes_option,
+    print_result,
+    provider_option,
+)
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import local_path, portable_name
 from qpert.runtime.gallery.catalogue import open_catalogue
+from qpert.runtime.gallery.hits import Hit, TextHit
 from qpert.runtime.gallery.page import hits_report, images_page, texts_page
 from qpert.runtime.gallery.reader import StoredGallery
-from qpert.runtime.gallery.search import Hit, TextGallery, TextHit
+from qpert.runtime.gallery.search import TextGallery
 from qpert.runtime.inputs.box_files import read_box_file
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import image_size, load_image
 from qpert.runtime.inputs.lines import text_lines
 from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.progress import Terminal
 from qpert.runtime.report.files import write_copy
 from qpert.runtime.report.html import to_html
 from qpert.runtime.report.model import Picture, Report
@@ -42,6 +53,7 @@ from qpert.runtime.retriever import Retriever
     help="with --boxes: leave out boxes that are empty, inverted, not finite or outside",
 )
 @detector_options
+@max_boxes_option
 @click.option(
     "--texts", "texts_file", type=PATH, help="with --image: search these, one per line, instead of the captions"
 )
@@ -59,6 +71,7 @@ def command(
     boxes: Path | None,
     skip_bad_boxes: bool,
     detector: DetectorChoice,
+    max_boxes: int | None,
     texts_file: Path | None,
     k: int,
     rerank: int | None,
@@ -77,18 +90,25 @@ def command(
     texts = tuple(map(portable_name, texts))  # under LC_ALL=C, `café` arrives as undecoded bytes
     with open_retriever(gallery, bundle, provider) as retriever, retriever.open_gallery(gallery) as opened:
         found: Sequence[Sequence[Hit | TextHit]]
+        encoder = retriever.encoder
+        used = boxes is not None or (image is None and opened.has_boxes)
+        notice = calibration_notice(encoder.manifest, encoder.perturbation, encoder.bundle.folder) if used else None
+        if notice is not None:
+            Terminal().say(notice)
         if image is None:
             hits = retriever.search_batch(texts, opened, k=k, rerank=rerank, exact=exact)
-            page = to_html(image_page(opened, texts, hits)) if html is not None else ""
+            page = to_html(image_page(opened, texts, hits, notice)) if html is not None else ""
             queries, found = list(texts), hits
         else:
             given = None if boxes is None else image_boxes(image, boxes, skip_bad_boxes=skip_bad_boxes)
-            with detector.open(provider) as source:
+            with detector.open(provider, max_boxes) as source:
                 if source is not None:
                     (given,) = source.boxes([load_image(image)])
+            if given is not None and max_boxes is not None:
+                given = given.best(max_boxes)
             candidates = retriever.text_gallery(lines(texts_file)) if texts_file else captions(opened)
             ranked = retriever.search_texts(image, candidates, boxes=given, k=k, rerank=rerank)
-            page = to_html(texts_page(Picture(image, given), ranked)) if html is not None else ""
+            page = to_html(texts_page(Picture(image, given), ranked, notice)) if html is not None else ""
             queries, found = [str(image)], [ranked]
     write_copy("--html", html, page)
     document = to_json(queries, found)
@@ -157,10 +177,12 @@ def to_json(queries: Sequence[str], found: Sequence[Sequence[Hit | TextHit]]) ->
     return each[0] if len(each) == 1 else {"searches": each}
 
 
-def image_page(gallery: StoredGallery, texts: Sequence[str], found: Sequence[Sequence[Hit]]) -> Report:
+def image_page(
+    gallery: StoredGallery, texts: Sequence[str], found: Sequence[Sequence[Hit]], notice: str | None
+) -> Report:
     rows = {name: row for row, name in enumerate(gallery.images)}
 
     def picture(name: str) -> Picture:
         return Picture(gallery.paths[rows[name]], gallery.boxes_of(rows[name]))
 
-    return images_page(gallery.folder.name, len(gallery), texts, found, picture)
+    return images_page(gallery.folder.name, len(gallery), texts, found, picture, notice)

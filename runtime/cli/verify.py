@@ -184,7 +184,7 @@ def allowed(options: tuple[str, ...]) -> dict[str, float]:
 
 def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Progress) -> Any:
     """The split to score; reports the defaults it chooses."""
-    from qpert.runtime.evaluation.inputs import DEMO, ENTITIES, NO_BOXES
+    from qpert.runtime.evaluation.inputs import DEMO, DEMO_SETS, ENTITIES, NO_BOXES
     from qpert.runtime.evaluation.request import DataRequest
     from qpert.runtime.inputs.datasets import has_entities
 
@@ -192,7 +192,7 @@ def opened_data(bundle: Bundle, level: str, data: dict[str, Any], progress: Prog
     boxes = data["boxes"]
     if boxes is None:
         takes = bundle.manifest.query_head.takes_boxes
-        boxes = ENTITIES if takes and (dataset == DEMO or has_entities(Path(dataset))) else NO_BOXES
+        boxes = ENTITIES if takes and (dataset in DEMO_SETS or has_entities(Path(dataset))) else NO_BOXES
     limit = data["limit"] or IMAGES[level]
     if data["limit"] is None:
         progress.say(f"using at most {limit:,} images; change this with --limit")

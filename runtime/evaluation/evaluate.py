@@ -19,7 +19,8 @@ from qpert.runtime.gallery.reader import StoredGallery
 from qpert.runtime.inputs.perturbation import Coverage, Perturbation, Reduction, Semantics
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures, concatenated
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 
 IMAGES_AT_ONCE = 64
 GALLERY_NAME = "gallery"
@@ -104,7 +105,8 @@ def check_box_counts(encoder: Encoder, names: Sequence[str], counts: Sequence[in
     if most > limit:
         raise LimitError(
             f"{sum(count > limit for count in counts)} images have more boxes than the {limit} that this bundle takes, "
-            f"{names[counts.index(most)]} has {most}; keep the best ones, or export again with --max-boxes {most}",
+            f"{names[counts.index(most)]} has {most}; keep the best ones with --max-boxes {limit}, or export "
+            f"again with --max-boxes {most}",
             code="too-many-boxes",
         )
 
@@ -157,6 +159,7 @@ def overridden(
     gamma: float | None = None,
     reduction: Reduction | None = None,
     coverage: Coverage | None = None,
+    keep_stock: bool | None = None,
 ) -> Perturbation:
     """A bundle's settings with some replaced; those fixed inside its graphs (threshold, stages, norm) stay.
 
@@ -169,5 +172,14 @@ def overridden(
         fixed |= {name: value for name, value in (("beta", beta), ("gamma", gamma)) if value is not None}
         base = Perturbation.release(**fixed) if semantics == "release" else Perturbation.paper(**fixed)
         beta = gamma = None
-    given = {"alpha": alpha, "beta": beta, "gamma": gamma, "reduction": reduction, "coverage": coverage}
+    if keep_stock is None and reduction not in (None, "each"):
+        keep_stock = False  # of the bundle's `each`, which is replaced
+    given = {
+        "keep_stock": keep_stock,
+        "alpha": alpha,
+        "beta": beta,
+        "gamma": gamma,
+        "reduction": reduction,
+        "coverage": coverage,
+    }
     return replace(base, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

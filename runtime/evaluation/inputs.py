@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,12 @@ from qpert.runtime.inputs.datasets import RetrievalDataset, has_entities, read_d
 from qpert.runtime.inputs.images import image_size
 from qpert.runtime.progress import Progress, Silent
 
+if TYPE_CHECKING:
+    from qpert.runtime.scenes.writer import CaptionKind
+
 DEMO = "demo"
+DEMO_SETS: dict[str, CaptionKind] = {DEMO: "usual", "demo-small-objects": "smallest"}
+"""Generated data sets: the same pictures, with captions of all sizes, or of each picture's smallest object alone."""
 ENTITIES = "entities"
 NO_BOXES = "none"
 SEED = 0
@@ -77,18 +83,20 @@ def open_data(
     xml_coordinates: XmlCoordinates = "one_based_inclusive",
     skip_bad_boxes: bool = False,
     limit: int | None = None,
+    max_boxes: int | None = None,
     progress: Progress | None = None,
 ) -> EvaluationData:
     """Read a split and everything about it that needs no network.
 
     Args:
-        dataset: a folder in LAVIS's layout, or `demo` for the generated scenes (drawn once, into the cache).
+        dataset: a folder in LAVIS's layout, or one of `DEMO_SETS`, generated scenes (drawn once, into the cache).
         split: `train`, `val` or `test`.
         boxes: which perturb: `entities`, `none`, or a box file.
         bin_boxes: which decide the size bins, given like `boxes`; None uses Entities if there are any, else `boxes`.
         xml_coordinates: how corners in XML are counted; see `qpert.runtime.inputs.box_files`.
         skip_bad_boxes: leave out boxes that cannot be used, with a warning, instead of stopping at them.
         limit: use only the first `limit` images, with their captions.
+        max_boxes: of more boxes that perturb an image, keep the best by score.
 
     Raises:
         InputError: see `read_dataset` and `read_box_file`; or a limit below 1.
@@ -96,7 +104,9 @@ def open_data(
     """
     if limit is not None and limit < 1:
         raise InputError(f"got --limit {limit}, expected at least one image", code="limit-images")
-    root = demo_folder(split, progress or Silent()) if str(dataset) == DEMO else Path(dataset)
+    name, root = str(dataset), Path(dataset)
+    if name in DEMO_SETS:
+        root = demo_folder(split, progress or Silent(), captions=DEMO_SETS[name])
     if bin_boxes is None:
         bin_boxes = ENTITIES if has_entities(root) else boxes
     entities = ENTITIES in (str(boxes), str(bin_boxes))
@@ -107,7 +117,10 @@ def open_data(
     for source in sorted({str(boxes), str(bin_boxes)}):
         chosen[source] = read_boxes(found, sizes, source, xml_coordinates, skip_bad_boxes=skip_bad_boxes)
     (own, own_from), (bins, bins_from) = chosen[str(boxes)], chosen[str(bin_boxes)]
-    title = f"{'Generated scenes (demo)' if str(dataset) == DEMO else root.resolve().name}, {split} split"
+    if max_boxes is not None:
+        own = tuple(one.best(max_boxes) for one in own)
+        own_from += f", at most {max_boxes} an image: {sum(map(len, own)):,} boxes"
+    title = f"{f'Generated scenes ({name})' if name in DEMO_SETS else root.resolve().name}, {split} split"
     return EvaluationData(found, own, bins, own_from, bins_from, title)
 
 
@@ -156,16 +169,17 @@ def _table(
     return read_box_file(source, xml_coordinates=coordinates, skip_bad_boxes=skip_bad_boxes).of_images(dataset.names)
 
 
-def demo_folder(split: str, progress: Progress) -> Path:
+def demo_folder(split: str, progress: Progress, *, captions: CaptionKind = "usual") -> Path:
     """The generated scenes of a split, drawn on first use and after a change of the generator."""
     from qpert.runtime.scenes import SPLIT_SIZES, write_dataset
 
     if split not in SPLIT_SIZES:
         raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}", code="split")
-    root = cache_folder() / "scenes" / f"{generator_digest()}-{split}-{SPLIT_SIZES[split]}"
+    suffix = "" if captions == "usual" else f"-{captions}"
+    root = cache_folder() / "scenes" / f"{generator_digest()}-{split}-{SPLIT_SIZES[split]}{suffix}"
     if not (root / "annotations" / f"{split}.json").is_file():
         root.mkdir(parents=True, exist_ok=True)
-        write_dataset(root, split, seed=SEED, progress=progress)
+        write_dataset(root, split, seed=SEED, captions=captions, progress=progress)
     return root
 
 

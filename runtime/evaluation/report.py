@@ -32,6 +32,7 @@ def evaluation_report(evaluation: Evaluation) -> m.Report:
     )
     published = published_table(evaluation)
     blocks: list[m.Block] = [
+        *([] if evaluation.notice is None else [m.Paragraph(evaluation.notice, "unsure")]),
         *m.paragraphs(*lead, tone="quiet"),
         m.Grid(tuple(card(evaluation, way) for way in DIRECTIONS), 24),
         m.Section("Recall, in percent", (recall_table(evaluation),)),

@@ -27,6 +27,7 @@ class DataRequest:
     xml_coordinates: XmlCoordinates | None = None
     skip_bad_boxes: bool = False
     limit: int | None = None
+    max_boxes: int | None = None
 
     def open(self, bundle: Bundle, semantics: Semantics, progress: Progress) -> EvaluationData:
         """The split and its boxes; reports what it chose.
@@ -43,6 +44,7 @@ class DataRequest:
             xml_coordinates=self.xml_coordinates or DEFAULT_COORDINATES[semantics],
             skip_bad_boxes=self.skip_bad_boxes,
             limit=self.limit,
+            max_boxes=self.max_boxes,
             progress=progress,
         )
         progress.say(f"{len(data.dataset):,} images, {len(data.dataset.captions):,} texts of {data.dataset.root}")

@@ -18,7 +18,7 @@ class Evaluation:
 
     metrics: of ITC + ITM (of ITC if nothing was re-ranked). itc: of ITC alone. scores: what both are computed from.
     seconds: of this process, by stage. resumed: images, texts and pairs computed by an earlier process. family: of the
-    model.
+    model. notice: what to know before the figures are believed, such as that the boxes' strength is not calibrated.
     """
 
     metrics: RetrievalMetrics
@@ -31,6 +31,7 @@ class Evaluation:
     resumed: dict[str, int]
     family: str
     environment: dict[str, str] = field(default_factory=dict)
+    notice: str | None = None
 
     @property
     def itm_pairs(self) -> int:
@@ -58,4 +59,5 @@ class Evaluation:
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "resumed": self.resumed,
             "environment": self.environment,
+            "notice": self.notice,
         }

@@ -20,8 +20,7 @@ from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.schedule import Schedule
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.retrieval.encoder import ImageFeatures
-from qpert.runtime.retrieval.scores import itc_scores
+from qpert.runtime.retrieval.features import ImageFeatures
 
 TEXTS_A_RECORD = 256
 
@@ -43,9 +42,8 @@ class PairScorer(Protocol):
 class ImageStore(Protocol):
     """Encoded images. `StoredGallery` is one, on disk."""
 
-    @property
-    def query_embeds(self) -> Floats:
-        """float32 [B, Q, E], unit length."""
+    def itc_scores(self, text_embeds: Floats) -> Floats:
+        """ITC scores float32 [B, T] of all images with T texts [T, E]."""
         ...
 
     def features_of(self, rows: Sequence[int]) -> ImageFeatures: ...
@@ -57,9 +55,8 @@ class ImagesInMemory:
 
     features: ImageFeatures
 
-    @property
-    def query_embeds(self) -> Floats:
-        return np.asarray(self.features.query_embeds, np.float32)
+    def itc_scores(self, text_embeds: Floats) -> Floats:
+        return self.features.query_sets.itc_scores(text_embeds)
 
     def features_of(self, rows: Sequence[int]) -> ImageFeatures:
         return self.features.rows(rows)
@@ -105,7 +102,7 @@ def score_pairs(
     text_embeds = encode_all_texts(scorer, texts, journal, progress, watch)
     watch.measure("texts", began)
     began = time.perf_counter()
-    itc = itc_scores(store.query_embeds, text_embeds)
+    itc = store.itc_scores(text_embeds)
     check_itc(itc)
     schedule = Schedule.plan(itc, rerank)
     watch.measure("itc", began)

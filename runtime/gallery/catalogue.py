@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qpert.runtime.errors import GalleryError, UnavailableError
 from qpert.runtime.gallery.columns import Column
@@ -21,7 +22,9 @@ from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.sqlite import Connection
 
 CATALOGUE_NAME = "gallery.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+FIRST_SCHEMA = 1
+"""Without `image.sets`: one query set for each image. Read as it is; a writer adds the column."""
 WAIT_SECONDS = 30.0
 """How long a reader waits for a writer's commit (milliseconds long, unless the disk is busy)."""
 
@@ -29,7 +32,8 @@ SCHEMA = """
 CREATE TABLE meta (schema_version INTEGER NOT NULL, generation INTEGER NOT NULL, spec TEXT NOT NULL);
 CREATE TABLE image (
     row INTEGER PRIMARY KEY, name TEXT NOT NULL, path TEXT NOT NULL, bytes INTEGER NOT NULL, mtime INTEGER NOT NULL,
-    sha256 TEXT NOT NULL, boxes TEXT, shard INTEGER, slot INTEGER, live INTEGER NOT NULL DEFAULT 1);
+    sha256 TEXT NOT NULL, boxes TEXT, shard INTEGER, slot INTEGER, live INTEGER NOT NULL DEFAULT 1,
+    sets INTEGER NOT NULL DEFAULT 1);
 CREATE UNIQUE INDEX live_name ON image (name) WHERE live;
 CREATE INDEX image_shard ON image (shard);
 CREATE TABLE text (row INTEGER PRIMARY KEY, image INTEGER NOT NULL, text TEXT NOT NULL);
@@ -42,7 +46,8 @@ CREATE TABLE block (
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A row of `image`. `row` counts every image ever added since the last compaction, dead ones too."""
+    """A row of `image`. `row` counts every image ever added since the last compaction, dead ones too. `sets`: how many
+    query sets it has; those of all images, dead ones too, lie side by side in row order."""
 
     row: int
     name: str
@@ -54,6 +59,7 @@ class ImageRecord:
     shard: int | None
     slot: int | None
     live: int = 1
+    sets: int = 1
 
 
 def path_to_column(path: str) -> str | bytes:
@@ -94,7 +100,7 @@ class Shard:
 
 
 def vector_columns(spec: GallerySpec) -> tuple[Column, ...]:
-    """The columns with a row an image."""
+    """The columns with a row for each query set."""
     vectors = (spec.queries, spec.width)
     return (
         Column("query_embeds", "<f4", vectors),
@@ -140,6 +146,10 @@ class Catalogue:
                 self.connection.execute("ROLLBACK")
 
     @property
+    def schema_version(self) -> int:
+        return int(self.connection.execute("SELECT schema_version FROM meta").fetchone()[0])
+
+    @property
     def generation(self) -> int:
         return int(self.connection.execute("SELECT generation FROM meta").fetchone()[0])
 
@@ -153,12 +163,32 @@ class Catalogue:
 
     def images(self, *, live: bool = True) -> list[ImageRecord]:
         where = "WHERE live" if live else ""
-        rows = self.connection.execute(f"SELECT {IMAGE_COLUMNS} FROM image {where} ORDER BY row")
+        rows = self.connection.execute(f"SELECT {self._image_columns} FROM image {where} ORDER BY row")
         return [image_record(row) for row in rows]
 
     def image(self, name: str) -> ImageRecord | None:
-        row = self.connection.execute(f"SELECT {IMAGE_COLUMNS} FROM image WHERE name = ? AND live", (name,)).fetchone()
+        found = f"SELECT {self._image_columns} FROM image WHERE name = ? AND live"
+        row = self.connection.execute(found, (name,)).fetchone()
         return None if row is None else image_record(row)
+
+    def sets(self) -> npt.NDArray[np.int64]:
+        """int64 [rows]: the query sets of every image, dead ones too, in row order."""
+        if self.schema_version == FIRST_SCHEMA:
+            return np.ones(self.count("image"), np.int64)
+        rows = self.connection.execute("SELECT sets FROM image ORDER BY row").fetchall()
+        return np.array(rows, np.int64).reshape(-1)
+
+    def upgrade(self) -> None:
+        """Give a catalogue of the first schema the column that it lacks. For writers."""
+        if self.schema_version == FIRST_SCHEMA:
+            with self.transaction() as connection:
+                connection.execute("ALTER TABLE image ADD COLUMN sets INTEGER NOT NULL DEFAULT 1")
+                connection.execute("UPDATE meta SET schema_version = ?", (SCHEMA_VERSION,))
+
+    @property
+    def _image_columns(self) -> str:
+        """What `image_record` reads; the first schema knew no `sets`."""
+        return IMAGE_COLUMNS.replace(", sets", ", 1") if self.schema_version == FIRST_SCHEMA else IMAGE_COLUMNS
 
     def captions(self, row: int) -> tuple[str, ...]:
         found = self.connection.execute("SELECT text FROM text WHERE image = ? ORDER BY row", (row,))
@@ -225,17 +255,19 @@ def open_catalogue(folder: Path, *, writable: bool = False) -> Catalogue:
     # A reader needs write access too where it can have it: a crashed writer's journal has to be rolled back first.
     catalogue = Catalogue(folder, _connect(folder / CATALOGUE_NAME, writable=writable or os.access(folder, os.W_OK)))
     try:
-        (version,) = catalogue.connection.execute("SELECT schema_version FROM meta").fetchone()
+        version = catalogue.schema_version
     except (sqlite3.DatabaseError, TypeError) as error:
         catalogue.close()
         raise _damaged(folder, error) from error
-    if version != SCHEMA_VERSION:
+    if version not in (FIRST_SCHEMA, SCHEMA_VERSION):
         catalogue.close()
         raise GalleryError(
-            f"the gallery {folder} has schema version {version}, this qpert reads {SCHEMA_VERSION}; "
+            f"the gallery {folder} has schema version {version}, this qpert reads up to {SCHEMA_VERSION}; "
             "use the qpert that made it, or index the images again",
             code="gallery-schema",
         )
+    if writable:
+        catalogue.upgrade()
     return catalogue
 
 

@@ -24,6 +24,7 @@ from qpert.runtime.gallery.catalogue import (
 )
 from qpert.runtime.gallery.columns import Column
 from qpert.runtime.gallery.shards import ShardReader, write_shard
+from qpert.runtime.retrieval.query_sets import set_rows, starts_of
 
 ROWS_AT_ONCE = 1024
 
@@ -37,7 +38,9 @@ def compact(catalogue: Catalogue) -> int:
         return 0
     generation = catalogue.generation + 1
     rows = [record.row for record in live]
-    blocks = [block for column in vector_columns(catalogue.spec) for block in _copy(catalogue, column, rows)]
+    counts = catalogue.sets()
+    sets = set_rows(starts_of(counts)[rows], counts[rows]).tolist()
+    blocks = [block for column in vector_columns(catalogue.spec) for block in _copy(catalogue, column, sets)]
     blocks += _copy(catalogue, text_column(catalogue.spec), [row for row, _, _ in texts])
     moved, shards = _copy_shards(catalogue, live, generation)
     new_row = {row: place for place, row in enumerate(rows)}

@@ -91,15 +91,17 @@ def with_boxes(
     *,
     xml_coordinates: XmlCoordinates = "one_based_inclusive",
     skip_bad_boxes: bool = False,
+    max_boxes: int | None = None,
 ) -> list[ImageEntry]:
     """The same images with their boxes from a file; those of which it has none get an empty `Boxes`.
 
     An image that cannot be read stays without boxes, so that indexing reports it. With `skip_bad_boxes`, boxes that
-    cannot be used are left out with a warning. Raises BoxError for what
+    cannot be used are left out with a warning; of more than `max_boxes` on an image, the best by score are kept. Raises
+    BoxError for what
     `qpert.runtime.inputs.box_files.read_box_file` refuses, and for boxes of images that are not among `entries`.
     """
     table = read_box_file(box_file, xml_coordinates=xml_coordinates, skip_bad_boxes=skip_bad_boxes)
-    table = table.require(entry.name for entry in entries)
+    table = replace(table.require(entry.name for entry in entries), most=max_boxes)
 
     def boxes(entry: ImageEntry) -> Boxes | None:
         try:

@@ -23,7 +23,8 @@ from qpert.runtime.gallery.spec import FeatureMode
 from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
 from qpert.runtime.inputs.images import load_image
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures, concatenated
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 
 if TYPE_CHECKING:
     from PIL.Image import Image

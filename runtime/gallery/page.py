@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from qpert.runtime.gallery.search import Hit, TextHit
-from qpert.runtime.report.model import Badge, Bold, Card, Grid, Paragraph, Picture, Report, Section, Table, Text
+from qpert.runtime.gallery.hits import Hit, TextHit
+from qpert.runtime.report.model import Badge, Block, Bold, Card, Grid, Paragraph, Picture, Report, Section, Table, Text
 
 LEGEND = (
     "Score = ITM + ITC for what was re-ranked, ITC alone below. The arrow compares with the rank by ITC alone. "
     "Yellow boxes are what the query perturbation was given."
 )
+MATCHED = " The box with the thick line is the one whose queries matched the text."
 SCORES = ("score", "ITC", "ITM", "rank by ITC", "")
 
 
 def images_page(
-    gallery: str, count: int, texts: Sequence[str], found: Sequence[Sequence[Hit]], picture: Callable[[str], Picture]
+    gallery: str,
+    count: int,
+    texts: Sequence[str],
+    found: Sequence[Sequence[Hit]],
+    picture: Callable[[str], Picture],
+    notice: str | None = None,
 ) -> Report:
-    """Images found for texts; `picture` knows an image's file and boxes by its name."""
-    sections = (
+    """Images found for texts; `picture` knows an image's file and boxes by its name, `notice` is said first."""
+    sections = tuple(
         Section(f"“{text}”", (Grid(tuple(card(n, hit, picture(hit.image)) for n, hit in enumerate(hits, 1)), 13),))
         for text, hits in zip(texts, found, strict=True)
     )
-    lead = Paragraph(f"{count:,} images. {LEGEND}", "quiet")
-    return Report(f"qpert search: {texts[0] if texts else ''}", f"Search in {gallery}", (lead, *sections))
+    matched = MATCHED if any(hit.box for hits in found for hit in hits) else ""
+    lead = Paragraph(f"{count:,} images. {LEGEND}{matched}", "quiet")
+    return Report(
+        f"qpert search: {texts[0] if texts else ''}", f"Search in {gallery}", (*warned(notice), lead, *sections)
+    )
 
 
-def texts_page(query: Picture, hits: Sequence[TextHit]) -> Report:
+def texts_page(query: Picture, hits: Sequence[TextHit], notice: str | None = None) -> Report:
     """Texts found for an image, with the image that each belongs to."""
     name = query.path.name
     rows = tuple((*row[:2], hit.image or "", *row[2:]) for row, hit in zip(hit_rows(hits), hits, strict=True))
     found = Table(("", "text", "its image", *SCORES), rows, words=3)
-    blocks = (Paragraph(LEGEND, "quiet"), Grid((query,), 22), found)
+    blocks = (*warned(notice), Paragraph(LEGEND, "quiet"), Grid((query,), 22), found)
     return Report(f"qpert search: {name}", f"Texts for {name}", blocks)
+
+
+def warned(notice: str | None) -> tuple[Block, ...]:
+    return () if notice is None else (Paragraph(notice, "unsure"),)
 
 
 def hits_report(gallery: str, queries: Sequence[str], found: Sequence[Sequence[Hit | TextHit]]) -> Report:
@@ -61,6 +75,8 @@ def hit_rows(hits: Sequence[Hit | TextHit]) -> list[tuple[Text, ...]]:
 
 
 def card(place: int, hit: Hit, picture: Picture) -> Card:
+    if hit.box is not None:
+        picture = replace(picture, matched=hit.box.index)
     scores = f"ITC {hit.itc:.3f}" if hit.itm is None else f"ITM {hit.itm:.3f} + ITC {hit.itc:.3f}"
     head = Paragraph((Bold(f"{place} "), move(place, hit.rank_itc), Bold(f" {hit.score:.3f}")))
     return Card((head, picture, Paragraph(f"{scores}, rank {hit.rank_itc} by ITC"), Paragraph(hit.image, "quiet")))

@@ -26,11 +26,15 @@ from qpert.runtime.gallery.catalogue import (
     text_column,
     vector_columns,
 )
+from qpert.runtime.gallery.hits import MatchedBox
 from qpert.runtime.gallery.scan import Codes, Nearest, nearest
 from qpert.runtime.gallery.shards import ShardReader
 from qpert.runtime.inputs.arguments import as_path, as_rows, kind_of
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.retrieval.encoder import Encoder, Floats, ImageFeatures
+from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import Floats, ImageFeatures
+from qpert.runtime.retrieval.query_sets import QuerySets, set_rows, sets_of_images, starts_of
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
@@ -45,7 +49,7 @@ class StoredGallery:
     """
 
     _STATE = (
-        *("encoder", "spec", "_generation", "_records", "_count", "_texts", "_columns", "_blocks", "_shards"),
+        *("encoder", "spec", "_generation", "_records", "_sets", "_texts", "_columns", "_blocks", "_shards"),
         "_physical",
     )
     """What a copy takes along; the rest is read again."""
@@ -57,7 +61,7 @@ class StoredGallery:
         self.spec = catalogue.spec
         self._generation = catalogue.generation
         self._records = catalogue.images()
-        self._count = catalogue.count("image")
+        self._sets = catalogue.sets()
         self._texts = catalogue.texts()
         self._columns = {column.name: column for column in (*vector_columns(self.spec), text_column(self.spec))}
         self._blocks = {name: catalogue.blocks(name) for name in self._columns}
@@ -113,11 +117,21 @@ class StoredGallery:
         return len(self._records)
 
     @cached_property
+    def query_sets(self) -> QuerySets:
+        """The query sets of all images, read-only; mapped from the disk, so what is not touched costs no memory (a
+        gallery with deleted images that was not compacted is copied)."""
+        if len(self._sets) == len(self):
+            return QuerySets(self._map("query_embeds"), self._sets, self._boxes_of_sets(self._records))
+        return self._sets_of(self._records)
+
+    @property
     def query_embeds(self) -> npt.NDArray[np.float32]:
-        """float32 [n, Q, E], read-only; mapped from the disk, so what is not touched costs no memory (a gallery with
-        deleted images that was not compacted is copied)."""
-        vectors = self._map("query_embeds")
-        return vectors if len(vectors) == len(self) else vectors[self._physical]
+        """float32 [n, Q, E], mapped; with reduction `each` [n, S·Q, E], a copy (`QuerySets.padded`)."""
+        return self.query_sets.padded
+
+    def itc_scores(self, text_embeds: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """ITC scores float32 [n, T] of all images with T texts [T, E]."""
+        return self.query_sets.itc_scores(text_embeds)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -137,10 +151,11 @@ class StoredGallery:
 
     def nearest(self, text_embeds: npt.NDArray[np.float32], count: int, *, exact: bool = False) -> Nearest:
         """The best `count` images for each of T texts by ITC; see `qpert.runtime.gallery.scan.nearest`."""
-        alive = np.zeros(self._count, bool)
+        alive = np.zeros(len(self._sets), bool)
         alive[self._physical] = True
         codes = Codes(self._map("codes"), self._map("code_stats"))
-        found = nearest(self._map("query_embeds"), text_embeds, count, codes=codes, alive=alive, exact=exact)
+        vectors, counts = self._map("query_embeds"), self._sets
+        found = nearest(vectors, text_embeds, count, counts=counts, codes=codes, alive=alive, exact=exact)
         return Nearest(np.searchsorted(self._physical, found.rows), found.scores)
 
     def features_of(self, rows: Rows) -> ImageFeatures:
@@ -152,7 +167,7 @@ class StoredGallery:
         Raises GalleryError for a damaged shard (named, with the remedy), ImageError for a file that has gone.
         """
         records = [self._records[row] for row in as_rows(rows, len(self))]
-        embeds = np.asarray(self._map("query_embeds")[np.array([record.row for record in records], np.int64)])
+        sets = self._sets_of(records)
         if self.spec.features == "none":
             raise GalleryError(
                 f"{self.folder} was indexed with --features none, so its images cannot be re-ranked; search with "
@@ -161,8 +176,21 @@ class StoredGallery:
             )
         if self.spec.features == "recomputed":
             again = self._encoded_again(records)
-            return ImageFeatures(embeds, again.image_embeds, again.object_masks, again.box_weights)
-        return self._stored(records, embeds)
+            return ImageFeatures(sets, again.image_embeds, again.object_masks, again.box_weights)
+        return self._stored(records, sets)
+
+    def matched_box(self, row: int, text_embed: npt.NDArray[np.float32]) -> MatchedBox | None:
+        """Which box of an image matches a text [E] best; None without a query set for each box."""
+        if not self._made.splits_boxes:
+            return None
+        (number,) = as_rows([row], len(self))
+        index = self._sets_of([self._records[number]]).matched_box(0, text_embed)
+        return None if index is None else MatchedBox.of(index, self.boxes_of(number))
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether any image was indexed with boxes."""
+        return any(record.boxes is not None and '"xyxy": []' not in record.boxes for record in self._records)
 
     def boxes_of(self, row: int) -> Boxes | None:
         """The boxes that an image was indexed with."""
@@ -234,7 +262,28 @@ class StoredGallery:
             memory.remember(self._path(name), blocks_digest(blocks))
         memory.save()
 
-    def _stored(self, records: Sequence[ImageRecord], query_embeds: Floats) -> ImageFeatures:
+    def _sets_of(self, records: Sequence[ImageRecord]) -> QuerySets:
+        counts = np.array([record.sets for record in records], np.int64)
+        starts = self._starts[np.array([record.row for record in records], np.int64)]
+        return QuerySets(self._map("query_embeds")[set_rows(starts, counts)], counts, self._boxes_of_sets(records))
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """int64 [rows]: where the query sets of every image begin, dead ones too."""
+        return starts_of(self._sets)
+
+    def _boxes_of_sets(self, records: Sequence[ImageRecord]) -> npt.NDArray[np.int64] | None:
+        """The box of each query set of some images; None where no set has one of its own."""
+        if not self._made.splits_boxes:
+            return None
+        return sets_of_images([boxes_from_json(record.boxes) for record in records], self._made)[1]
+
+    @cached_property
+    def _made(self) -> Perturbation:
+        """The settings that the images were encoded with."""
+        return Perturbation.from_dict(self.spec.perturbation)
+
+    def _stored(self, records: Sequence[ImageRecord], query_sets: QuerySets) -> ImageFeatures:
         """Records of any shards, gathered; masks are padded to the largest number of boxes among them."""
         places: dict[int, list[int]] = defaultdict(list)
         for place, record in enumerate(records):
@@ -251,13 +300,13 @@ class StoredGallery:
                     for index, place in enumerate(members)
                 }
         if not self.spec.has_masks:
-            return ImageFeatures(query_embeds, image_embeds)
+            return ImageFeatures(query_sets, image_embeds)
         most = max((len(weights) for _, weights in boxes.values()), default=0)
         masks = np.zeros((len(records), most, self.spec.tokens), np.float32)
         weights = np.zeros((len(records), most), np.float32)
         for place, (mask, weight) in boxes.items():
             masks[place, : len(mask)], weights[place, : len(weight)] = mask, weight
-        return ImageFeatures(query_embeds, image_embeds, masks, weights)
+        return ImageFeatures(query_sets, image_embeds, masks, weights)
 
     def _encoded_again(self, records: Sequence[ImageRecord]) -> ImageFeatures:
         for record in records:

@@ -6,7 +6,8 @@ image that the bound leaves possible: what it returns is what the exact scan ret
 may differ by float32 rounding, about 1e-7, as they do between two matrix products of different shapes).
 
 The bound: with v = v̂ + e and t = t̂ + d (codes and what rounding lost), v·t − v̂·t̂ = e·t + v̂·d, so by Cauchy-Schwarz
-|v·t − v̂·t̂| ≤ ‖e‖‖t‖ + ‖v̂‖‖d‖. ‖e‖ and ‖v̂‖ are kept for each image, as the largest over its queries.
+|v·t − v̂·t̂| ≤ ‖e‖‖t‖ + ‖v̂‖‖d‖. ‖e‖ and ‖v̂‖ are kept for each query set, as the largest over its queries. An image with
+several sets scores the best of them, and the largest of their bounds bounds it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import numpy.typing as npt
 from qpert.runtime.errors import InputError
 from qpert.runtime.forks import keep_in_children
 from qpert.runtime.libraries import load_onnxruntime
-from qpert.runtime.retrieval.scores import itc_scores, ranking
+from qpert.runtime.retrieval.query_sets import QuerySets, best_of_sets
+from qpert.runtime.retrieval.scores import ranking
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -35,7 +37,7 @@ without VNNI add them; with ±127 for texts they would saturate there, and the b
 ROUNDING = 5e-5
 """What float32 sums of some hundred products may be off by, in either scan."""
 FAST_FROM = 4096
-"""Images from which the fast scan is used: below, the exact one takes a few milliseconds."""
+"""Query sets from which the fast scan is used: below, the exact one takes a few milliseconds."""
 TEXTS_AT_ONCE = 256
 DOTS_AT_ONCE = 1 << 23
 """int32 products held at once: 32 MB."""
@@ -43,14 +45,14 @@ DOTS_AT_ONCE = 1 << 23
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """n images in 8 bits. `codes` uint8 [n, Q, E]; `stats` float32 [n, 3]: scale, largest ‖e‖, largest ‖v̂‖."""
+    """R query sets in 8 bits. `codes` uint8 [R, Q, E]; `stats` float32 [R, 3]: scale, largest ‖e‖, largest ‖v̂‖."""
 
     codes: npt.NDArray[np.uint8]
     stats: Floats
 
 
 def encode_codes(query_embeds: Floats) -> Codes:
-    """float32 [n, Q, E] to 8 bits, with one scale an image."""
+    """float32 [R, Q, E] to 8 bits, with one scale a query set."""
     scale = np.maximum(np.abs(query_embeds).max(axis=(1, 2)) / IMAGE_LEVELS, np.finfo(np.float32).tiny)
     whole = np.rint(query_embeds / scale[:, None, None])  # [n, Q, E] in ±127
     decoded = whole * scale[:, None, None]
@@ -76,6 +78,7 @@ def nearest(
     text_embeds: Floats,
     count: int,
     *,
+    counts: Rows | None = None,
     codes: Codes | None = None,
     alive: npt.NDArray[np.bool_] | None = None,
     exact: bool = False,
@@ -83,10 +86,11 @@ def nearest(
     """The best `count` images for each text, by score, then by row.
 
     Args:
-        query_embeds: float32 [n, Q, E]; may be mapped from a file.
+        query_embeds: float32 [R, Q, E], the query sets of n images side by side; may be mapped from a file.
         text_embeds: float32 [T, E].
         count: at most this many; fewer where there are fewer images.
-        codes: the same images in 8 bits; without them the exact scan is used.
+        counts: int64 [n], the query sets of each image; None is one each, R = n.
+        codes: the same query sets in 8 bits; without them the exact scan is used.
         alive: bool [n], which rows count.
         exact: use the exact scan whatever the number of images.
 
@@ -97,21 +101,22 @@ def nearest(
         raise InputError(
             "the text embeddings hold NaN or infinity, which cannot be ranked; verify the bundle", code="scores-nan"
         )
-    mask = np.ones(len(query_embeds), bool) if alive is None else alive
+    sets = QuerySets.single(query_embeds) if counts is None else QuerySets(query_embeds, counts)
+    mask = np.ones(len(sets), bool) if alive is None else alive
     count = min(count, int(mask.sum()))
-    fast = codes is not None and not exact and len(query_embeds) >= FAST_FROM and 4 * count < len(query_embeds)
+    fast = codes is not None and not exact and len(query_embeds) >= FAST_FROM and 4 * count < len(sets)
     found: list[tuple[Rows, Floats]] = []
     for start in range(0, len(text_embeds), TEXTS_AT_ONCE):
         texts = text_embeds[start : start + TEXTS_AT_ONCE]
         if fast and codes is not None:
-            found += _fast(query_embeds, codes, texts, count, mask)
+            found += _fast(sets, codes, texts, count, mask)
         else:
-            found += _exact(query_embeds, texts, count, mask)
+            found += _exact(sets, texts, count, mask)
     return Nearest.stack(found)
 
 
-def _exact(query_embeds: Floats, texts: Floats, count: int, alive: npt.NDArray[np.bool_]) -> Iterator[Any]:
-    scores = np.ascontiguousarray(itc_scores(query_embeds, texts).T)  # [T, n]
+def _exact(sets: QuerySets, texts: Floats, count: int, alive: npt.NDArray[np.bool_]) -> Iterator[Any]:
+    scores = np.ascontiguousarray(sets.itc_scores(texts).T)  # [T, n]
     if np.isnan(scores[:, alive]).any():
         raise InputError(
             "ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again",
@@ -124,41 +129,44 @@ def _exact(query_embeds: Floats, texts: Floats, count: int, alive: npt.NDArray[n
 
 
 def _fast(
-    query_embeds: Floats, codes: Codes, texts: Floats, count: int, alive: npt.NDArray[np.bool_]
+    sets: QuerySets, codes: Codes, texts: Floats, count: int, alive: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[Rows, Floats]]:
     text_codes, scale, lost = _encode_texts(texts)
-    products = _best_products(codes.codes, text_codes)  # [T, n]
-    image_scale, image_lost, image_kept = np.ascontiguousarray(codes.stats.T)
+    products = _best_products(codes.codes, text_codes)  # [T, R]
+    set_scale, set_lost, set_kept = np.ascontiguousarray(codes.stats.T)
     for index, text in enumerate(texts):
-        bound = image_lost * np.linalg.norm(text) + image_kept * lost[index] + ROUNDING
-        upper = products[index] * (image_scale * scale[index]) + bound
+        bound = set_lost * np.linalg.norm(text) + set_kept * lost[index] + ROUNDING
+        upper = products[index] * (set_scale * scale[index]) + bound
+        if not sets.is_single:
+            upper = best_of_sets(upper, sets.starts)
         upper[~alive] = -np.inf
-        yield _rescored(query_embeds, text, upper, count)
+        yield _rescored(sets, text, upper, count)
 
 
-def _rescored(query_embeds: Floats, text: Floats, upper: Floats, count: int) -> tuple[Rows, Floats]:
+def _rescored(sets: QuerySets, text: Floats, upper: Floats, count: int) -> tuple[Rows, Floats]:
     """The best `count` by exact score, given what no image's score can exceed.
 
     The exact scores of the most promising give a floor, the `count`-th best of them; whatever cannot reach it is out.
     """
     first = np.argpartition(-upper, min(max(2 * count, 128), len(upper) - 1))[: max(2 * count, 128)]
-    scores = _exact_scores(query_embeds, first, text)
+    first = first[upper[first] > -np.inf]  # where few images are left, deleted ones are among them
+    scores = _exact_scores(sets, first, text)
     floor = np.partition(scores, len(scores) - count)[len(scores) - count]
     possible = upper >= floor
     possible[first] = False
     others = np.flatnonzero(possible)
     rows = np.concatenate([first, others])
-    scores = np.concatenate([scores, _exact_scores(query_embeds, others, text)])
+    scores = np.concatenate([scores, _exact_scores(sets, others, text)])
     in_order = np.argsort(rows)  # ties go to the lower row
     rows, scores = rows[in_order], scores[in_order]
     best = top(scores, count)
     return rows[best], scores[best]
 
 
-def _exact_scores(query_embeds: Floats, rows: Rows, text: Floats) -> Floats:
+def _exact_scores(sets: QuerySets, rows: Rows, text: Floats) -> Floats:
     if not len(rows):
         return np.empty(0, np.float32)
-    scores = itc_scores(np.asarray(query_embeds[np.sort(rows)]), text[None])[:, 0]
+    scores = sets.of(np.sort(rows)).itc_scores(text[None])[:, 0]
     if np.isnan(scores).any():
         raise InputError(
             "ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again",
@@ -185,7 +193,7 @@ def _encode_texts(texts: Floats) -> tuple[npt.NDArray[np.int8], Floats, Floats]:
 
 
 def _best_products(codes: npt.NDArray[np.uint8], texts: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
-    """int32 [T, n]: the largest product of an image's codes with each text's."""
+    """int32 [T, R]: the largest product of a query set's codes with each text's."""
     session = _session(os.getpid())  # a session works in the process that made it, not in its forked children
     best = np.empty((texts.shape[1], len(codes)), np.int32)
     step = max(64, DOTS_AT_ONCE // (codes.shape[1] * texts.shape[1]))

@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
+from qpert.runtime.gallery.hits import Hit, MatchedBox, TextHit
 from qpert.runtime.gallery.scan import Nearest, nearest, top
-from qpert.runtime.inputs.arguments import as_count, as_list, as_numbers, as_rows, as_texts, kind_of
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
-from qpert.runtime.retrieval.scores import final_scores, itc_scores, ranking
+from qpert.runtime.inputs.arguments import as_boxes, as_count, as_list, as_numbers, as_rows, as_texts, kind_of
+from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures
+from qpert.runtime.retrieval.scores import final_scores, ranking
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -24,29 +27,6 @@ IMAGES_AT_ONCE = 64
 """Image features held at once while re-ranking: 122 MB at full size in fp16."""
 SHARED = 2
 """Texts that an image of the shortlists has to meet on average for going image by image to be the cheaper order."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One result. `rank_itc` counts from 1; `itm` is None below the re-ranked shortlist, where `score` is `itc`."""
-
-    image: str
-    score: float
-    itc: float
-    itm: float | None
-    rank_itc: int
-
-
-@dataclass(frozen=True)
-class TextHit:
-    """One text found for an image; as `Hit`. `image` is the gallery's image whose caption it is, where it is one's."""
-
-    text: str
-    score: float
-    itc: float
-    itm: float | None
-    rank_itc: int
-    image: str | None = None
 
 
 class Searchable(Protocol):
@@ -65,6 +45,10 @@ class Searchable(Protocol):
         """The features of some images, in that order."""
         ...
 
+    def matched_box(self, row: int, text_embed: Floats) -> MatchedBox | None:
+        """The box of an image that matches a text [E] best; None without a query set for each box."""
+        ...
+
     def require(self, encoder: Encoder) -> None:
         """Raises GalleryError where the images were not encoded as `encoder` does."""
         ...
@@ -72,10 +56,15 @@ class Searchable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Images in memory that can be searched: a name for each row of `features`."""
+    """Images in memory that can be searched: a name for each row of `features`.
+
+    `boxes`: those that the images were encoded with, so that hits can show the box that matched; None leaves its place
+    and label out.
+    """
 
     images: tuple[str, ...]
     features: ImageFeatures
+    boxes: tuple[Boxes | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.features, ImageFeatures):
@@ -89,13 +78,20 @@ class Gallery:
                 f"got {len(self.images)} names for {len(self.features)} images' features; give each image one name",
                 code="names-count",
             )
+        if self.boxes is not None:
+            object.__setattr__(self, "boxes", tuple(as_boxes(self.boxes, len(self.images))))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def nearest(self, text_embeds: Floats, count: int, *, exact: bool = False) -> Nearest:
         """Always by the exact scan."""
-        return nearest(self.features.query_embeds, text_embeds, count, exact=exact)
+        sets = self.features.query_sets
+        return nearest(sets.vectors, text_embeds, count, counts=sets.counts, exact=exact)
+
+    def matched_box(self, row: int, text_embed: Floats) -> MatchedBox | None:
+        index = self.features.query_sets.matched_box(row, text_embed)
+        return MatchedBox.of(index, None if self.boxes is None else self.boxes[row])
 
     def features_of(self, rows: Rows) -> ImageFeatures:
         return self.features.rows(as_rows(rows, len(self)))
@@ -141,21 +137,29 @@ def search_images(
     names = gallery.images
     return [
         [
-            Hit(names[rows[place]], score, float(itc[place]), itm_score, place + 1)
+            Hit(names[row], score, float(itc[place]), itm_score, place + 1, gallery.matched_box(row, embed))
             for place, score, itm_score in reranked(itc, itm)[:k]
+            for row in [int(rows[place])]
         ]
-        for rows, itc, itm in zip(found.rows, found.scores, matched, strict=True)
+        for rows, itc, itm, embed in zip(found.rows, found.scores, matched, text_embeds, strict=True)
     ]
 
 
 def search_texts(
-    encoder: Encoder, features: ImageFeatures, gallery: TextGallery, *, k: int, rerank: int | None
+    encoder: Encoder,
+    features: ImageFeatures,
+    gallery: TextGallery,
+    *,
+    boxes: Boxes | None = None,
+    k: int,
+    rerank: int | None,
 ) -> list[TextHit]:
     """The best texts for one image's features; see `Retriever.search_texts`."""
     k, shortlist = as_count(k, "k", least=1), encoder.shortlist(rerank)
     if not len(gallery):
         return []
-    scores = itc_scores(features.query_embeds, gallery.embeds)[0]
+    sets = features.query_sets
+    scores = sets.itc_scores(gallery.embeds)[0]
     check_scores(scores, "ITC")
     order = top(scores, min(max(k, shortlist), len(gallery)))
     candidates = [gallery.texts[row] for row in order[:shortlist]]
@@ -163,9 +167,17 @@ def search_texts(
     check_scores(itm, "ITM")
     owners = gallery.images
     return [
-        TextHit(gallery.texts[row], score, float(itc), itm_score, place + 1, None if owners is None else owners[row])
+        TextHit(
+            gallery.texts[row],
+            score,
+            float(scores[row]),
+            itm_score,
+            place + 1,
+            None if owners is None else owners[row],
+            MatchedBox.of(sets.matched_box(0, gallery.embeds[row]), boxes),
+        )
         for place, score, itm_score in reranked(scores[order], itm)[:k]
-        for row, itc in [(order[place], scores[order[place]])]
+        for row in [int(order[place])]
     ]
 
 
@@ -237,7 +249,7 @@ def check_gallery(gallery: object) -> None:
             "`with retriever.open_gallery(path) as gallery`",
             code="gallery-kind",
         )
-    if not all(hasattr(gallery, name) for name in ("images", "nearest", "features_of", "require")):
+    if not all(hasattr(gallery, name) for name in ("images", "nearest", "features_of", "matched_box", "require")):
         raise InputError(
             f"the gallery is a {kind_of(gallery)}; expected a Gallery(names, features), or what open_gallery returns",
             code="gallery-kind",

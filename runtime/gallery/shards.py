@@ -15,7 +15,7 @@ from qpert.runtime.bundle.folder import HashMemory
 from qpert.runtime.errors import GalleryError
 from qpert.runtime.files import sha256_of, sync_folder, write_atomically
 from qpert.runtime.gallery.catalogue import Shard, remedy
-from qpert.runtime.retrieval.encoder import ImageFeatures
+from qpert.runtime.retrieval.features import ImageFeatures
 
 FEATURE_FOLDER = "features"
 OPEN_FILES = 32

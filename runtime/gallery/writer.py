@@ -43,7 +43,8 @@ from qpert.runtime.gallery.lock import LOCK_NAME, OWNER_NAME, writer_lock
 from qpert.runtime.gallery.scan import encode_codes
 from qpert.runtime.gallery.shards import FEATURE_FOLDER, check_shard, kept_arrays, write_shard
 from qpert.runtime.gallery.spec import FeatureMode, GallerySpec
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +77,16 @@ class GalleryWriter:
         """
         row, text_row = self.catalogue.count("image"), self.catalogue.count("text")
         generation = self.catalogue.generation
-        codes = encode_codes(features.query_embeds)
-        arrays = {"query_embeds": features.query_embeds, "codes": codes.codes, "code_stats": codes.stats}
-        blocks = [self._write(column, row, arrays[column.name], generation) for column in vector_columns(self.spec)]
+        sets, first_set = features.query_sets, int(self.catalogue.sets().sum())
+        codes = encode_codes(sets.vectors)
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "query_embeds": sets.vectors,
+            "codes": codes.codes,
+            "code_stats": codes.stats,
+        }
+        blocks = [
+            self._write(column, first_set, arrays[column.name], generation) for column in vector_columns(self.spec)
+        ]
         if len(text_embeds):
             blocks.append(self._write(text_column(self.spec), text_row, text_embeds, generation))
         shard = None
@@ -87,7 +95,7 @@ class GalleryWriter:
             shard = write_shard(self.folder, number, generation, kept_arrays(features))
         with self.catalogue.transaction() as connection:
             connection.executemany("UPDATE image SET live = 0 WHERE name = ? AND live", [(i.name,) for i in images])
-            insert_images(connection, _records(images, row, shard))
+            insert_images(connection, _records(images, sets.counts.tolist(), row, shard))
             texts = [(row + place, text) for place, image in enumerate(images) for text in image.captions]
             insert_texts(connection, [(text_row + i, *text) for i, text in enumerate(texts)])
             insert_shards(connection, [] if shard is None else [shard])
@@ -113,7 +121,8 @@ class GalleryWriter:
         shards = [shard for shard in self.catalogue.shards() if not self._is_whole(shard)]
         blocks = [found for column in vector_columns(self.spec) for found in self._damaged_blocks(column)]
         texts = list(self._damaged_blocks(text_column(self.spec)))
-        rows = {row for block, _ in blocks for row in range(block.first, block.first + block.rows)}
+        owners = np.repeat(np.arange(self.catalogue.count("image")), self.catalogue.sets())  # the image of each set
+        rows = {int(row) for block, _ in blocks for row in owners[block.first : block.first + block.rows]}
         rows |= {
             image
             for row, image, _ in self.catalogue.texts()
@@ -296,8 +305,9 @@ def _check_spec(catalogue: Catalogue, encoder: Encoder, features: FeatureMode | 
         )
 
 
-def _records(images: Sequence[NewImage], first: int, shard: Shard | None) -> Iterator[ImageRecord]:
+def _records(images: Sequence[NewImage], sets: Sequence[int], first: int, shard: Shard | None) -> Iterator[ImageRecord]:
     number = None if shard is None else shard.id
-    for place, i in enumerate(images):
+    for place, (i, count) in enumerate(zip(images, sets, strict=True)):
         slot = None if shard is None else place
-        yield ImageRecord(first + place, i.name, i.path, i.bytes, i.mtime, i.sha256, i.boxes, number, slot)
+        file = (i.name, i.path, i.bytes, i.mtime, i.sha256, i.boxes)
+        yield ImageRecord(first + place, *file, number, slot, sets=count)

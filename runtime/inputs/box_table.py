@@ -38,13 +38,14 @@ class BoxTable:
     Names match as `qpert.runtime.inputs.names` says: equal names first, then equal last components, then stems, then
     COCO's bare `image_id`. A match that is not the only one is an error. After `require` or `of_images`, `exact` is
     true and only equal names match. With `skip_bad_boxes`, boxes that lie outside their image are left out with a
-    warning instead of being an error.
+    warning instead of being an error. `most`: of more boxes on an image, these of the highest score are kept.
     """
 
     rows: tuple[BoxRow, ...]
     source: str = "boxes"
     exact: bool = False
     skip_bad_boxes: bool = False
+    most: int | None = None
 
     @cached_property
     def images(self) -> tuple[str, ...]:
@@ -67,13 +68,14 @@ class BoxTable:
             return Boxes.empty(size)
         scores = [row.score for row in rows if row.score is not None]
         labels = tuple(" ".join(row.names) for row in rows if row.names)
-        return Boxes(
+        boxes = Boxes(
             np.array([row.xyxy for row in rows], np.float64),
             size,
             scores=np.array(scores) if len(scores) == len(rows) else None,
             labels=labels if len(labels) == len(rows) else None,
             sources=tuple(row.source for row in rows),
         )
+        return boxes if self.most is None else boxes.best(self.most)
 
     def require(self, names: Iterable[str]) -> BoxTable:
         """The same boxes under the names of the images that are about to be encoded.

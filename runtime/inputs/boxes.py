@@ -100,6 +100,27 @@ class Boxes:
         x1, y1, x2, y2 = self.xyxy.T
         return np.asarray((x2 - x1) * (y2 - y1) / (width * height))
 
+    def best(self, most: int) -> Boxes:
+        """The `most` boxes of the highest score, in their order here; of equal ones the first. All, if there are fewer.
+
+        Raises:
+            BoxError: there are more boxes, and they have no scores (code `boxes-without-scores`).
+        """
+        if len(self) <= most:
+            return self
+        if self.scores is None:
+            raise BoxError(
+                f"{self._name(0)}: the image has {len(self)} boxes without scores, at most {most} are to be kept; give "
+                "each box a score, or leave the lesser ones out",
+                code="boxes-without-scores",
+            )
+        kept = np.sort(np.argsort(-self.scores, kind="stable")[:most])
+        labels, sources = (
+            None if names is None else tuple(names[row] for row in kept.tolist())
+            for names in (self.labels, self.sources)
+        )
+        return Boxes(self.xyxy[kept], self.size, scores=self.scores[kept], labels=labels, sources=sources)
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 

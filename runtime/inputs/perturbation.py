@@ -23,7 +23,7 @@ from qpert.runtime.inputs.token_grid import TokenGrid
 
 Semantics = Literal["paper", "release"]
 Coverage = Literal["exact", "binary", "dilated"]
-Reduction = Literal["sum", "mean"]
+Reduction = Literal["sum", "mean", "each"]
 Stages = Literal["itc", "both", "none"]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -42,9 +42,13 @@ class Perturbation:
     """One reading of the method with its hyper-parameters; the manifest's `perturbation` block.
 
     `alpha`, `beta`, `gamma`: the weight of a box is α(β + γS). `threshold`: τ, the contribution ratio that the kept key
-    subspace stays below, in (0, 1). `coverage`, `reduction`: see `object_masks` and `box_weights`. `stages`: whether
-    the image branch of ITC is perturbed, ITM too (`both`), or neither. `preserve_norm`: each query keeps its norm.
-    `semantics` records which reading the rest started from. Raises `InputError` for values that cannot be used.
+    subspace stays below, in (0, 1). `coverage`: see `object_masks`. `reduction`: the boxes of an image perturb one set
+    of queries together, as a `sum` (the paper) or a `mean` (the release); or `each` box perturbs a set of its own and
+    ITC takes the maximum over all sets (ours, beyond the paper; ITC only). `keep_stock` adds the stock set to these.
+    `stages`: whether the image branch of ITC is perturbed, ITM too (`both`), or neither. `preserve_norm`: each query
+    keeps its norm. `semantics` records which reading the rest started from.
+
+    Raises `InputError` for values that cannot be used.
     """
 
     semantics: Semantics = "paper"
@@ -56,6 +60,7 @@ class Perturbation:
     reduction: Reduction = "sum"
     stages: Stages = "itc"
     preserve_norm: bool = False
+    keep_stock: bool = False
 
     def __post_init__(self) -> None:
         choices = {"semantics": Semantics, "coverage": Coverage, "reduction": Reduction, "stages": Stages}
@@ -68,10 +73,28 @@ class Perturbation:
                 f"threshold is {self.threshold}; expected a contribution ratio between 0 and 1, as 0.95",
                 code="perturbation-threshold",
             )
-        if not isinstance(self.preserve_norm, bool):
+        for name in ("preserve_norm", "keep_stock"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; expected true or false", code="perturbation-switch"
+                )
+        if self.keep_stock and self.reduction != "each":
             raise InputError(
-                f"preserve_norm is {self.preserve_norm!r}; expected true or false", code="perturbation-norm"
+                f"keep_stock is set with reduction {self.reduction!r}; it belongs to reduction 'each', whose "
+                "query sets the stock set joins",
+                code="perturbation-keep-stock",
             )
+        if self.reduction == "each" and self.stages == "both":
+            raise InputError(
+                "reduction is 'each' and stages 'both'; a query set for each box is for ITC alone: use stages 'itc' "
+                "(--perturb itc), or reduction 'sum' or 'mean'",
+                code="perturbation-each-itm",
+            )
+
+    @property
+    def splits_boxes(self) -> bool:
+        """Whether each box perturbs a query set of its own."""
+        return self.reduction == "each" and self.stages != "none"
 
     @classmethod
     def paper(cls, **overrides: Any) -> Perturbation:
@@ -98,7 +121,7 @@ class Perturbation:
     def from_dict(cls, values: Mapping[str, Any]) -> Perturbation:
         """The inverse of `to_dict`. Raises `InputError` for missing, unknown or unusable entries."""
         expected = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != expected:
+        if not isinstance(values, Mapping) or {*values, "keep_stock"} != expected:  # older bundles have no keep_stock
             got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
             raise InputError(f"perturbation has {got}; expected exactly {sorted(expected)}", code="perturbation-fields")
         return cls(**values)
@@ -142,7 +165,8 @@ def box_weights(
 ) -> npt.NDArray[np.float32]:
     """`box_weights` float32 [B,O]: α(β + γS_b), S_b = box area / image area (section 4.3).
 
-    With reduction `mean` each is divided by its own image's number of boxes. B, O and `pad_to` are as in
+    With reduction `mean` each is divided by its own image's number of boxes; with `each` the weights are those of the
+    box alone, as in `sum`. B, O and `pad_to` are as in
     `object_masks`; rows of padding weigh 0, and so does every box with stages `none`: zero weights are stock BLIP-2.
     """
     weights = np.zeros((len(boxes), _rows(boxes, pad_to)), np.float32)

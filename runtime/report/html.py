@@ -21,7 +21,7 @@ THUMBNAIL = 420
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #14804a; --bad: #c02626; --unsure: #b26a00;
-  --quiet: #7779; --first: #2f6fdb; --second: #d9822b; --box: #ffb300 }
+  --quiet: #7779; --first: #2f6fdb; --second: #d9822b; --box: #ffb300; --matched: #ff3d7f }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
   overflow-wrap: break-word }
 h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
@@ -51,6 +51,7 @@ tr.strong td { font-weight: 600 }
 figure { margin: 0; position: relative } img { width: 100%; display: block; border-radius: .3rem }
 figure svg { position: absolute; inset: 0; width: 100%; height: 100% }
 figure rect { fill: none; stroke: var(--box); stroke-width: 1.5px; vector-effect: non-scaling-stroke }
+figure rect.matched { stroke: var(--matched); stroke-width: 3px }
 .gone { aspect-ratio: 4/3; display: grid; place-items: center; background: var(--soft); padding: .5rem;
   font-size: .8rem }
 pre { background: var(--soft); padding: .7rem 1rem; border-radius: .4rem; overflow-x: auto }
@@ -170,30 +171,31 @@ def _heat(one: m.Heat) -> str:
 def picture(one: m.Picture) -> str:
     """The picture, upright and scaled down, with its boxes; or the reason why it cannot be read."""
     try:
-        return figure(load_image(one.path), one.boxes)
+        return figure(load_image(one.path), one.boxes, one.matched)
     except ImageError as error:
         why = str(error) if one.path.exists() else f"no longer at {one.path}"
         return f'<div class="gone">{html.escape(why)}</div>'
 
 
-def figure(image: Image, boxes: Boxes | None = None) -> str:
-    """An embedded JPEG; a box's label shows on hover."""
+def figure(image: Image, boxes: Boxes | None = None, matched: int | None = None) -> str:
+    """An embedded JPEG; a box's label shows on hover, and box number `matched` stands out."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=88)
     data = base64.b64encode(stream.getvalue()).decode()
-    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="">{_rectangles(boxes)}</figure>'
+    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="">{_rectangles(boxes, matched)}</figure>'
 
 
-def _rectangles(boxes: Boxes | None) -> str:
+def _rectangles(boxes: Boxes | None, matched: int | None) -> str:
     if boxes is None or not len(boxes):
         return ""
     labels = boxes.labels or ("",) * len(boxes)
     rectangles = "".join(
-        f'<rect x="{x1:g}" y="{y1:g}" width="{x2 - x1:g}" height="{y2 - y1:g}">'
+        f'<rect{_class("matched" if number == matched else None)} x="{x1:g}" y="{y1:g}" width="{x2 - x1:g}" '
+        f'height="{y2 - y1:g}">'
         f"<title>{html.escape(label)}</title></rect>"
-        for (x1, y1, x2, y2), label in zip(boxes.xyxy, labels, strict=True)
+        for number, ((x1, y1, x2, y2), label) in enumerate(zip(boxes.xyxy, labels, strict=True))
     )
     width, height = boxes.size
     return f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{rectangles}</svg>'

@@ -120,10 +120,14 @@ class Chart:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file with its boxes; replaced by a note if it can no longer be read."""
+    """An image file with its boxes; replaced by a note if it can no longer be read.
+
+    `matched`: the number of the box to stand out.
+    """
 
     path: Path
     boxes: Boxes | None = None
+    matched: int | None = None
 
 
 @dataclass(frozen=True)

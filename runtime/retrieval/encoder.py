@@ -6,8 +6,7 @@ checks it), that is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,61 +37,16 @@ from qpert.runtime.inputs.images import ImageInput, load_image, preprocess_image
 from qpert.runtime.inputs.perturbation import Perturbation, box_inputs
 from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer
 from qpert.runtime.retrieval.bound_graph import BoundGraph
+from qpert.runtime.retrieval.features import Floats, ImageFeatures, concatenated
+from qpert.runtime.retrieval.query_sets import NO_BOX, QuerySets, sets_of_images
 from qpert.runtime.sessions.device import DeviceArray, on_host
 from qpert.runtime.sessions.open import open_sessions
 from qpert.runtime.sessions.protocol import Array
 
-Floats = npt.NDArray[np.floating]
-
+ONNX_RUNTIME = ("cpu", "cuda")
+"""Providers on which sharing image tokens between rows was tried; an engine fixes how axes relate when it is built."""
 SHORTLIST = 64
 """Candidates that are re-ranked where nobody says how many: as the paper and LAVIS's evaluation on Flickr30K do."""
-
-
-class ImageFeatures:
-    """What is kept of B images.
-
-    query_embeds: float32 [B, Q, E], unit length, for ITC. image_embeds: [B, N, C] in the bundle's feature dtype, for
-    ITM. object_masks float32 [B, O, N] and box_weights float32 [B, O] only where ITM is perturbed too.
-
-    On a GPU, features of one call of the graphs stay in its memory: ITM takes them from there (`for_matching`), and
-    they are copied to the host when `image_embeds` is first read.
-    """
-
-    def __init__(
-        self,
-        query_embeds: Floats,
-        image_embeds: Floats | DeviceArray,
-        object_masks: Floats | None = None,
-        box_weights: Floats | None = None,
-    ) -> None:
-        self.query_embeds = query_embeds
-        self.for_matching: Array = image_embeds
-        self.object_masks = object_masks
-        self.box_weights = box_weights
-
-    @cached_property
-    def image_embeds(self) -> Floats:
-        return on_host(self.for_matching)
-
-    def __len__(self) -> int:
-        return len(self.query_embeds)
-
-    def rows(self, index: slice | Sequence[int] | npt.NDArray[np.int64]) -> ImageFeatures:
-        """The features of some of the images, in that order. A slice of neighbours stays where it is."""
-
-        def pick(array: Floats | None) -> Floats | None:
-            return None if array is None else array[index]
-
-        return ImageFeatures(
-            self.query_embeds[index], self._embeds_of(index), pick(self.object_masks), pick(self.box_weights)
-        )
-
-    def _embeds_of(self, index: slice | Sequence[int] | npt.NDArray[np.int64]) -> Floats | DeviceArray:
-        if isinstance(self.for_matching, DeviceArray) and isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step == 1:
-                return self.for_matching.rows(start, max(start, stop))
-        return self.image_embeds[index]
 
 
 class Encoder:
@@ -261,9 +215,38 @@ class Encoder:
         """The second half of `encode_images`: image tokens [B, N, C] (B within the profile) and boxes → features."""
         head, scorer = self.graph(QUERY_HEAD), self.manifest.pair_scorer
         objects = self.box_slots(boxes) if head.spec.takes_boxes else {}
+        counts, set_boxes = sets_of_images(boxes, self.perturbation)
+        if (set_boxes != NO_BOX).any():
+            return ImageFeatures(self._encode_sets(image_tokens, objects, counts, set_boxes), image_tokens)
         vectors = head.run({IMAGE_TOKENS: image_tokens, **objects})[IMAGE_VECTORS]
         kept = objects if scorer is not None and scorer.takes_boxes else {}
         return ImageFeatures(vectors, image_tokens, kept.get(OBJECT_MASKS), kept.get(BOX_WEIGHTS))
+
+    def _encode_sets(
+        self,
+        image_tokens: Floats | DeviceArray,
+        objects: Mapping[str, np.ndarray],
+        counts: npt.NDArray[np.int64],
+        set_boxes: npt.NDArray[np.int64],
+    ) -> QuerySets:
+        """A query set for each box: the query head sees an image once a set, with that set's box alone.
+
+        All sets of an image go into one call of the graph, where its limit allows it. A graph that shares its image
+        tokens gets them once a call; others, and engines, get them once a set.
+        """
+        head, most = self.graph(QUERY_HEAD), self.limit(QUERY_HEAD, "B")
+        image, stock = np.repeat(np.arange(len(counts)), counts), set_boxes == NO_BOX
+        masks = objects[OBJECT_MASKS][image, set_boxes][:, None]  # [R, 1, N]
+        weights = objects[BOX_WEIGHTS][image, set_boxes][:, None]  # [R, 1]
+        masks[stock], weights[stock] = 0, 0
+        shares = head.spec.input(IMAGE_TOKENS).shared and self.provider in ONNX_RUNTIME
+        parts = []
+        for rows in calls(counts, most, alone=shares):
+            one = int(image[rows.start])
+            tokens = one_row(image_tokens, one) if shares else on_host(image_tokens)[image[rows]]
+            slots = {IMAGE_TOKENS: tokens, OBJECT_MASKS: masks[rows], BOX_WEIGHTS: weights[rows]}
+            parts.append(head.run(slots)[IMAGE_VECTORS])
+        return QuerySets(np.concatenate(parts), counts, set_boxes)
 
     def _check_boxes(self, count: int, boxes: Iterable[Boxes | None] | None) -> Sequence[Boxes | None]:
         given = as_boxes(boxes, count)
@@ -277,8 +260,8 @@ class Encoder:
             )
         if most and most > graph.ranges["O"].max:
             raise LimitError(
-                f"an image has {most} boxes, this bundle takes up to {graph.ranges['O'].max}; keep the best ones (a "
-                f"detector's --max-boxes {graph.ranges['O'].max}), or export again with a larger --max-boxes",
+                f"an image has {most} boxes, this bundle takes up to {graph.ranges['O'].max}; keep the best ones "
+                f"(Boxes.best, --max-boxes {graph.ranges['O'].max}), or export again with a larger --max-boxes",
                 code="boxes-limit",
             )
         return given
@@ -329,6 +312,29 @@ def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbatio
     return perturbation
 
 
+def one_row(image_tokens: Floats | DeviceArray, row: int) -> Floats | DeviceArray:
+    """[B, N, C] → [1, N, C], where it lies."""
+    if isinstance(image_tokens, DeviceArray):
+        return image_tokens.rows(row, row + 1)
+    return image_tokens[row : row + 1]
+
+
+def calls(counts: Sequence[int] | npt.NDArray[np.int64], most: int, *, alone: bool = False) -> Iterator[slice]:
+    """Rows in parts of at most `most`: those of one group stay together where they fit, and where `alone`, a part holds
+    rows of one group only. `counts`: sizes of the groups."""
+    begin = end = 0
+    for count in counts:
+        if end > begin and (alone or end + count - begin > most):
+            yield slice(begin, end)
+            begin = end
+        end += int(count)
+        while end - begin > most:
+            yield slice(begin, begin + most)
+            begin += most
+    if end > begin:
+        yield slice(begin, end)
+
+
 def by_length(tokens: TokenizedTexts, most: int) -> Iterator[npt.NDArray[np.int64]]:
     """Rows of `tokens` in batches of at most `most`, the shortest texts first."""
     order = np.argsort(tokens.lengths, kind="stable")
@@ -339,30 +345,6 @@ def by_length(tokens: TokenizedTexts, most: int) -> Iterator[npt.NDArray[np.int6
 def token_slots(tokens: TokenizedTexts) -> dict[str, npt.NDArray[np.int64]]:
     """Token ids and mask [T, L] by slot."""
     return {TOKEN_IDS: tokens.input_ids, TOKEN_MASK: tokens.attention_mask}
-
-
-def concatenated(parts: Sequence[ImageFeatures]) -> ImageFeatures:
-    """Features of several chunks as one; masks are padded to the largest number of boxes."""
-    if len(parts) == 1:
-        return parts[0]
-    most = max((part.box_weights.shape[1] for part in parts if part.box_weights is not None), default=0)
-
-    def padded(array: Floats | None) -> Floats | None:
-        if array is None:
-            return None
-        missing = [(0, most - length if axis == 1 else 0) for axis, length in enumerate(array.shape)]
-        return np.pad(array, missing)
-
-    def joined(arrays: list[Floats | None]) -> Floats | None:
-        present = [array for array in arrays if array is not None]
-        return np.concatenate(present) if present else None
-
-    return ImageFeatures(
-        np.concatenate([part.query_embeds for part in parts]),
-        np.concatenate([part.image_embeds for part in parts]),
-        joined([padded(part.object_masks) for part in parts]),
-        joined([padded(part.box_weights) for part in parts]),
-    )
 
 
 def image_name(image: ImageInput, number: int) -> str:

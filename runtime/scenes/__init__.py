@@ -7,7 +7,7 @@ the real data sets (`writer.py`).
 
 from __future__ import annotations
 
-from qpert.runtime.scenes.captions import Caption, describe
+from qpert.runtime.scenes.captions import Caption, Salience, describe, describe_large, describe_smallest
 from qpert.runtime.scenes.ceiling import Ceiling, caption_ceiling
 from qpert.runtime.scenes.drawing import draw_scene, object_map
 from qpert.runtime.scenes.scene import Scene, SceneObject, sample_scene
@@ -18,10 +18,13 @@ __all__ = [
     "Caption",
     "Ceiling",
     "Layout",
+    "Salience",
     "Scene",
     "SceneObject",
     "caption_ceiling",
     "describe",
+    "describe_large",
+    "describe_smallest",
     "draw_scene",
     "generate",
     "object_map",

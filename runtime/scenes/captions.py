@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 from qpert.runtime.scenes.facts import Claim, Mention, Relation, cell_of, relation_between, size_word_class
 from qpert.runtime.scenes.objects import BACKGROUNDS, KINDS, TEXTURES, Dice
@@ -37,6 +39,22 @@ SMALL = 0.05
 
 
 @dataclass(frozen=True)
+class Salience:
+    """How likely a caption speaks of an object, by its size: people name what is large.
+
+    An object whose box takes the share a of the picture is named with probability aᵏ / (aᵏ + hᵏ), where h is `half`
+    and k is `steepness`: one half at a = h. The largest group of a scene is always named.
+    """
+
+    half: float = 0.1
+    steepness: float = 2.0
+
+    def chance(self, area: float) -> float:
+        """Of being named, for a box area in shares of the picture's."""
+        return area**self.steepness / (area**self.steepness + self.half**self.steepness)
+
+
+@dataclass(frozen=True)
 class Phrase:
     """Words that name a chain of the Entities annotation: a group of objects, or the background (`group` −1)."""
 
@@ -60,22 +78,34 @@ class Caption:
 
 
 class Narrator:
-    """Describes one scene; every call draws new words."""
+    """Describes one scene; every call draws new words, and with `salience` also which groups it may speak of."""
 
-    def __init__(self, scene: Scene, dice: Dice) -> None:
+    def __init__(self, scene: Scene, dice: Dice, salience: Salience | None = None) -> None:
         self.scene = scene
         self.dice = dice
+        self.salience = salience
+
+    def _nameable(self) -> list[int]:
+        """The groups that a caption may name. A group is as large as its largest member."""
+        areas = [max(map(self.scene.area, items)) for items in self.scene.groups]
+        if self.salience is None:
+            return list(range(len(areas)))
+        largest = areas.index(max(areas))
+        named = [self.dice.chance(self.salience.chance(area)) for area in areas]
+        return [group for group, chosen in enumerate(named) if chosen or group == largest]
 
     def everything(self) -> Caption:
         """Up to four groups and the background."""
-        groups = self.dice.shuffled(range(len(self.scene.groups)))[:4]
+        groups = self.dice.shuffled(self._nameable())[:4]
         named = [self._named(group, sized=len(groups) < 3) for group in groups]
-        pieces = self._opening() + _listed([phrase for phrase, _ in named]) + self._place()
+        # without salience as ever: the published test captions stay what they are
+        alone = self.salience is not None and len(named) == 1 and named[0][1].count == 1
+        pieces = self._opening(alone=alone) + _listed([phrase for phrase, _ in named]) + self._place()
         return Caption(pieces, Claim(tuple(mention for _, mention in named), (), self.scene.background))
 
     def places(self) -> Caption:
         """Two or three groups, single objects with their position."""
-        groups = self.dice.shuffled(range(len(self.scene.groups)))[:3]
+        groups = self.dice.shuffled(self._nameable())[:3]
         pieces: list[str | Phrase] = []
         mentions = []
         for index, group in enumerate(groups):
@@ -90,13 +120,13 @@ class Narrator:
 
     def relation(self) -> Caption:
         """Two related groups, often with a third; `places` if no two are related."""
+        nameable = self._nameable()
+        single = [(group, self.scene.groups[group][0]) for group in nameable if len(self.scene.groups[group]) == 1]
         pairs = [
             (a, b, found)
-            for a, first in enumerate(self.scene.groups)
-            for b, second in enumerate(self.scene.groups)
-            if a != b
-            and len(first) == len(second) == 1
-            and (found := relation_between(self.scene, first[0], second[0]))
+            for a, first in single
+            for b, second in single
+            if a != b and (found := relation_between(self.scene, first, second))
         ]
         if not pairs:
             return self.places()
@@ -105,7 +135,7 @@ class Narrator:
         verb = self.dice.pick(("is", "", "")) if found != "in front of" else ""
         pieces: list[str | Phrase] = [named[0][0], *([verb] if verb else []), self.dice.pick(RELATION_PHRASES[found])]
         pieces.append(named[1][0])
-        others = [group for group in range(len(self.scene.groups)) if group not in (a, b)]
+        others = [group for group in nameable if group not in (a, b)]
         if others and self.dice.chance(0.65):
             named.append(self._named(self.dice.pick(others)))
             pieces += [self.dice.pick(("and", "with", "beside")), named[2][0]]
@@ -125,6 +155,14 @@ class Narrator:
         phrase, mention = self._named(self.dice.pick(small), sized=True, placed=True)
         start = self.dice.pick(((), ("there is",), ("you can see",)))
         pieces = (*start, phrase, self.dice.pick(CELL_PHRASES[mention.cell or "middle"]), *self._place())
+        return Caption(pieces, self._claim([mention], placed=True))
+
+    def smallest(self) -> Caption:
+        """The smallest group alone, with its position if it is a single object, and the background."""
+        group = min(range(len(self.scene.groups)), key=lambda one: max(map(self.scene.area, self.scene.groups[one])))
+        phrase, mention = self._named(group, sized=True, placed=True)
+        where = (self.dice.pick(CELL_PHRASES[mention.cell]),) if mention.cell else ()
+        pieces = (*self.dice.pick(((), ("there is",), ("you can see",))), phrase, *where, *self._place())
         return Caption(pieces, self._claim([mention], placed=True))
 
     def _claim(self, mentions: list[Mention], *, placed: bool, relations: tuple[Relation, ...] = ()) -> Claim:
@@ -155,8 +193,9 @@ class Narrator:
         article = COUNTS.get(mention.count) or ("an" if words[0][0] in "aeiou" else "a")
         return " ".join([article, *words]) + trailing
 
-    def _opening(self) -> tuple[str, ...]:
-        return self.dice.pick(((), (), (), ("there are",), ("a picture of",), ("we see",)))
+    def _opening(self, *, alone: bool) -> tuple[str, ...]:
+        start = "there is" if alone else "there are"
+        return self.dice.pick(((), (), (), (start,), ("a picture of",), ("we see",)))
 
     def _place(self) -> tuple[str | Phrase, ...]:
         preposition, words = self.dice.pick(BACKGROUNDS[self.scene.background].phrases)
@@ -183,6 +222,31 @@ def describe(scene: Scene, seed: str, *, rounds: int = 1) -> tuple[Caption, ...]
         caption = narrator.places()
         captions.setdefault(caption.text, caption)
     return tuple(narrator.dice.shuffled(list(captions.values())))
+
+
+def describe_large(scene: Scene, seed: str, salience: Salience, *, rounds: int = 1) -> tuple[Caption, ...]:
+    """Five different captions (times `rounds`) that speak of what is large; see `Salience`."""
+    narrator = Narrator(scene, Dice(seed), salience)
+    forms = (narrator.everything, narrator.relation, narrator.places, narrator.everything, narrator.relation)
+    return _different(narrator, forms * rounds, 5 * rounds)
+
+
+def describe_smallest(scene: Scene, seed: str, *, count: int = 2) -> tuple[Caption, ...]:
+    """`count` different captions that name the scene's smallest group and nothing else but the background."""
+    narrator = Narrator(scene, Dice(seed))
+    return _different(narrator, (narrator.smallest,), count)
+
+
+def _different(narrator: Narrator, forms: Sequence[Callable[[], Caption]], count: int) -> tuple[Caption, ...]:
+    """The first `count` captions of different words that fit, the forms taken in turn."""
+    captions: dict[str, Caption] = {}
+    for make in islice(cycle(forms), 100 * count):
+        caption = make()
+        if len(caption.text.replace(",", " ,").split()) <= MOST_WORDS:
+            captions.setdefault(caption.text, caption)
+        if len(captions) == count:
+            return tuple(narrator.dice.shuffled(list(captions.values())))
+    raise RuntimeError(f"the scene of the seed {narrator.scene.seed!r} has fewer than {count} descriptions")
 
 
 def _listed(phrases: list[Phrase]) -> tuple[str | Phrase, ...]:

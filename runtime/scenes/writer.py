@@ -15,12 +15,14 @@ from typing import Literal, get_args
 from qpert.runtime.errors import InputError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.scenes.captions import Caption, Phrase, describe
+from qpert.runtime.scenes.captions import Caption, Phrase, describe, describe_smallest
 from qpert.runtime.scenes.drawing import draw_scene
 from qpert.runtime.scenes.objects import KINDS
 from qpert.runtime.scenes.scene import Scene, sample_scene
 
 Layout = Literal["flickr30k", "coco"]
+CaptionKind = Literal["usual", "smallest"]
+"""`usual`: five captions of one to four groups each; `smallest`: two that name the smallest group alone."""
 SPLIT_SIZES = {"train": 5000, "val": 500, "test": 1000}
 """Default number of pictures in each split. Training draws its own, far more."""
 JPEG_QUALITY = 90
@@ -44,15 +46,20 @@ TREES: dict[str, Tree] = {
 }
 
 
-def generate(split: str, count: int, seed: int) -> Iterator[tuple[Scene, tuple[Caption, ...]]]:
-    """Scenes with their five captions, one after the other. A scene depends only on its split, the seed and its index:
-    no scene of one split occurs in another, and a longer run starts with the shorter one."""
+def generate(
+    split: str, count: int, seed: int, *, captions: CaptionKind = "usual"
+) -> Iterator[tuple[Scene, tuple[Caption, ...]]]:
+    """Scenes with their captions, one after the other. A scene depends only on its split, the seed and its index: no
+    scene of one split occurs in another, and a longer run starts with the shorter one."""
     if split not in SPLIT_SIZES:
         raise InputError(f"split is {split!r}; expected one of {', '.join(SPLIT_SIZES)}", code="split")
     for index in range(count):
         name = f"{split}/{seed}/{index}"
         scene = sample_scene(name)
-        yield scene, describe(scene, f"{name}/captions")
+        if captions == "smallest":
+            yield scene, describe_smallest(scene, f"{name}/smallest")
+        else:
+            yield scene, describe(scene, f"{name}/captions")
 
 
 def write_dataset(
@@ -62,6 +69,7 @@ def write_dataset(
     seed: int = 0,
     *,
     layout: Layout = "flickr30k",
+    captions: CaptionKind = "usual",
     progress: Progress | None = None,
 ) -> Path:
     """Write one split under `folder` and return its annotation file, `annotations/<split>.json`.
@@ -76,10 +84,10 @@ def write_dataset(
         (folder / part).mkdir(parents=True, exist_ok=True)
     entries = []
     with (progress or Silent()).stage(f"drawing {total} scenes ({split})", total) as advance:
-        for index, (scene, captions) in enumerate(generate(split, total, seed)):
+        for index, (scene, texts) in enumerate(generate(split, total, seed, captions=captions)):
             name = tree.file(split, index)
-            _write_picture(folder, tree, name, scene, captions)
-            entries.append({"image": f"{tree.images}/{name}", "caption": [caption.text for caption in captions]})
+            _write_picture(folder, tree, name, scene, texts)
+            entries.append({"image": f"{tree.images}/{name}", "caption": [caption.text for caption in texts]})
             advance(1)
     annotation = folder / "annotations" / f"{split}.json"
     write_atomically(annotation, json.dumps(entries, indent=0))

@@ -55,7 +55,8 @@ def run_on_device(session: Session, inputs: Arrays) -> Mapping[str, Array]:
 
 
 def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:
-    """Names, dtypes, shapes and ranges of `inputs` against `spec`; axes of one name must have one length.
+    """Names, dtypes, shapes and ranges of `inputs` against `spec`; axes of one name must have one length, but
+    for a single row of a `shared` input.
 
     Raises:
         InputError: a name, dtype or shape differs.
@@ -72,7 +73,8 @@ def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:
         message = f"input {tensor.name!r} of graph {spec.name!r} is {got}, expected {expected}"
         if array.dtype != np.dtype(tensor.dtype) or array.ndim != len(tensor.shape):
             raise InputError(message, code="graph-input-shape")
-        for length, axis in zip(array.shape, tensor.shape, strict=True):
+        serves_all = tensor.shared and array.shape[0] == 1
+        for length, axis in list(zip(array.shape, tensor.shape, strict=True))[serves_all:]:
             wanted = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
             if length != wanted:
                 raise InputError(

@@ -18,7 +18,8 @@ from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.running import ImagesInMemory, PairScorer, score_pairs
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.progress import Progress, Silent
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures
+from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.features import ImageFeatures
 from qpert.runtime.verification.evidence import evidence_of
 from qpert.runtime.verification.host import host_gates
 from qpert.runtime.verification.ranks import RankComparison, compare_ranks

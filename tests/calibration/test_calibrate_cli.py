@@ -71,7 +71,8 @@ def searched(data, gains, grid=None):
 def test_the_json_holds_every_setting_and_the_bundle_keeps_the_report(bundle, data_options, capsys):
     assert run(["calibrate", str(bundle), *data_options, *SMALL, "--rerank", "5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["settings"]) == 16
+    assert len(found["settings"]) == 32
+    assert {row["reduction"] for row in found["settings"]} == {"sum", "mean", "each", "each+stock"}
     values = [row["value"] for row in found["settings"]]
     assert values == sorted(values, reverse=True)
     assert found["best"]["value"] == values[0] == found["best"]["t2i"]["r1"]
@@ -85,7 +86,7 @@ def test_the_json_holds_every_setting_and_the_bundle_keeps_the_report(bundle, da
     kept = json.loads((bundle / "reports" / "calibrate.json").read_text())
     assert kept == {key: value for key, value in found.items() if key != "bundle"}
     page = (bundle / "reports" / "calibrate.html").read_text()
-    assert page.count('<td class="heat') == 16
+    assert page.count('<td class="heat') == 32
     assert f"{values[0]:.2f}" in page
     assert all(state.ok for state in Bundle.open(bundle).check_files())
 
@@ -100,7 +101,8 @@ def test_the_best_setting_is_written_to_a_new_bundle(bundle, data_options, tmp_p
     best = found["best"]
     settings = manifest.perturbation
     assert (settings.alpha, settings.beta, settings.gamma) == (best["alpha"], best["beta"], best["gamma"])
-    assert (settings.threshold, settings.reduction) == (best["threshold"], best["reduction"])
+    reduction = "each+stock" if settings.keep_stock else settings.reduction
+    assert (settings.threshold, reduction) == (best["threshold"], best["reduction"])
     assert manifest.calibration["dataset"]["sha256"] == found["dataset"]["sha256"]
     assert manifest.calibration["grid"] == found["grid"]
     assert manifest.calibration["none"]["value"] == found["none"]["value"]

@@ -6,7 +6,7 @@ import pytest
 from tiny_model import tiny_network
 
 from qpert.calibration.perturbation.apply import write_threshold
-from qpert.calibration.perturbation.grid import Grid
+from qpert.calibration.perturbation.grid import Grid, Setting
 from qpert.calibration.perturbation.split_encoder import SplitEncoder
 from qpert.calibration.perturbation.split_graph import split_query_head
 from qpert.exporter.families.blip2.family import FAMILY
@@ -16,6 +16,7 @@ from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.roles import QUERY_HEAD
 from qpert.runtime.errors import BundleError
+from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import box_weights, object_masks
 from qpert.runtime.retrieval.encoder import Encoder
 
@@ -46,8 +47,8 @@ def test_every_setting_gives_what_the_whole_graph_gives(row, encoder, cut, featu
     boxes = boxed_data.boxes[row]
     assert len(boxes) == {0: 1, 1: 0, 2: 4, 15: 2}[row]
     exported = encoder.manifest.perturbation
-    settings = Grid(thresholds=(exported.threshold,)).settings()
-    got = cut.query_embeds(cut.of_image(features[row : row + 1]), boxes, settings)
+    settings = Grid(thresholds=(exported.threshold,), reductions=("sum", "mean")).settings()
+    got = cut.query_sets(cut.of_image(features[row : row + 1]), boxes, settings).vectors
     masks = object_masks([boxes], grid=encoder.manifest.token_grid, coverage="exact")
     for place, setting in enumerate(settings):
         weights = box_weights([boxes], setting.perturbation(exported))
@@ -58,19 +59,42 @@ def test_every_setting_gives_what_the_whole_graph_gives(row, encoder, cut, featu
         assert np.ptp(got, axis=0).max() > 1000 * ROUNDING, "the settings make no difference, so the test says nothing"
 
 
+@pytest.mark.parametrize("row", [0, 1, 2, 15])
+@pytest.mark.parametrize("reduction", ["each", "each+stock"])
+def test_a_query_set_for_each_box_is_what_the_whole_graph_gives_for_the_box_alone(
+    reduction, row, encoder, cut, features, boxed_data
+):
+    exported, boxes = encoder.manifest.perturbation, boxed_data.boxes[row]
+    setting = Setting(exported.threshold, reduction, "S-0.5", 8.0)
+    got = cut.query_sets(cut.of_image(features[row : row + 1]), boxes, [setting, setting])
+    alone = [Boxes(boxes.xyxy[i : i + 1], boxes.size) for i in range(len(boxes))]
+    if reduction == "each+stock" or not alone:
+        alone.insert(0, Boxes.empty(boxes.size))
+    summed = Setting(exported.threshold, "sum", "S-0.5", 8.0).perturbation(exported)
+    for place, one in enumerate([*alone, *alone]):
+        inputs = {
+            "image_embeds": features[row : row + 1],
+            "object_masks": object_masks([one], grid=encoder.manifest.token_grid, coverage="exact"),
+            "box_weights": box_weights([one], summed),
+        }
+        whole = encoder.sessions["image_query"].run(inputs)["query_embeds"][0]
+        assert np.abs(got.vectors[place] - whole).max() < ROUNDING, place
+    assert got.counts.tolist() == [len(alone)] * 2
+
+
 @pytest.mark.parametrize("threshold", [0.85, 0.99])
 def test_another_threshold_gives_what_pytorch_gives_there(threshold, encoder, cut, features, boxed_data):
     reference = TorchReference(
         FAMILY, tiny_network(GraphPerturbation(threshold)), encoder.manifest.graphs, GraphPerturbation(threshold)
     )
-    settings = Grid(alphas=(4.0,), thresholds=(threshold,)).settings()
+    settings = Grid(alphas=(4.0,), thresholds=(threshold,), reductions=("sum", "mean")).settings()
     compared = 0
     for row, boxes in enumerate(boxed_data.boxes):
         masks = object_masks([boxes], grid=encoder.manifest.token_grid, coverage="exact")
         if not len(boxes) or not decided_masks(reference, features[row : row + 1], masks, len(boxes))[1].all():
             continue  # where float32 does not decide the rank, either answer is right
         compared += 1
-        got = cut.query_embeds(cut.of_image(features[row : row + 1]), boxes, settings)
+        got = cut.query_sets(cut.of_image(features[row : row + 1]), boxes, settings).vectors
         for place, setting in enumerate(settings):
             weights = box_weights([boxes], setting.perturbation(cut.encoder.manifest.perturbation))
             inputs = {"image_embeds": features[row : row + 1], "object_masks": masks, "box_weights": weights}

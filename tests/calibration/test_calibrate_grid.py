@@ -9,11 +9,11 @@ from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import Perturbation
 
 
-def test_the_default_is_the_papers_grid_under_both_reductions():
+def test_the_default_is_the_papers_grid_under_every_reduction():
     grid = Grid()
     assert (grid.alphas, grid.thresholds) == ((2, 4, 6, 8, 10), (0.85, 0.9, 0.95, 0.99))
     assert grid.weights == ("constant", "S", "S-0.5", "1-S", "0.5-S")
-    assert len(grid) == len(set(grid.settings())) == 5 * 5 * 4 * 2
+    assert len(grid) == len(set(grid.settings())) == 5 * 5 * 4 * 4
 
 
 def test_a_setting_keeps_what_the_grid_does_not_search():
@@ -21,6 +21,16 @@ def test_a_setting_keeps_what_the_grid_does_not_search():
     (setting,) = Grid((4.0,), ("1-S",), (0.9,), ("mean",)).settings()
     assert setting.perturbation(exported) == Perturbation(
         "release", 4.0, 1.0, -1.0, 0.9, "dilated", "mean", "itc", preserve_norm=True
+    )
+
+
+def test_each_with_the_stock_set_is_reduction_each_that_keeps_it():
+    (each, kept) = Grid((4.0,), ("S",), (0.9,), ("each", "each+stock")).settings()
+    assert each.perturbation(Perturbation()) == Perturbation(
+        alpha=4.0, beta=0.0, gamma=1.0, threshold=0.9, reduction="each"
+    )
+    assert kept.perturbation(Perturbation()) == Perturbation(
+        alpha=4.0, beta=0.0, gamma=1.0, threshold=0.9, reduction="each", keep_stock=True
     )
 
 
@@ -37,7 +47,7 @@ def test_a_setting_keeps_what_the_grid_does_not_search():
         ({"thresholds": (0.0,)}, "got threshold 0.0"),
         ({"thresholds": (math.nan,)}, "got threshold nan"),
         ({"weights": ("S", "2-S")}, "weights has '2-S'; expected values from constant, S, S-0.5, 1-S, 0.5-S"),
-        ({"reductions": ("median",)}, "reductions has 'median'; expected values from sum, mean"),
+        ({"reductions": ("median",)}, "reductions has 'median'; expected values from sum, mean, each, each+stock"),
     ],
 )
 def test_unusable_values_are_refused(values, message):

@@ -9,8 +9,8 @@ import pytest
 
 import qpert.calibration.perturbation.search as module
 from qpert.calibration.perturbation.apply import apply_settings
-from qpert.calibration.perturbation.grid import Grid, Setting
-from qpert.calibration.perturbation.query_cache import QueryBlocks
+from qpert.calibration.perturbation.grid import REDUCTIONS, Grid, Setting
+from qpert.calibration.perturbation.score_cache import ScoreBlocks
 from qpert.calibration.perturbation.search import search, without_boxes
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.evaluate import evaluate
@@ -52,18 +52,20 @@ def test_every_setting_of_the_grid_is_tried(found):
     assert len({json.dumps(trial.metrics.to_dict()) for trial in found.trials.values()}) > 4, "they all score alike"
 
 
-def test_three_settings_give_exactly_what_the_evaluation_gives(found, encoder, boxed_data):
+def test_a_setting_of_each_reduction_gives_exactly_what_the_evaluation_gives(found, encoder, boxed_data):
     candidates = [setting for setting in found.trials if setting.threshold == encoder.manifest.perturbation.threshold]
-    for setting in random.Random(0).sample(candidates, 3):
+    for reduction in REDUCTIONS:
+        setting = random.Random(0).choice([one for one in candidates if one.reduction == reduction])
         perturbation = setting.perturbation(encoder.manifest.perturbation)
         expected = evaluated(encoder.bundle, boxed_data, perturbation)
         assert found.trials[setting].metrics.to_dict() == expected.metrics.to_dict(), setting
 
 
+@pytest.mark.parametrize("reduction", ["mean", "each+stock"])
 def test_another_threshold_gives_exactly_what_the_evaluation_of_the_calibrated_bundle_gives(
-    found, encoder, boxed_data, tmp_path
+    reduction, found, encoder, boxed_data, tmp_path
 ):
-    setting = Setting(0.8, "mean", "S-0.5", 8.0)
+    setting = Setting(0.8, reduction, "S-0.5", 8.0)
     perturbation = setting.perturbation(encoder.manifest.perturbation)
     bundle = apply_settings(encoder.bundle, perturbation, tmp_path / "new", provenance={}, reports={})
     assert bundle.manifest.perturbation == perturbation
@@ -109,7 +111,7 @@ class Stopping:
 @pytest.mark.parametrize(
     ("where", "name", "at"),
     [
-        ("while queries are computed", "query_embeds", 10),
+        ("while queries are computed", "query_sets", 10),
         ("while settings are ranked", "ranks", 6),
         ("while pairs are matched", "itm_scores", 7),
     ],
@@ -117,9 +119,9 @@ class Stopping:
 def test_an_interrupted_search_goes_on_and_finds_the_same(
     where, name, at, found, encoder, boxed_data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("qpert.calibration.perturbation.query_cache.BLOCK_BYTES", 1 << 13)  # four small images a file
+    monkeypatch.setattr("qpert.calibration.perturbation.score_cache.BLOCK_BYTES", 1 << 13)  # a few images a file
     monkeypatch.setattr("qpert.runtime.evaluation.journal.COMMIT_SECONDS", 0)  # nothing is lost, so it can be counted
-    owner = {"query_embeds": module.SplitEncoder, "ranks": module._Split, "itm_scores": type(encoder)}[name]
+    owner = {"query_sets": module.SplitEncoder, "ranks": module._Split, "itm_scores": type(encoder)}[name]
     function = getattr(owner, name)
     first = Stopping(function, at)
     monkeypatch.setattr(owner, name, lambda self, *a, **o: first(self, *a, **o))
@@ -130,9 +132,11 @@ def test_an_interrupted_search_goes_on_and_finds_the_same(
     result = search(encoder, boxed_data, GRID, work=tmp_path, rerank=RERANK, threads=1)
     assert summary(result) == summary(found)
     assert result.resumed["images"] == 16
-    settings = {"query_embeds": 0, "ranks": 5, "itm_scores": 16}[name]
+    settings = {"query_sets": 0, "ranks": 5, "itm_scores": len(GRID)}[name]
     assert result.resumed["settings"] == settings
-    total = {"query_embeds": 1 + 2 * 16, "ranks": 1 + 16, "itm_scores": 16}[name]  # 1: the check; the unperturbed one
+    total = {"query_sets": 1 + 2 * 16, "ranks": 1 + len(GRID), "itm_scores": 16}[
+        name
+    ]  # 1: the check; the unperturbed one
     assert again.calls < total, f"nothing was kept {where}"
 
 
@@ -142,7 +146,7 @@ def test_a_finished_search_is_read_from_its_folder(found, encoder, boxed_data, t
     def never(*_):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(module.SplitEncoder, "query_embeds", never)
+    monkeypatch.setattr(module.SplitEncoder, "query_sets", never)
     monkeypatch.setattr(type(encoder), "itm_scores", never)
     assert summary(search(encoder, boxed_data, GRID, work=tmp_path, rerank=RERANK, threads=1)) == summary(found)
 
@@ -155,13 +159,13 @@ def test_a_larger_grid_computes_only_what_is_new(found, encoder, boxed_data, tmp
     assert summary(result) == summary(found)
 
 
-def test_a_damaged_file_of_queries_is_computed_again(tmp_path):
+def test_a_damaged_file_of_scores_is_computed_again(tmp_path):
     settings = Grid(alphas=(2.0,), thresholds=(0.9,)).settings()
-    blocks = QueryBlocks(tmp_path / "q", settings, images=3, numbers=4)
+    blocks = ScoreBlocks(tmp_path / "q", settings, images=3, texts=4)
     blocks.step = 2
 
     def compute(row):
-        return np.arange(len(settings) * 4, dtype=np.float32).reshape(len(settings), 2, 2) + row
+        return np.arange(len(settings) * 4, dtype=np.float32).reshape(len(settings), 4) + row
 
     seen = []
     blocks.fill(lambda row: seen.append(row) or compute(row), lambda count: None)

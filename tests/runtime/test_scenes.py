@@ -11,7 +11,16 @@ from PIL import Image
 
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.metrics import size_bins
-from qpert.runtime.scenes import caption_ceiling, draw_scene, generate, object_map, sample_scene, write_dataset
+from qpert.runtime.scenes import (
+    Salience,
+    caption_ceiling,
+    describe_large,
+    draw_scene,
+    generate,
+    object_map,
+    sample_scene,
+    write_dataset,
+)
 from qpert.runtime.scenes.captions import MOST_WORDS, Caption
 from qpert.runtime.scenes.facts import Claim, Mention, Relation, is_true
 from qpert.runtime.scenes.objects import KINDS
@@ -187,3 +196,32 @@ def test_an_unknown_split_or_layout_is_an_error(tmp_path):
         write_dataset(tmp_path, "dev", 1)
     with pytest.raises(InputError, match="expected one of flickr30k, coco"):
         write_dataset(tmp_path, "test", 1, layout="voc")
+
+
+def test_captions_of_the_smallest_object_name_it_and_nothing_else():
+    usual = {scene.seed: captions for scene, captions in generate("val", 60, 1)}
+    for scene, captions in generate("val", 60, 1, captions="smallest"):
+        assert scene.seed in usual, "the same pictures"
+        assert len({caption.text for caption in captions}) == 2
+        areas = [max(scene.area(item) for item in group) for group in scene.groups]
+        smallest = scene.groups[areas.index(min(areas))]
+        for caption in captions:
+            (mention,) = caption.claim.mentions
+            assert (mention.kind, mention.colour) == (smallest[0].kind, smallest[0].colour)
+
+
+def test_captions_with_salience_speak_of_large_objects_more_often():
+    """Over 300 scenes; the chance of an object of one tenth of the picture is one half by definition."""
+    named = {"small": [], "large": []}
+    for scene, _ in generate("val", 300, 1):
+        captions = describe_large(scene, f"{scene.seed}/large", Salience())
+        for group in scene.groups:
+            area = max(scene.area(item) for item in group)
+            said = [
+                (group[0].kind, group[0].colour) in {(m.kind, m.colour) for m in c.claim.mentions} for c in captions
+            ]
+            if area < 0.03 or area > 0.2:
+                named["small" if area < 0.03 else "large"] += said
+    assert Salience().chance(0.1) == 0.5
+    assert np.mean(named["small"]) < 0.2
+    assert np.mean(named["large"]) > 0.6

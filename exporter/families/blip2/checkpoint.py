@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qpert.exporter import demo
 from qpert.exporter.checkpoints import files as sources
 from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress, no_progress
 from qpert.exporter.checkpoints.download import download
@@ -58,7 +59,6 @@ NAMED: dict[str, NamedCheckpoint] = {
 IMAGE_PROCESSOR = "BlipImageProcessor"
 """The image processor of a folder that names none. LAVIS's `BlipImageEvalProcessor` is the same function."""
 
-DEMO = "demo"
 EXPECTED = "a LAVIS FILE.pth, a Hugging Face folder or id (organisation/name)"
 
 
@@ -96,7 +96,8 @@ def open_checkpoint(
     """Open what `--checkpoint` names: a published name, a file, a Hugging Face folder or id.
 
     Args:
-        source: `demo`, a name in `NAMED`, FILE.pth, FILE.safetensors (LAVIS names), a folder, or `organisation/name`.
+        source: a name in `demo.NAMES` or `NAMED`, FILE.pth, FILE.safetensors (LAVIS names), a folder, or
+            `organisation/name`.
         image_size: side in pixels to export for; None keeps the checkpoint's. Position embeddings are interpolated.
         options: facts that tensors do not show.
         progress: called during downloads and hashing.
@@ -106,8 +107,8 @@ def open_checkpoint(
         InputError: `image_size` is not a multiple of the patch size.
         UnavailableError: it is not local and cannot be downloaded.
     """
-    if source == DEMO:
-        return open_demo(image_size)
+    if source in demo.NAMES:
+        return open_demo(image_size, source)
     opened = find(source, options, progress)
     try:
         plan = plan_checkpoint(opened.store.entries, opened.source, options, hub=opened.hub, known=opened.known)

@@ -1,6 +1,8 @@
-"""The built-in demonstration checkpoint, opened."""
+"""The built-in demonstration checkpoints, opened."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from qpert.exporter import demo
 from qpert.exporter.checkpoints.checkpoint import Checkpoint
@@ -13,13 +15,14 @@ from qpert.runtime.files import sha256_of
 from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 
 
-def open_demo(image_size: int | None = None) -> Checkpoint:
-    """The demonstration checkpoint, at its own 112 px or another multiple of 14."""
-    config = CONFIGS["demo"]
+def open_demo(image_size: int | None = None, name: str = "demo") -> Checkpoint:
+    """The demonstration checkpoint `name` of `demo.NAMES`, at its own 112 px or another multiple of 14."""
+    config = replace(CONFIGS["demo"], name=name)
     size = config.vision.image_size if image_size is None else image_size
-    store = open_tensors(demo.MODEL)
+    file = demo.model_file(name)
+    store = open_tensors(file)
     origins = {name: Origin(name) for name in store.entries}
-    record = CheckpointRecord("demo", "demo", "demo", sha256_of(demo.MODEL), "Apache-2.0")
+    record = CheckpointRecord(name, name, "demo", sha256_of(file), "Apache-2.0")
     note = "the demonstration model was trained on generated scenes and knows nothing else (see its MODEL_CARD.md)"
     tensors = LazyTensors(store, origins, positions_for(config, size))
     return Checkpoint(at_image_size(config, size), record, tensors, demo.VOCABULARY, (note,), ImagePreprocessing(size))

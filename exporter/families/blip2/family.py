@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qpert.graphs.perturbation.choices import GraphPerturbation, QueryMap
     from qpert.runtime.progress import Progress as Terminal
 
+PUBLISHED = ("demo", "demo-small-objects", "coco", "pretrain", "pretrain_vitL")
 HUB_URL = "https://huggingface.co/"
 OPTIONS = (
     FamilyOption("vision_checkpoint", Path, "the vision tower's own .pth, if the checkpoint lacks it"),
@@ -44,8 +45,8 @@ class Blip2Family:
     card = FamilyCard(
         name="blip2",
         title="BLIP-2 image-text retrieval (ITC and ITM)",
-        checkpoints="demo, coco, pretrain, pretrain_vitL, a LAVIS .pth, a Hugging Face folder, or a hub id",
-        published=("demo", "coco", "pretrain", "pretrain_vitL"),
+        checkpoints=f"{', '.join(PUBLISHED)}, a LAVIS .pth, a Hugging Face folder, or a hub id",
+        published=PUBLISHED,
         default_checkpoint="demo",
         stages=("itc", "both", "none"),
         options=OPTIONS,

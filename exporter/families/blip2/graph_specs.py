@@ -23,8 +23,9 @@ def graph_specs(config: Blip2Config, *, precision: str, stages: str, limits: Lim
     """
     vision, qformer = config.vision, config.qformer
 
-    def tokens(axis: str) -> TensorSpec:
-        return tensor(roles.IMAGE_TOKENS, FEATURE_DTYPES[precision], axis, vision.tokens, vision.width)
+    def tokens(axis: str, *, shared: bool = False) -> TensorSpec:
+        shape = (axis, vision.tokens, vision.width)
+        return tensor(roles.IMAGE_TOKENS, FEATURE_DTYPES[precision], *shape, shared=shared)
 
     def boxes(axis: str, *perturbed: str) -> tuple[TensorSpec, ...]:
         return box_tensors(axis, vision.tokens) if stages in perturbed else ()
@@ -40,7 +41,7 @@ def graph_specs(config: Blip2Config, *, precision: str, stages: str, limits: Lim
         ),
         graph(
             roles.QUERY_HEAD,
-            [tokens("B"), *boxes("B", "itc", "both")],
+            [tokens("B", shared=stages != "none"), *boxes("B", "itc", "both")],
             tensor(roles.IMAGE_VECTORS, "float32", "B", qformer.queries, config.embed_dim),
             ranges,
             query_flops(config),

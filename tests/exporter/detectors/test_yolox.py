@@ -199,8 +199,8 @@ def test_photographs_to_boxes_to_a_gallery_to_hits(
     assert len(read_box_file(boxes).rows) == found["boxes"]
     assert run(["index", str(demo_bundle), str(listed), "--boxes", str(boxes), "--out", str(by_file)]) == 0
     capsys.readouterr()
-    detector = [f"--detector-{option[2:]}" if option.startswith("--") else option for option in options]
-    command = ["index", str(demo_bundle), str(listed), "--detector", str(nano), *detector]
+    command = ["index", str(demo_bundle), str(listed), "--detector", str(nano)]
+    command += ["--detector-threshold", "0.4", "--max-boxes", "6"]
     assert run([*command, "--out", str(at_once), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["without_boxes"] == found["without_boxes"]
     galleries = []

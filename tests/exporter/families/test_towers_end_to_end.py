@@ -236,3 +236,22 @@ def test_engines_are_built_of_every_graph_without_a_gpu(exported, capsys):
     built = json.loads(capsys.readouterr().out)["engines"]
     assert [engine["graph"] for engine in built] == ["vision", "image_query", "text"], family
     assert all(engine["bytes"] > 0 for engine in built)
+
+
+def test_a_query_set_for_each_box_is_the_pooled_vector_of_that_box_alone(exported, photos):
+    """The head gets an image's tokens once for all its boxes; the expected vectors come from calls of one box."""
+    family, _, bundle = exported
+    if family == "clip":
+        pytest.skip("CLIP takes no boxes")
+    size = Image.open(photos[0]).size
+    corners = [[0, 0, size[0] / 3, size[1] / 2], [size[0] / 2, 10, size[0] - 5, size[1] / 2], [5, 5, 40, 60]]
+    with Retriever.open(bundle) as retriever:
+        alone = [retriever.encode_images(photos[:1], [Boxes([one], size)]).query_embeds[0] for one in corners]
+        stock = retriever.encode_images(photos[:1]).query_embeds[0]
+    each = Perturbation(alpha=2.0, threshold=0.9, reduction="each", keep_stock=True)
+    with Retriever.open(bundle, perturbation=each) as retriever:
+        sets = retriever.encode_images(photos[:1], [Boxes(corners, size)]).query_sets
+        assert retriever.encoder.manifest.query_head.input("image_tokens").shared
+    # One float32 graph in batches of another size: sums may be blocked otherwise (verification's neighbour gate).
+    np.testing.assert_allclose(sets.vectors, np.stack([stock, *alone]), rtol=0, atol=1e-5)
+    assert np.abs(sets.vectors[1:] - stock).max() > 1e-4, "boxes that change nothing would show nothing"

@@ -39,7 +39,18 @@ def test_a_manifest_has_what_the_contract_promises(values):
     for key in ("schema_version", "checkpoint", "precision", "graphs", "files", "perturbation"):
         assert key in values
     assert values["schema_version"] == SCHEMA_VERSION
-    settings = ["semantics", "alpha", "beta", "gamma", "threshold", "coverage", "reduction", "stages", "preserve_norm"]
+    settings = [
+        "semantics",
+        "alpha",
+        "beta",
+        "gamma",
+        "threshold",
+        "coverage",
+        "reduction",
+        "stages",
+        "preserve_norm",
+        "keep_stock",
+    ]
     assert sorted(values["perturbation"]) == sorted(settings)
     assert tuple(values["graphs"]) == GRAPH_NAMES
     assert set(values["checkpoint"]) >= {"name", "sha256", "license"}

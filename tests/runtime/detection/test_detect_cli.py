@@ -210,7 +210,7 @@ def test_more_boxes_than_the_bundle_takes_are_an_error_unless_the_best_are_asked
     message = capsys.readouterr().err
     assert "an image has 2 boxes, this bundle takes up to 1" in message
     assert "--max-boxes 1" in message
-    assert index(narrow, four_pictures, gallery, *detector, "--detector-max-boxes", "1") == 0
+    assert index(narrow, four_pictures, gallery, *detector, "--max-boxes", "1") == 0
     assert {boxes.labels for boxes in recorded(gallery).values()} == {("cup",)}
 
 
@@ -220,8 +220,8 @@ def test_options_that_contradict_each_other_are_refused(
     gallery = tmp_path / "gallery"
     assert index(tiny_bundle, four_pictures, gallery, "--detector", str(known_detector), "--boxes", "x.jsonl") == 2
     assert "exclude each other" in capsys.readouterr().err
-    assert index(tiny_bundle, four_pictures, gallery, "--detector-max-boxes", "3") == 2
-    assert "--detector-max-boxes needs --detector" in capsys.readouterr().err
+    assert index(tiny_bundle, four_pictures, gallery, "--detector-classes", "cup") == 2
+    assert "--detector-classes needs --detector" in capsys.readouterr().err
     assert index(tiny_bundle, four_pictures, gallery, "--detector", str(tiny_bundle)) == 2
     assert "finds no boxes" in capsys.readouterr().err
     assert run(["search", str(gallery), "a cup", "--detector", str(known_detector)]) == 2

@@ -5,7 +5,7 @@ import pytest
 
 from qpert.runtime.errors import InputError, TextError
 from qpert.runtime.gallery.search import Gallery, TextGallery, match_shortlists, reranked
-from qpert.runtime.retrieval.encoder import ImageFeatures
+from qpert.runtime.retrieval.features import ImageFeatures
 from qpert.runtime.retriever import Retriever
 
 TEXTS = ["a dog", "a cat on a mat", "a round table with a blue cloth", "two boats", "a red house at night"]

@@ -111,7 +111,7 @@ def test_search_prints_the_contracts_json(capsys, indexed, tiny_bundle):
     found = document(capsys, "search", indexed, "a dog", "-k", 3, "--rerank", 2)
     assert found.keys() == {"query", "hits"}
     assert found["query"] == "a dog"
-    assert [hit.keys() for hit in found["hits"]] == [{"image", "score", "itc", "itm", "rank_itc"}] * 3
+    assert [hit.keys() for hit in found["hits"]] == [{"image", "score", "itc", "itm", "rank_itc", "box"}] * 3
     assert [hit["itm"] is None for hit in found["hits"]] == [False, False, True]
     with Retriever.open(tiny_bundle) as retriever, retriever.open_gallery(indexed) as gallery:
         expected = retriever.search("a dog", gallery, k=3, rerank=2)

@@ -156,3 +156,22 @@ def test_a_size_that_is_none_is_an_error(size):
 def test_scores_and_labels_are_one_for_each_box(extra, message):
     with pytest.raises(BoxError, match=message):
         Boxes([[0, 0, 1, 1]], SIZE, **extra)
+
+
+def test_the_best_boxes_keep_their_order_names_and_scores():
+    corners = [[i, 0, i + 5, 5] for i in range(4)]
+    boxes = Boxes(corners, (20, 10), scores=[0.5, 0.9, 0.5, 0.7], labels=tuple("abcd"))
+    best = boxes.best(3)
+    assert best.labels == ("a", "b", "d"), "of equal scores the first"
+    assert best.scores.tolist() == [0.5, 0.9, 0.7]
+    assert best.xyxy.tolist() == [corners[0], corners[1], corners[3]]
+    assert boxes.best(4) is boxes
+    assert Boxes.empty((20, 10)).best(1).xyxy.shape == (0, 4)
+
+
+def test_boxes_without_scores_have_no_best():
+    boxes = Boxes([[i, 0, i + 5, 5] for i in range(4)], (20, 10), sources=tuple(f"file:{i}" for i in range(4)))
+    with pytest.raises(BoxError, match="4 boxes without scores, at most 2 are to be kept") as error:
+        boxes.best(2)
+    assert error.value.code == "boxes-without-scores"
+    assert len(boxes.best(4)) == 4

@@ -228,6 +228,7 @@ def test_the_defaults_are_those_of_the_paper_and_the_manifest():
         "reduction": "sum",
         "stages": "itc",
         "preserve_norm": False,
+        "keep_stock": False,
     }
     assert Perturbation().to_dict() == Perturbation.paper().to_dict() == expected
 

@@ -23,7 +23,8 @@ from qpert.runtime.errors import (
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.inputs.text import TokenizedTexts
-from qpert.runtime.retrieval.encoder import Encoder, ImageFeatures, by_length, concatenated
+from qpert.runtime.retrieval.encoder import Encoder, by_length
+from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 from qpert.runtime.sessions.providers import PROVIDERS, available_providers
 
 # Rows of one float32 graph in batches of another size: sums may be blocked otherwise (verification's neighbour gate).

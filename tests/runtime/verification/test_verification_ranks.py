@@ -9,13 +9,16 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_model import THRESHOLD
 
+from qpert.exporter.families.declare import Limits
 from qpert.runtime.cli import run
 from qpert.runtime.errors import InputError
 from qpert.runtime.evaluation.bootstrap import DRAWS_AT_ONCE
 from qpert.runtime.evaluation.metrics import metrics_of_ranks
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.schedule import Schedule
+from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.verification.evidence import SHOWN
 from qpert.runtime.verification.live import limits_for
 from qpert.runtime.verification.ranks import compare_ranks, inversions, kendall_tau, share_beyond
@@ -282,6 +285,18 @@ def test_a_wrong_resize_filter_is_caught_since_the_reference_opens_pictures_itse
     shown = sum(min(SHOWN, document["ranks"][way]["first_changed"]) for way in ("t2i", "i2t"))
     assert page.count("<b>first here</b>") == shown
     assert ("data:image/jpeg;base64," in page) == (shown > 0)
+
+
+def test_a_query_set_for_each_box_scores_as_the_references_boxes_one_by_one(export_tiny, verify, dataset, tmp_path):
+    """On two boxes a picture, one of them small; the reference sees one box a call and takes the maximum itself."""
+    boxes = [json.loads(line) for line in (dataset / "boxes.jsonl").read_text().splitlines()]
+    more = [*boxes, *({**box, "x1": 60, "x2": 72, "y1": 50, "y2": 60} for box in boxes)]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, more)))
+    settings = Perturbation(reduction="each", keep_stock=True, threshold=THRESHOLD)
+    folder = export_tiny(perturbation=settings, limits=Limits(4, 4, 8, 12))
+    code, document = verify(folder, "rank", "--boxes", str(tmp_path / "boxes.jsonl"))
+    assert (code, document["verdict"]) == (0, "pass"), document["gates"]
+    assert document["ranks"]["t2i"]["first_changed"] == 0
 
 
 def test_another_limit_can_be_allowed_or_asked_for(tiny_bundle, copy_of, verify):

@@ -1,4 +1,4 @@
-"""Query embeddings of many images under many settings, on disk until the settings of one threshold are scored.
+"""ITC scores of many images under many settings, on disk until the settings of one threshold are ranked.
 
 They are computed image by image (an image's projectors serve all settings) and read setting by setting (recall needs
 all images). One file holds some images under all settings and is written atomically, so an interrupted search resumes
@@ -26,17 +26,17 @@ BLOCK_BYTES = 1 << 26
 PLAN_NAME = "settings.json"
 
 
-class QueryBlocks:
-    """Files `<first image>.npy`, float32 [S, n, Q, E], in a folder that records its settings.
+class ScoreBlocks:
+    """Files `<first image>.npy`, float32 [S, n, T], in a folder that records its settings.
 
     `settings` may include more than were requested: those of an earlier run whose files are still valid.
     """
 
-    def __init__(self, folder: Path, settings: Sequence[Setting], *, images: int, numbers: int) -> None:
+    def __init__(self, folder: Path, settings: Sequence[Setting], *, images: int, texts: int) -> None:
         self.folder = folder
         self.images = images
         self.settings = self._plan(settings)
-        self.step = max(1, BLOCK_BYTES // (4 * numbers * len(self.settings)))
+        self.step = max(1, BLOCK_BYTES // (4 * texts * len(self.settings)))
 
     def _plan(self, wanted: Sequence[Setting]) -> tuple[Setting, ...]:
         """The settings of the existing files if they include all `wanted`; else the files are deleted."""
@@ -53,7 +53,7 @@ class QueryBlocks:
         return tuple(wanted)
 
     def fill(self, compute: Callable[[int], Floats], advance: Callable[[int], None]) -> None:
-        """Compute what is missing: `compute` gives one image's [S, Q, E]; `advance` gets the count of finished images.
+        """Compute what is missing: `compute` gives one image's [S, T]; `advance` gets the count of finished images.
 
         Raises UnavailableError for a full disk.
         """
@@ -68,12 +68,12 @@ class QueryBlocks:
                     raise UnavailableError(
                         f"{self._file(start)} cannot be written ({error.strerror}); free some space and run the same "
                         "command again: it resumes from there",
-                        code="query-cache-write",
+                        code="score-cache-write",
                     ) from error
             advance(len(rows))
 
     def of(self, setting: Setting) -> Floats:
-        """float32 [B, Q, E] of one setting, after `fill`."""
+        """float32 [B, T] of one setting, after `fill`."""
         place = self.settings.index(setting)
         parts = [self._read(start) for start in range(0, self.images, self.step)]
         return np.concatenate([part[place] for part in parts if part is not None])
