@@ -242,10 +242,10 @@ def hash_files(folder: Path, progress: Progress) -> dict[str, str]:
         return {path.relative_to(folder).as_posix(): sha256_of(path, on_bytes=advance) for path in paths}
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions of the installed packages that shape the bundle."""
+def tool_versions(*more: str) -> dict[str, str]:
+    """Versions of the installed packages that shape the bundle; `more`: further packages."""
     found = {}
-    for tool in TOOLS:
+    for tool in (*TOOLS, *more):
         try:
             found[tool] = importlib.metadata.version(tool)
         except importlib.metadata.PackageNotFoundError:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qpert.runtime.bundle.folder import Bundle
+    from qpert.runtime.detection.detector import Detector
+    from qpert.runtime.detection.source import BoxSource
     from qpert.runtime.errors import QpertError, QpertWarning
     from qpert.runtime.gallery.hits import Hit, TextHit
     from qpert.runtime.gallery.reader import StoredGallery
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from qpert.runtime.retriever import Retriever
 
 _HOME = {
+    "BoxSource": "detection.source",
     "Boxes": "inputs.boxes",
     "Bundle": "bundle.folder",
+    "Detector": "detection.detector",
     "Gallery": "gallery.search",
     "Hit": "gallery.search",
     "ImageFeatures": "retrieval.encoder",
@@ -39,8 +43,10 @@ _HOME = {
 }
 
 __all__ = [
+    "BoxSource",
     "Boxes",
     "Bundle",
+    "Detector",
     "Gallery",
     "Hit",
     "ImageFeatures",

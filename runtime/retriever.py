@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.detection.source import BoxSource, boxes_of
 from qpert.runtime.gallery.hits import Hit, TextHit
 from qpert.runtime.gallery.search import Gallery, Searchable, TextGallery, search_images, search_texts
 from qpert.runtime.inputs.arguments import as_count, as_texts
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.inputs.images import ImageInput
+from qpert.runtime.inputs.images import ImageInput, load_image
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.features import ImageFeatures
@@ -63,12 +64,15 @@ class Retriever:
         """
         return cls(Encoder(Bundle.open(bundle), provider, perturbation, threads=threads))
 
-    def encode_images(self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | None = None) -> ImageFeatures:
+    def encode_images(
+        self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | BoxSource | None = None
+    ) -> ImageFeatures:
         """Encode B images.
 
         Args:
             images: paths, PIL images or uint8 arrays [H, W, 3]; any iterable of them, or one array [B, H, W, 3].
-            boxes: for each image its `Boxes` in pixels, or None; images may have different numbers of boxes.
+            boxes: for each image its `Boxes` in pixels, or None; images may have different numbers of boxes. Or a
+                `BoxSource`, such as a `Detector`, which finds them.
 
         Returns:
             `.query_embeds` float32 [B, Q, E] and `.image_embeds` [B, N, C]. With reduction `each` Q counts the queries
@@ -125,13 +129,14 @@ class Retriever:
         image: ImageInput,
         texts: Iterable[str] | TextGallery,
         *,
-        boxes: Boxes | None = None,
+        boxes: Boxes | BoxSource | None = None,
         k: int = 10,
         rerank: int | None = None,
     ) -> list[TextHit]:
         """The best `k` texts for an image: ITC over all texts, ITM over the best `rerank`; ranked as in `search`.
 
         `texts`: strings, or a `TextGallery` (see `text_gallery`) where the same texts are searched more than once.
+        `boxes`: those of the image, or a `BoxSource` such as a `Detector`.
 
         Raises:
             InputError: `k` below 1, `rerank` below 0, or above 0 without a pair scorer; scores that are NaN.
@@ -140,6 +145,9 @@ class Retriever:
         as_count(k, "k", least=1)  # refused before an image is encoded
         self.encoder.shortlist(rerank)
         gallery = texts if isinstance(texts, TextGallery) else self.text_gallery(texts)
+        if isinstance(boxes, BoxSource):
+            image = load_image(image)
+            (boxes,) = boxes_of(boxes, [image])
         features = self.encode_images([image], [boxes])
         return search_texts(self.encoder, features, gallery, boxes=boxes, k=k, rerank=rerank)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click import Context
+from raw_yolox import export_raw_yolox
 
 from qpert.exporter.commands.export import command as export_command
 from qpert.runtime.cli import cli, run
@@ -28,8 +29,9 @@ def command_lines() -> list[list[str]]:
 
 @pytest.fixture
 def reader(tmp_path: Path, demo_bundle: Path, copy_of, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the README's reader has it: the repository's examples, and the exported demonstration."""
+    """A folder as the README's reader has it: the repository's examples, the exported demonstration, and a detector."""
     copy_of(demo_bundle).rename(tmp_path / "qpert-blip2-demo-fp32")
+    export_raw_yolox(tmp_path / "checkpoint", tmp_path / "detector")
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -52,7 +54,7 @@ def is_quick(line: list[str]) -> bool:
 
 def test_quick_commands_succeed_in_the_order_in_which_they_are_read(reader: Path) -> None:
     lines = [line for line in command_lines() if line[0] == "qpert" and is_quick(line)]
-    assert {line[1] for line in lines} >= {"verify", "inspect", "doctor", "index", "search"}
+    assert {line[1] for line in lines} >= {"verify", "inspect", "doctor", "detect", "index", "search"}
     for line in lines:
         assert run(line[1:]) == 0, " ".join(line)
     assert (reader / "found.html").exists()
@@ -69,7 +71,7 @@ def test_commands_that_take_minutes_name_options_that_exist(line: list[str]) -> 
 def test_export_commands_name_options_that_exist(line: list[str]) -> None:
     with export_command.make_context("export", line[1:]) as context:
         name, family_command, options = export_command.resolve_command(context, line[1:])
-        assert name in {"blip2", "clip", "siglip"}
+        assert name in {"blip2", "clip", "siglip", "detector"}
         family_command.make_context(name, options, parent=context)  # raises for an option that it does not know
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.manifest import is_detector, manifest_values
 from qpert.runtime.cli import options as shared
 from qpert.runtime.cli.number_types import Integer, Number
+from qpert.runtime.errors import InputError
 from qpert.runtime.progress import Terminal
 
 
@@ -39,6 +42,9 @@ from qpert.runtime.progress import Terminal
 def command(**options: Any) -> int:
     """Quantise BUNDLE: 8-bit products with ranges from a data set, judged by R@1 against the float bundle.
 
+    Of a detector, the backbone's convolutions: --dataset is then pictures, half of them for the gate, which requires
+    --min-agreement percent of the detections to stay (90 where it is not given).
+
     The products of the perturbation and of attention stay in float, and those of blocks that fail the gate. The report,
     with each block's sensitivity, is in the new bundle's reports.
     """
@@ -49,6 +55,8 @@ def command(**options: Any) -> int:
     from qpert.calibration.quantization.request import QuantizeRequest
 
     as_json, progress = options.pop("as_json"), Terminal()
+    if is_detector_folder(options["bundle"]):
+        return quantize_a_detector(options, progress, as_json=as_json)
     graphs, arch = options.pop("graphs"), options.pop("arch")
     request = QuantizeRequest(
         **options,
@@ -70,6 +78,39 @@ def command(**options: Any) -> int:
     if not as_json:
         click.echo(bundle.folder)
     progress.say(f"next: qpert verify {bundle.folder}")
+    return 0
+
+
+FOR_SEARCH = ("precision", "arch", "split", "skip_bad_boxes", "limit", "graphs", "max_drop", "sensitivity")
+"""Options without a meaning for a detector; `--precision int8` is what it gets."""
+
+
+def is_detector_folder(folder: Path) -> bool:
+    return folder.is_dir() and is_detector(manifest_values(folder))
+
+
+def quantize_a_detector(options: dict[str, Any], progress: Terminal, *, as_json: bool) -> int:
+    """`qpert quantize DETECTOR`."""
+    from qpert.calibration.detectors.quantize import DetectorQuantizeRequest, quantize_detector
+
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in options if source(name) is not click.core.ParameterSource.DEFAULT]
+    if options["precision"] == "int8":
+        given = [name for name in given if name != "precision"]
+    if unused := [name for name in FOR_SEARCH if name in given]:
+        raise InputError(
+            f"--{unused[0].replace('_', '-')} {options[unused[0]]} is for bundles that search, and "
+            f"{options['bundle']} is a detector, which is quantised to int8; leave it out",
+            code="quantize-option",
+        )
+    kept = {name: value for name, value in options.items() if name not in FOR_SEARCH}
+    if "min_agreement" not in given:
+        del kept["min_agreement"]
+    bundle = quantize_detector(DetectorQuantizeRequest(**kept, command=shared.command_line()), progress)
+    if as_json:
+        click.echo(json.dumps({"bundle": str(bundle.folder)} | bundle.manifest.to_dict()))
+    else:
+        click.echo(bundle.folder)
     return 0
 
 

@@ -67,7 +67,16 @@ def tensor_ranges(
     return calibrator.compute_data()
 
 
-def make_calibrator(path: Path, wanted: set[str], *, method: str, symmetric: bool, folder: Path) -> Any:
+def make_calibrator(
+    path: Path,
+    wanted: set[str],
+    *,
+    method: str,
+    symmetric: bool,
+    folder: Path,
+    operators: Sequence[str] = tuple(PRODUCTS),
+) -> Any:
+    """A calibrator of ONNX Runtime for the tensors `wanted` at nodes of these operators."""
     turn_off_telemetry()
     from onnxruntime.quantization import calibrate
 
@@ -88,7 +97,7 @@ def make_calibrator(path: Path, wanted: set[str], *, method: str, symmetric: boo
     data = sum(place.stat().st_size for place in path.parent.glob("*.data"))
     augmented = folder / f"{path.stem}-augmented.onnx"
     calibrator = Selective(
-        path, PRODUCTS, str(augmented), symmetric=symmetric, use_external_data_format=data > 1 << 30, **settings
+        path, list(operators), str(augmented), symmetric=symmetric, use_external_data_format=data > 1 << 30, **settings
     )
     calibrator.augment_graph()
     calibrator.create_inference_session()
@@ -106,9 +115,19 @@ class Reader:
 
 
 def quantize_all(
-    model: onnx.ModelProto, ranges: Any, candidates: Sequence[Candidate], *, target: str, reduce_range: bool
+    model: onnx.ModelProto,
+    ranges: Any,
+    candidates: Sequence[Candidate],
+    *,
+    target: str,
+    reduce_range: bool,
+    operators: Sequence[str] = tuple(PRODUCTS),
+    outputs: bool = False,
 ) -> onnx.ModelProto:
     """The graph with every candidate quantised: per tensor activations, per output channel symmetric s8 weights.
+
+    `operators`: of the candidates. `outputs`: quantise results and biases too, which ONNX Runtime needs to run a
+    convolution in 8 bits.
 
     `model` is changed in place: a copy of a full-size tower would take another 4 GB.
     """
@@ -127,10 +146,10 @@ def quantize_all(
             ranges,
             [candidate.node for candidate in candidates],
             [],
-            PRODUCTS,
+            list(operators),
             {
-                "OpTypesToExcludeOutputQuantization": PRODUCTS,
-                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": [] if outputs else list(operators),
+                "QuantizeBias": outputs,
                 "ActivationSymmetric": numbers.symmetric,
                 "WeightSymmetric": True,
             },

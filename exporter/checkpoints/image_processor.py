@@ -103,7 +103,7 @@ def read_preprocessing(
         CheckpointError: neither file exists and there is no `usual`; a field is unknown or has an unsupported value
             (named in the message); or the images' size is not the tower's.
     """
-    files = _read(folder) if folder is not None else []
+    files = processor_files(folder) if folder is not None else []
     if not files:
         return _without_files(folder, usual, tower_size if image_size is None else image_size)
     path, values, notes = files[0]
@@ -147,7 +147,7 @@ def _without_files(folder: Path | None, usual: ImagePreprocessing | None, size: 
     return Prepared(kept, (f"the folder has no preprocessor_config.json: the family's preprocessing is used ({how})",))
 
 
-def _read(folder: Path) -> list[tuple[Path, dict[str, Any], tuple[str, ...]]]:
+def processor_files(folder: Path) -> list[tuple[Path, dict[str, Any], tuple[str, ...]]]:
     """The files that describe an image processor, the winning one first, with notes."""
     found = []
     combined, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
@@ -156,7 +156,7 @@ def _read(folder: Path) -> list[tuple[Path, dict[str, Any], tuple[str, ...]]]:
         if "image_processor" in values:
             nested = values["image_processor"]
             if not isinstance(nested, dict):
-                raise _wrong(combined, "image_processor", nested, "an object")
+                raise wrong_value(combined, "image_processor", nested, "an object")
             found.append((combined, nested, unknown_note(combined, values.keys() - PROCESSOR_FIELDS)))
     if plain.is_file():
         found.append((plain, read_json_object(plain), ()))
@@ -175,12 +175,12 @@ def read_fields(path: Path, values: Mapping[str, Any], default_type: str) -> tup
     stated = {key: value for key, value in values.items() if value is not None}  # null means the class's default
     kind = stated.get("image_processor_type") or stated.get("feature_extractor_type") or default_type
     if kind not in PROCESSORS:
-        raise _unsupported(path, "image_processor_type", kind, f"supported are {', '.join(PROCESSORS)}")
+        raise unsupported(path, "image_processor_type", kind, f"supported are {', '.join(PROCESSORS)}")
     notes = _check_fields(path, stated, PROCESSORS[kind])
     fields = PROCESSORS[kind] | stated
     fit, size, shortest = _geometry(path, fields)
-    mean, std, scale_notes = _normalisation(path, fields)
-    resample = _filter(path, fields["resample"])
+    mean, std, scale_notes = normalisation(path, fields)
+    resample = filter_name(path, fields["resample"])
     found = ImagePreprocessing(size, mean, std, resample, fit, shortest if fit == "crop" else 0)
     return found, (*notes, *scale_notes)
 
@@ -197,36 +197,36 @@ def _check_fields(path: Path, stated: Mapping[str, Any], defaults: Mapping[str, 
     crop = frozenset({"do_center_crop"}) - defaults.keys()
     for name in sorted((OFF_ONLY | crop) & stated.keys()):
         if stated[name]:
-            raise _unsupported(path, name, stated[name], "only false is supported")
+            raise unsupported(path, name, stated[name], "only false is supported")
     for name in (*HONOURED, "use_square_size"):
         if name.startswith(("do_", "default_")) and name in stated and not isinstance(stated[name], bool):
-            raise _wrong(path, name, stated[name], "true or false")
+            raise wrong_value(path, name, stated[name], "true or false")
     return unknown_note(path, set(unknown))
 
 
 def _geometry(path: Path, fields: Mapping[str, Any]) -> tuple[str, int, int]:
     """How images fit, S, and the shortest side before a crop."""
     if not fields["do_resize"]:
-        raise _unsupported(path, "do_resize", False, "images must be resized to the size of the vision tower")
-    size = _size(path, "size", fields["size"], square=fields["default_to_square"])
+        raise unsupported(path, "do_resize", False, "images must be resized to the size of the vision tower")
+    size = stated_size(path, "size", fields["size"], square=fields["default_to_square"])
     crops = fields.get("do_center_crop", False)
-    crop = _square(path, "crop_size", _size(path, "crop_size", fields.get("crop_size"))) if crops else 0
+    crop = _square(path, "crop_size", stated_size(path, "crop_size", fields.get("crop_size"))) if crops else 0
     if "shortest_edge" in size:
         shortest = whole_number(f"{path}, size", size, "shortest_edge")
         if not crop:
-            raise _unsupported(path, "size", fields["size"], "without do_center_crop the images differ in size")
+            raise unsupported(path, "size", fields["size"], "without do_center_crop the images differ in size")
         if shortest < crop:
-            raise _unsupported(
+            raise unsupported(
                 path, "crop_size", crop, f"it exceeds the shortest side {shortest} and would need padding"
             )
         return "crop", crop, shortest
     squashed = _square(path, "size", size)
     if crop and crop != squashed:
-        raise _unsupported(path, "crop_size", crop, f"expected {squashed}, the size that images are resized to")
+        raise unsupported(path, "crop_size", crop, f"expected {squashed}, the size that images are resized to")
     return "squash", squashed, squashed
 
 
-def _size(path: Path, name: str, value: Any, *, square: bool = True) -> Mapping[str, Any]:
+def stated_size(path: Path, name: str, value: Any, *, square: bool = True) -> Mapping[str, Any]:
     """A size in any of transformers' forms: an object, [height, width], or one number (`get_size_dict`)."""
     if isinstance(value, int) and not isinstance(value, bool):
         return {"height": value, "width": value} if square else {"shortest_edge": value}
@@ -236,30 +236,30 @@ def _size(path: Path, name: str, value: Any, *, square: bool = True) -> Mapping[
         stated = {side: length for side, length in value.items() if length is not None}  # transformers 5 may save nulls
         if set(stated) in ({"height", "width"}, {"shortest_edge"}):
             return stated
-    raise _unsupported(path, name, value, "supported are a number, [height, width], height and width, shortest_edge")
+    raise unsupported(path, name, value, "supported are a number, [height, width], height and width, shortest_edge")
 
 
 def _square(path: Path, name: str, size: Mapping[str, Any]) -> int:
     if set(size) != {"height", "width"}:
-        raise _unsupported(path, name, dict(size), "expected height and width")
+        raise unsupported(path, name, dict(size), "expected height and width")
     height, width = (whole_number(f"{path}, {name}", size, side) for side in ("height", "width"))
     if height != width:
-        raise _unsupported(path, name, dict(size), "only squares are supported")
+        raise unsupported(path, name, dict(size), "only squares are supported")
     return height
 
 
-def _filter(path: Path, value: Any) -> str:
+def filter_name(path: Path, value: Any) -> str:
     """PIL's number, or its name in any case, with or without the enum's name (`PILImageResampling.BICUBIC`)."""
     name = value.rpartition(".")[2].lower() if isinstance(value, str) else None
     if isinstance(value, int) and not isinstance(value, bool):
         name = FILTERS.get(value)
     if name not in RESAMPLES:
         known = ", ".join(f"{number} ({FILTERS[number]})" for number in (3, 2, 1))
-        raise _unsupported(path, "resample", value, f"supported are {known}")
+        raise unsupported(path, "resample", value, f"supported are {known}")
     return name
 
 
-def _normalisation(path: Path, fields: Mapping[str, Any]) -> tuple[Triple, Triple, tuple[str, ...]]:
+def normalisation(path: Path, fields: Mapping[str, Any]) -> tuple[Triple, Triple, tuple[str, ...]]:
     """Mean and std on the 0–1 scale, and notes.
 
     Any other scale s = 255·`rescale_factor` is absorbed by both: (s·x − m)/d = (x − m/s)/(d/s).
@@ -284,7 +284,7 @@ def _stated_normalisation(path: Path, fields: Mapping[str, Any]) -> tuple[Triple
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     std = _triple(path, "image_std", fields["image_std"])
     if min(std) <= 0:
-        raise _wrong(path, "image_std", fields["image_std"], "numbers above 0")
+        raise wrong_value(path, "image_std", fields["image_std"], "numbers above 0")
     return _triple(path, "image_mean", fields["image_mean"]), std
 
 
@@ -293,16 +293,16 @@ def _triple(path: Path, name: str, value: Any) -> Triple:
     numbers = value if isinstance(value, list) else [value] * 3
     usable = [v for v in numbers if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < float("inf")]
     if len(numbers) != 3 or len(usable) != 3:
-        raise _wrong(path, name, value, "three finite numbers, one for each of R, G, B")
+        raise wrong_value(path, name, value, "three finite numbers, one for each of R, G, B")
     red, green, blue = map(float, usable)
     return red, green, blue
 
 
-def _unsupported(path: Path, name: str, value: Any, why: str) -> CheckpointError:
+def unsupported(path: Path, name: str, value: Any, why: str) -> CheckpointError:
     return CheckpointError(f"{path} has {name} {value!r}: {why}", code="preprocessing-unsupported")
 
 
-def _wrong(path: Path, name: str, value: Any, expected: str) -> CheckpointError:
+def wrong_value(path: Path, name: str, value: Any, expected: str) -> CheckpointError:
     return CheckpointError(
         f"{path} has {name} {value!r}, expected {expected}; correct or download it again", code="preprocessing-value"
     )

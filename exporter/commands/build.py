@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.options import (
     FLAVORS_HELP,
     TARGET_HELP,
@@ -17,6 +16,7 @@ from qpert.runtime.cli.options import (
     json_option,
     print_result,
 )
+from qpert.runtime.detection.opening import open_bundle
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.numbers import parse_int
 from qpert.runtime.progress import Terminal
@@ -45,7 +45,8 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compile TensorRT engines for BUNDLE into its folder `engines`. Engines that exist are kept."""
+    """Compile TensorRT engines for BUNDLE, or a detector, into its folder `engines`. Engines that exist are kept."""
+    from qpert.exporter.detectors.engines import require_buildable
     from qpert.exporter.engines.build import BuildRequest, build_engines
 
     request = BuildRequest(
@@ -56,9 +57,11 @@ def command(
         force=force,
         command=command_line(),
     )
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle)
     check_graphs("--graph", graphs, opened)
-    built = build_engines(opened, request, request.plan(opened.manifest.precision), Terminal())
+    plan = request.plan(opened.manifest.precision)
+    require_buildable(opened, plan)
+    built = build_engines(opened, request, plan, Terminal())
     print_result(built.to_dict(), lambda: engines_report(built, bundle), as_json=as_json)
 
 

@@ -27,6 +27,9 @@ from qpert.runtime.progress import Terminal
 if TYPE_CHECKING:
     from qpert.exporter.engines.build import BuildRequest
 
+DETECTOR = "detector"
+"""The subcommand that exports no family of retrieval."""
+
 
 PERTURBATION_OPTIONS = (
     "perturb",
@@ -46,9 +49,13 @@ class FamilyGroup(click.Group):
     """One subcommand per family, made from its card on request."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(family_names())
+        return [*family_names(), DETECTOR]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == DETECTOR:
+            from qpert.exporter.commands.export_detector import command as detector_command
+
+            return detector_command
         if cmd_name not in family_names():
             return None
         return family_command(find_family(cmd_name).card)
@@ -56,7 +63,7 @@ class FamilyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-"):
+        if args and not args[0].startswith("-") and args[0] != DETECTOR:
             find_family(args[0])  # its error names the families
         return super().resolve_command(ctx, args)
 
@@ -64,6 +71,8 @@ class FamilyGroup(click.Group):
         cards = [find_family(name).card for name in family_names()]
         with formatter.section("Families"):
             formatter.write_dl([(card.name, card.title) for card in cards])
+        with formatter.section("Others"):
+            formatter.write_dl([(DETECTOR, "an object detector, for `qpert detect` and `qpert index --detector`")])
         for card in cards:
             if card.options:
                 with formatter.section(f"Options that only {card.name} has"):

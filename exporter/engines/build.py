@@ -21,7 +21,7 @@ from qpert.exporter.engines.builder import BuildJob, BuiltEngine, build_engine
 from qpert.exporter.engines.monitor import STEPS
 from qpert.exporter.engines.profiles import profile_of
 from qpert.exporter.engines.targets import BuildPlan, Target, plan_build
-from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.folder import GraphBundle
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.staging import scratch_folder
 from qpert.runtime.errors import BundleError, UnavailableError
@@ -75,7 +75,7 @@ class BuildReport:
 
 
 def build_engines(
-    bundle: Bundle, request: BuildRequest, plan: BuildPlan, progress: Progress | None = None
+    bundle: GraphBundle, request: BuildRequest, plan: BuildPlan, progress: Progress | None = None
 ) -> BuildReport:
     """Build the plan's engines that the bundle lacks, one graph at a time.
 
@@ -104,7 +104,7 @@ def build_engines(
 class TargetBuild:
     """The engines of one target, in one folder."""
 
-    bundle: Bundle
+    bundle: GraphBundle
     request: BuildRequest
     plan: BuildPlan
     target: Target
@@ -216,7 +216,7 @@ class TargetBuild:
             return
 
 
-def sources_of(bundle: Bundle, spec: GraphSpec) -> dict[str, str]:
+def sources_of(bundle: GraphBundle, spec: GraphSpec) -> dict[str, str]:
     """SHA-256 of a graph's ONNX file and of its external data, by path in the bundle.
 
     The file's bytes are searched for the names of the data files in its folder, because the onnx package is not

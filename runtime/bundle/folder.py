@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -30,47 +31,42 @@ class FileState:
         return self.found == self.expected
 
 
+class GraphManifest(Protocol):
+    """What every manifest says, whatever its graphs are for: the graphs, their precision, and SHA-256 by path."""
+
+    @property
+    def graphs(self) -> dict[str, GraphSpec]: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def files(self) -> dict[str, str]: ...
+
+
+class GraphBundle(Protocol):
+    """A folder of graphs with a manifest, which sessions and engines are made from: a `Bundle`, or a detector's."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def manifest(self) -> GraphManifest: ...
+
+    def path(self, name: str) -> Path: ...
+
+    def graph_path(self, graph: GraphSpec) -> Path: ...
+
+
 @dataclass(frozen=True)
-class Bundle:
-    """An opened bundle. Use `Bundle.open`."""
+class HashedFolder:
+    """A folder whose manifest gives the hash of every other file. A subclass narrows the type of `manifest`."""
 
     folder: Path
-    manifest: Manifest
-
-    @classmethod
-    def open(cls, folder: str | Path) -> Bundle:
-        """Read the manifest and check every file's hash, unless size and modification time say it was done before.
-
-        Raises:
-            BundleError: not a bundle, a newer schema, a missing or altered file, a path outside the bundle.
-        """
-        if not isinstance(folder, str | Path):
-            raise BundleError(f"the bundle is a {type(folder).__name__}; expected the path of a folder", code="path")
-        root = Path(folder)
-        if not root.is_dir():
-            raise BundleError(
-                f"{root} is not a folder; expected a bundle made by `qpert export`", code="bundle-missing"
-            )
-        bundle = cls(root, read_manifest(root))
-        bundle.require_files()
-        return bundle
-
-    @classmethod
-    def just_written(cls, folder: Path) -> Bundle:
-        """Open a bundle whose hashes this process has just computed: they are remembered, not computed again."""
-        bundle = cls(folder, read_manifest(folder))
-        memory = HashMemory.load()
-        for name, digest in bundle.manifest.files.items():
-            memory.remember(bundle.path(name), digest)
-        memory.save()
-        return bundle
+    manifest: GraphManifest
 
     def path(self, name: str) -> Path:
         return bundle_path(self.folder, name)
-
-    def samples(self) -> Samples:
-        """The recorded samples, cases in the order of the graphs. Raises BundleError."""
-        return Samples.load(self.path(self.manifest.samples), list(self.manifest.graphs))
 
     def graph_path(self, graph: GraphSpec) -> Path:
         return self.path(graph.file)
@@ -107,6 +103,61 @@ class Bundle:
             memory.remember(path, digest)
         memory.save()
 
+    def remember_files(self) -> None:
+        """Remember the manifest's hashes as right: this process has just computed them."""
+        memory = HashMemory.load()
+        for name, digest in self.manifest.files.items():
+            memory.remember(self.path(name), digest)
+        memory.save()
+
+    def _digest(self, name: str) -> str | None:
+        path = self.path(name)
+        return sha256_of(path) if path.is_file() else None
+
+
+def existing_folder(folder: str | Path, what: str) -> Path:
+    """The folder of a bundle, known to be one. `what` is what the error expects.
+
+    Raises:
+        BundleError: no path, or no folder.
+    """
+    if not isinstance(folder, str | Path):
+        raise BundleError(f"the bundle is a {type(folder).__name__}; expected the path of a folder", code="path")
+    root = Path(folder)
+    if not root.is_dir():
+        raise BundleError(f"{root} is not a folder; expected {what}", code="bundle-missing")
+    return root
+
+
+@dataclass(frozen=True)
+class Bundle(HashedFolder):
+    """An opened bundle. Use `Bundle.open`."""
+
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Bundle:
+        """Read the manifest and check every file's hash, unless size and modification time say it was done before.
+
+        Raises:
+            BundleError: not a bundle, a newer schema, a missing or altered file, a path outside the bundle.
+        """
+        root = existing_folder(folder, "a bundle made by `qpert export`")
+        bundle = cls(root, read_manifest(root))
+        bundle.require_files()
+        return bundle
+
+    @classmethod
+    def just_written(cls, folder: Path) -> Bundle:
+        """Open a bundle whose hashes this process has just computed: they are remembered, not computed again."""
+        bundle = cls(folder, read_manifest(folder))
+        bundle.remember_files()
+        return bundle
+
+    def samples(self) -> Samples:
+        """The recorded samples, cases in the order of the graphs. Raises BundleError."""
+        return Samples.load(self.path(self.manifest.samples), list(self.manifest.graphs))
+
     def add_reports(self, reports: Mapping[str, str], *, verification: Mapping[str, object] | None = None) -> Bundle:
         """Write `reports/<name>` for each, enter them in the manifest, and return the bundle as it is then.
 
@@ -127,10 +178,6 @@ class Bundle:
             values["verification"] = dict(verification)
         write_atomically(manifest_path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         return replace(self, manifest=read_manifest(self.folder))
-
-    def _digest(self, name: str) -> str | None:
-        path = self.path(name)
-        return sha256_of(path) if path.is_file() else None
 
 
 @dataclass

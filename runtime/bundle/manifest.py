@@ -13,7 +13,7 @@ from typing import Any
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.paths import bundle_path
-from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PAIR_SCORER, QUERY_HEAD, ROLES, TEXT_TOWER
+from qpert.runtime.bundle.roles import DETECTOR, IMAGE_TOKENS, IMAGE_TOWER, PAIR_SCORER, QUERY_HEAD, ROLES, TEXT_TOWER
 from qpert.runtime.bundle.score_rules import ScoreRules
 from qpert.runtime.bundle.upgrade import upgrade_schema_1
 from qpert.runtime.errors import BundleError, InputError
@@ -216,11 +216,11 @@ def check_schema_version(version: object) -> int:
     return version
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check `folder/manifest.json`, every path in it included.
+def manifest_values(folder: Path) -> dict[str, Any]:
+    """The object in `folder/manifest.json`, of whatever kind of bundle.
 
     Raises:
-        BundleError: there is none, it is not JSON, not a manifest, of a newer schema, or a path leaves the folder.
+        BundleError: there is none, or it is no JSON object.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -237,6 +237,27 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(values, dict):
         raise BundleError(
             f"{path} holds a {type(values).__name__}, expected an object; export the bundle again", code="manifest-type"
+        )
+    return values
+
+
+def is_detector(values: dict[str, Any]) -> bool:
+    """Whether a manifest is a detector's (`qpert.runtime.detection.bundle`)."""
+    return values.get("kind") == DETECTOR
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `folder/manifest.json`, every path in it included.
+
+    Raises:
+        BundleError: there is none, it is not JSON, not a manifest, of a newer schema, or a path leaves the folder.
+    """
+    path, values = folder / MANIFEST_NAME, manifest_values(folder)
+    if is_detector(values):
+        raise BundleError(
+            f"{folder} is a detector, which finds boxes and cannot search; expected a bundle such as `qpert export "
+            "blip2` makes. Pass a detector to `qpert detect`, or as --detector",
+            code="bundle-is-detector",
         )
     try:
         manifest = Manifest.from_dict(values)

@@ -13,6 +13,7 @@ IMAGE_TOWER = "image_tower"
 QUERY_HEAD = "query_head"
 TEXT_TOWER = "text_tower"
 PAIR_SCORER = "pair_scorer"
+DETECTOR = "detector"
 
 PIXELS = "pixels"
 IMAGE_TOKENS = "image_tokens"
@@ -23,6 +24,10 @@ TOKEN_MASK = "token_mask"
 IMAGE_VECTORS = "image_vectors"
 TEXT_VECTORS = "text_vectors"
 PAIR_SCORES = "pair_scores"
+IMAGE_SIZES = "image_sizes"
+BOXES = "boxes"
+SCORES = "scores"
+LABEL_IDS = "label_ids"
 
 BOX_SLOTS = (OBJECT_MASKS, BOX_WEIGHTS)
 TOKEN_SLOTS = (TOKEN_IDS, TOKEN_MASK)
@@ -46,6 +51,7 @@ ROLES: Mapping[str, Role] = {
         Role(QUERY_HEAD, (IMAGE_TOKENS,), (IMAGE_VECTORS,), BOX_SLOTS, required=True),
         Role(TEXT_TOWER, (TOKEN_IDS,), (TEXT_VECTORS,), (TOKEN_MASK,), required=True),
         Role(PAIR_SCORER, (IMAGE_TOKENS, TOKEN_IDS), (PAIR_SCORES,), (TOKEN_MASK, *BOX_SLOTS)),
+        Role(DETECTOR, (PIXELS, IMAGE_SIZES), (BOXES, SCORES, LABEL_IDS)),
     )
 }
 """Roles that the runtime knows. `required` are those that every searchable bundle has; `pair_scorer` turns re-ranking

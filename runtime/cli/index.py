@@ -13,6 +13,7 @@ import click
 
 from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.cli.detector_options import DetectorChoice, detector_options
 from qpert.runtime.cli.options import (
     PATH,
     bundle_argument,
@@ -43,6 +44,7 @@ from qpert.runtime.retrieval.encoder import Encoder
     default="one_based_inclusive",
     help="how corners in XML box files are counted",
 )
+@detector_options
 @click.option(
     "--features",
     type=click.Choice(FEATURE_MODES),
@@ -65,6 +67,7 @@ def command(
     boxes: Path | None,
     xml_coordinates: XmlCoordinates,
     skip_bad_boxes: bool,
+    detector: DetectorChoice,
     max_boxes: int | None,
     features: FeatureMode | None,
     replace: bool,
@@ -81,11 +84,14 @@ def command(
     IMAGES may be omitted with --delete and --compact.
     """
     started = time.perf_counter()
-    if images is None and (boxes is not None or replace or repair or not (deleted or compact)):
+    if images is None and (
+        boxes is not None or detector.folder is not None or replace or repair or not (deleted or compact)
+    ):
         raise InputError(
             "IMAGES is missing: a folder, a .txt list or annotation JSON; only --delete and --compact work without it",
             code="images-missing",
         )
+    detector.check(boxes)
     progress = Terminal()
     removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
     report: dict[str, object] = {"gallery": str(out), "deleted": removed}
@@ -93,12 +99,13 @@ def command(
     if images is not None:
         listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes, max_boxes=max_boxes)
         wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
-        with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
-            with_boxes = any(entry.boxes is not None and len(entry.boxes) for entry in listing.entries)
+        with closing(Encoder(Bundle.open(bundle), provider)) as encoder, detector.open(provider, max_boxes) as source:
+            given = any(entry.boxes is not None and len(entry.boxes) for entry in listing.entries)
+            with_boxes = given or source is not None
             notice = calibration_notice(encoder.manifest, encoder.perturbation, bundle) if with_boxes else None
             if notice is not None:
                 progress.say(notice)
-            summary = index_images(out, encoder, listing.entries, **wanted, progress=progress)
+            summary = index_images(out, encoder, listing.entries, boxes=source, **wanted, progress=progress)
         report |= summary_json(summary, listing)
         left_out = listing.left_out_lines()
         if compact:
@@ -150,6 +157,8 @@ def show(report: dict[str, object]) -> None:
     size = f"{int(str(report['bytes'])) / 1e6:.1f} MB"
     holds = f"holds {report['images']} images, {report['texts']} texts, " if "images" in report else ""
     click.echo(f"{report['gallery']} {holds}{size}; {', '.join(counts) or 'nothing changed'}")
+    if report.get("without_boxes"):
+        click.echo(f"the detector found nothing in {report['without_boxes']} of them: indexed without boxes")
     skipped = report.get("skipped")
     for entry in skipped if isinstance(skipped, list) else []:
         click.echo(f"skipped {entry['image']}: {entry['reason']}")

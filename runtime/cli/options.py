@@ -8,12 +8,13 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
-from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.number_types import IntegerRange
+from qpert.runtime.bundle.folder import GraphBundle
+from qpert.runtime.cli.number_types import IntegerRange, NumberRange
+from qpert.runtime.detection.options import DetectionOptions
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.files import portable_name
 from qpert.runtime.inputs.box_files import XmlCoordinates
@@ -68,6 +69,43 @@ max_boxes_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="print exactly one JSON document on stdout")
 
 
+def detection_options(
+    prefix: str = "", *, recorded: str = "the detector's, else ", most: bool = True
+) -> Callable[[Any], Any]:
+    """`--threshold`, `--max-boxes`, `--classes` and `--suppress`, with a prefix such as `detector-`; None if not given.
+
+    `recorded`: what the help says before the default. `most`: false leaves `--max-boxes` out, where a command has it.
+    """
+    usual = DetectionOptions()
+
+    def option(name: str, value_type: Any, text: str, default: object) -> Any:
+        shown = "all" if default is None else f"{default:g}"
+        return click.option(f"--{prefix}{name}", type=value_type, help=f"{text} [default: {recorded}{shown}]")
+
+    options = (
+        option("threshold", NumberRange(0, 1), "keep detections with a score above this", usual.threshold),
+        *(
+            (option("max-boxes", IntegerRange(min=1), "keep so many a picture, the best", usual.max_boxes),)
+            if most
+            else ()
+        ),
+        option("classes", str, "keep these labels, with commas between", usual.classes),
+        option(
+            "suppress",
+            NumberRange(0, 1),
+            "of boxes whose IoU is above this, whatever their labels, keep the best; 1 keeps all",
+            usual.suppression,
+        ),
+    )
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def print_result(document: object, report: Callable[[], Report], *, as_json: bool) -> None:
     """The result on stdout: one JSON document, or the report for a person."""
     if as_json:
@@ -83,7 +121,7 @@ def command_line() -> str:
     return portable_name(shlex.join(["qpert", *(click.get_current_context().obj or sys.argv[1:])]))
 
 
-def check_graphs(option: str, names: Sequence[str], bundle: Bundle) -> None:
+def check_graphs(option: str, names: Sequence[str], bundle: GraphBundle) -> None:
     """Raise InputError for a name that no graph of the bundle has."""
     known = bundle.manifest.graphs
     if unknown := [name for name in names if name not in known]:

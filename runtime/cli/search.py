@@ -11,6 +11,7 @@ import click
 
 from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.cli.detector_options import DetectorChoice, detector_options
 from qpert.runtime.cli.number_types import Integer
 from qpert.runtime.cli.options import (
     PATH,
@@ -30,7 +31,7 @@ from qpert.runtime.gallery.reader import StoredGallery
 from qpert.runtime.gallery.search import TextGallery
 from qpert.runtime.inputs.box_files import read_box_file
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.inputs.images import image_size
+from qpert.runtime.inputs.images import image_size, load_image
 from qpert.runtime.inputs.lines import text_lines
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.progress import Terminal
@@ -51,6 +52,7 @@ from qpert.runtime.retriever import Retriever
     is_flag=True,
     help="with --boxes: leave out boxes that are empty, inverted, not finite or outside",
 )
+@detector_options
 @max_boxes_option
 @click.option(
     "--texts", "texts_file", type=PATH, help="with --image: search these, one per line, instead of the captions"
@@ -68,6 +70,7 @@ def command(
     image: Path | None,
     boxes: Path | None,
     skip_bad_boxes: bool,
+    detector: DetectorChoice,
     max_boxes: int | None,
     texts_file: Path | None,
     k: int,
@@ -83,7 +86,7 @@ def command(
     The texts are the captions that the gallery was indexed with, or those of --texts. ITC scores every candidate and
     ITM re-ranks the best --rerank; the final score is ITM + ITC, and rank_itc is the rank by ITC alone.
     """
-    check_usage(texts, image, boxes, texts_file)
+    check_usage(texts, image, boxes, texts_file, detector)
     texts = tuple(map(portable_name, texts))  # under LC_ALL=C, `café` arrives as undecoded bytes
     with open_retriever(gallery, bundle, provider) as retriever, retriever.open_gallery(gallery) as opened:
         found: Sequence[Sequence[Hit | TextHit]]
@@ -98,6 +101,9 @@ def command(
             queries, found = list(texts), hits
         else:
             given = None if boxes is None else image_boxes(image, boxes, skip_bad_boxes=skip_bad_boxes)
+            with detector.open(provider, max_boxes) as source:
+                if source is not None:
+                    (given,) = source.boxes([load_image(image)])
             if given is not None and max_boxes is not None:
                 given = given.best(max_boxes)
             candidates = retriever.text_gallery(lines(texts_file)) if texts_file else captions(opened)
@@ -109,12 +115,15 @@ def command(
     print_result(document, lambda: hits_report(gallery.name, queries, found), as_json=as_json)
 
 
-def check_usage(texts: Sequence[str], image: Path | None, boxes: Path | None, texts_file: Path | None) -> None:
+def check_usage(
+    texts: Sequence[str], image: Path | None, boxes: Path | None, texts_file: Path | None, detector: DetectorChoice
+) -> None:
+    detector.check(boxes)
     if bool(texts) == (image is not None):
         raise InputError('give either a text ("a red bus") or --image FILE', code="search-query")
-    if image is None and (boxes is not None or texts_file is not None):
+    if image is None and (boxes is not None or texts_file is not None or detector.folder is not None):
         raise InputError(
-            "--boxes and --texts need --image; give the boxes of the gallery's images to `qpert index`",
+            "--boxes, --detector and --texts need --image; boxes of the gallery's images are given to `qpert index`",
             code="search-options",
         )
 

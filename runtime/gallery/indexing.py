@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qpert.runtime.bundle.roles import IMAGE_TOWER
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
 from qpert.runtime.files import local_path, portable_name, sha256_of
 from qpert.runtime.gallery.catalogue import Catalogue, boxes_to_json
+from qpert.runtime.gallery.detected import DetectedBoxes, without_source
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.spec import FeatureMode
 from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
@@ -34,7 +36,8 @@ IMAGES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What one call did, in images: `skipped` holds (name, reason) of those that could not be read."""
+    """What one call did, in images: `skipped` holds (name, reason) of those that could not be read; in `without_boxes`
+    of those added or replaced, the given `boxes` source found nothing."""
 
     images: int
     added: int
@@ -42,6 +45,7 @@ class IndexSummary:
     unchanged: int
     skipped: tuple[tuple[str, str], ...] = ()
     texts: int = 0
+    without_boxes: int = 0
 
 
 def index_images(
@@ -49,6 +53,7 @@ def index_images(
     encoder: Encoder,
     entries: Iterable[ImageEntry],
     *,
+    boxes: BoxSource | None = None,
     features: FeatureMode | None = None,
     replace: bool = False,
     skip_unreadable: bool = False,
@@ -65,6 +70,8 @@ def index_images(
         folder: the gallery's folder; made where it does not exist.
         encoder: what encodes; its bundle and perturbation settings are the gallery's from then on.
         entries: the images, each with its boxes and captions; names have to be unique.
+        boxes: finds the boxes of entries that have none, a `Detector` for instance. What it says of itself (`identity`)
+            is recorded: images that another source made, or none, count as changed.
         features: `stored` keeps image features for re-ranking; `recomputed` keeps none (16 to 60 times less space) and
             encodes the shortlist again at each search; `none` keeps none and never re-ranks. None means what the
             gallery has; for a new one `stored`, or `none` where the bundle has no pair scorer.
@@ -78,6 +85,7 @@ def index_images(
             or another `features` mode; it is damaged; an image of that name is there with other content or boxes and
             `replace` is false; two entries have one name.
         ImageError, BoxError: an image that cannot be read (unless `skip_unreadable`), boxes that do not fit it.
+        LimitError: more boxes on an image than the bundle takes.
         UnavailableError: the disk is full. What was committed stays, and the same call goes on from there.
     """
     if records_a_shard < 1:
@@ -85,9 +93,10 @@ def index_images(
     listed = [portable(entry) for entry in entries]
     _check_names(listed)
     folder = Path(folder)
+    detected = None if boxes is None else DetectedBoxes.of(boxes, encoder)
     with open_writer(folder, encoder, features) as writer:
-        plan = _plan(writer.catalogue, listed, replace=replace)
-        run = _Run(writer, encoder, skip_unreadable=skip_unreadable)
+        plan = _plan(writer.catalogue, listed, detected, replace=replace)
+        run = _Run(writer, encoder, detected, skip_unreadable=skip_unreadable)
         shown = progress or Silent()
         with shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
             for start in range(0, len(plan.todo), records_a_shard):
@@ -103,6 +112,7 @@ def index_images(
             unchanged=len(listed) - len(plan.todo),
             skipped=tuple(run.skipped),
             texts=len(writer.catalogue.texts()),
+            without_boxes=run.without_boxes,
         )
 
 
@@ -128,14 +138,16 @@ def _check_names(entries: Sequence[ImageEntry]) -> None:
         )
 
 
-def _plan(catalogue: Catalogue, entries: Sequence[ImageEntry], *, replace: bool) -> _Plan:
+def _plan(
+    catalogue: Catalogue, entries: Sequence[ImageEntry], detected: DetectedBoxes | None, *, replace: bool
+) -> _Plan:
     present = {record.name: record for record in catalogue.images()}
     todo: list[ImageEntry] = []
     changed: dict[str, str] = {}
     for entry in entries:
         record = present.get(entry.name)
         if record is not None:
-            difference = _difference(catalogue, entry)
+            difference = _difference(catalogue, entry, detected)
             if difference is None:
                 continue
             changed[entry.name] = difference
@@ -150,11 +162,14 @@ def _plan(catalogue: Catalogue, entries: Sequence[ImageEntry], *, replace: bool)
     return _Plan(todo, frozenset(changed))
 
 
-def _difference(catalogue: Catalogue, entry: ImageEntry) -> str | None:
+def _difference(catalogue: Catalogue, entry: ImageEntry, detected: DetectedBoxes | None) -> str | None:
     """In what an image differs from the one of its name in the gallery, or None."""
     record = catalogue.image(entry.name)
     assert record is not None
-    if record.boxes != boxes_to_json(entry.boxes):
+    if detected is not None and entry.boxes is None:
+        if not detected.made(record.boxes):
+            return "detector or its options"
+    elif without_source(record.boxes) != boxes_to_json(entry.boxes):
         return "boxes"
     if catalogue.captions(record.row) != entry.captions:
         return "captions"
@@ -172,8 +187,11 @@ def _difference(catalogue: Catalogue, entry: ImageEntry) -> str | None:
 class _Run:
     """Encodes shards of images into a gallery; `added` and `skipped` say what became of them."""
 
-    def __init__(self, writer: GalleryWriter, encoder: Encoder, *, skip_unreadable: bool) -> None:
+    def __init__(
+        self, writer: GalleryWriter, encoder: Encoder, detected: DetectedBoxes | None, *, skip_unreadable: bool
+    ) -> None:
         self.writer, self.encoder, self.skip_unreadable = writer, encoder, skip_unreadable
+        self.detected, self.without_boxes = detected, 0
         self.added: list[str] = []
         self.skipped: list[tuple[str, str]] = []
 
@@ -208,9 +226,25 @@ class _Run:
                 self.skipped.append((entry.name, str(error)))
         if not found:
             return [], None
+        if self.detected is not None:
+            found = self._with_detected(self.detected, found)
         features = self.encoder.encode_images([image for _, image, _ in found], [entry.boxes for entry, _, _ in found])
         _check_finite([entry.name for entry, _, _ in found], features)
         return [new for _, _, new in found], features
+
+    def _with_detected(
+        self, detected: DetectedBoxes, found: Sequence[tuple[ImageEntry, Image, NewImage]]
+    ) -> list[tuple[ImageEntry, Image, NewImage]]:
+        """The same with the source's boxes where an entry has none."""
+        boxes = iter(detected.find([image for entry, image, _ in found if entry.boxes is None]))
+        filled = []
+        for entry, image, new in found:
+            if entry.boxes is None:
+                its = next(boxes)
+                self.without_boxes += not len(its)
+                entry, new = replace_fields(entry, boxes=its), replace_fields(new, boxes=detected.to_json(its))
+            filled.append((entry, image, new))
+        return filled
 
 
 def _state(entry: ImageEntry) -> NewImage:

@@ -29,6 +29,7 @@ from qpert.runtime.bundle.roles import (
     TOKEN_IDS,
     TOKEN_MASK,
 )
+from qpert.runtime.detection.source import BoxSource, boxes_of
 from qpert.runtime.errors import BoxError, BundleError, InputError, LimitError
 from qpert.runtime.inputs.arguments import as_boxes, as_count, as_images, as_texts, kind_of
 from qpert.runtime.inputs.boxes import Boxes
@@ -91,9 +92,14 @@ class Encoder:
         """The longest that `axis` of a graph may be in one call: the limit of the bundle, or of a narrower engine."""
         return self.graph(role).spec.ranges[axis].max
 
-    def encode_images(self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | None = None) -> ImageFeatures:
+    def encode_images(
+        self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | BoxSource | None = None
+    ) -> ImageFeatures:
         """B images, with or without boxes, to features; see `Retriever.encode_images`."""
         images = as_images(images)
+        if isinstance(boxes, BoxSource):
+            loaded = [load_image(image, name=image_name(image, number)) for number, image in enumerate(images)]
+            images, boxes = loaded, boxes_of(boxes, loaded)
         given = self._check_boxes(len(images), boxes)
         step = self.limit(IMAGE_TOWER, "B")
         parts = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.folder import GraphBundle
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.errors import InputError
 from qpert.runtime.sessions.protocol import Session
@@ -12,7 +12,7 @@ from qpert.runtime.sessions.providers import find_provider
 from qpert.runtime.sessions.tensorrt.libraries import FLAVORS
 
 
-def open_sessions(bundle: Bundle, provider: str = "cpu", *, threads: int = 0) -> dict[str, Session]:
+def open_sessions(bundle: GraphBundle, provider: str = "cpu", *, threads: int = 0) -> dict[str, Session]:
     """Every graph of a bundle on exactly the provider that was asked for; all are open, or none.
 
     Args:

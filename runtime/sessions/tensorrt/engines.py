@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qpert.runtime.bundle.folder import Bundle, FileState, HashMemory
-from qpert.runtime.bundle.manifest import Manifest
+from qpert.runtime.bundle.folder import FileState, GraphBundle, GraphManifest, HashMemory
 from qpert.runtime.bundle.paths import bundle_path
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.files import sha256_of
@@ -229,12 +228,12 @@ def read_engine(bundle: Path, folder: Path) -> Engine:
     return Engine(bundle, folder, record)
 
 
-def find_engines(bundle: Bundle) -> tuple[Engine, ...]:
+def find_engines(bundle: GraphBundle) -> tuple[Engine, ...]:
     """Every engine of a bundle. Raises BundleError for the first that cannot be read."""
     return tuple(read_engine(bundle.folder, folder) for folder in engine_folders(bundle.folder))
 
 
-def require_flavor(bundle: Bundle, flavor: Flavor) -> None:
+def require_flavor(bundle: GraphBundle, flavor: Flavor) -> None:
     """Raises UnavailableError where the bundle has no engine of this flavour at all."""
     if not any(flavor_of(folder) == flavor.name for folder in engine_folders(bundle.folder)):
         raise UnavailableError(
@@ -250,7 +249,7 @@ def flavor_of(folder: Path) -> str:
     return library.rstrip("0123456789.")
 
 
-def engine_for(bundle: Bundle, machine: Machine) -> Engine:
+def engine_for(bundle: GraphBundle, machine: Machine) -> Engine:
     """The engine of the bundle that runs on this machine, the newest if there are several.
 
     Raises:
@@ -281,7 +280,7 @@ def engine_for(bundle: Bundle, machine: Machine) -> Engine:
     )
 
 
-def explain(record: EngineRecord, machine: Machine, manifest: Manifest) -> list[str]:
+def explain(record: EngineRecord, machine: Machine, manifest: GraphManifest) -> list[str]:
     """Why an engine does not run here, as a sentence; empty if it does.
 
     TensorRT and TensorRT-RTX read only engines of exactly their own version, for the architectures they were built for.
@@ -301,7 +300,7 @@ def explain(record: EngineRecord, machine: Machine, manifest: Manifest) -> list[
     return reasons
 
 
-def changed_sources(record: EngineRecord, manifest: Manifest) -> list[str]:
+def changed_sources(record: EngineRecord, manifest: GraphManifest) -> list[str]:
     """Files of the bundle that are not what the engine was built from."""
     sources: Mapping[str, str] = {name: sha for item in record.graphs.values() for name, sha in item.sources.items()}
     return sorted(name for name, digest in sources.items() if manifest.files.get(name) != digest)

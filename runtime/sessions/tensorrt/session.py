@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.folder import GraphBundle
 from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.forks import abandon, gpu_forked_error, tell_after_fork
@@ -40,7 +40,7 @@ BOX_INPUTS = ("object_masks", "box_weights")
 OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "OUT_OF_MEMORY")
 
 
-def open_engine_sessions(bundle: Bundle, flavor: Flavor, graphs: Sequence[str] = ()) -> dict[str, EngineSession]:
+def open_engine_sessions(bundle: GraphBundle, flavor: Flavor, graphs: Sequence[str] = ()) -> dict[str, EngineSession]:
     """Every graph of a bundle, or those named, as an engine of one flavour that runs here: all are open, or none.
 
     Raises:
@@ -206,7 +206,9 @@ class EngineSession:
 
 def reopened(bundle: Path, flavor: str, graph: str) -> EngineSession:
     """What a pickled or copied session becomes: one of the same bundle's engine, on a device of its own."""
-    return open_engine_sessions(Bundle.open(bundle), FLAVORS[flavor], (graph,))[graph]
+    from qpert.runtime.detection.opening import open_bundle
+
+    return open_engine_sessions(open_bundle(bundle), FLAVORS[flavor], (graph,))[graph]
 
 
 def load_engine(library: Any, device: Device, engine: Engine, graph: str, log: Any) -> tuple[Any, Any]:

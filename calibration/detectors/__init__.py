@@ -1,0 +1,1 @@
+"""INT8 of detectors, judged by what they find."""

@@ -1,0 +1,1 @@
+"""Detectors: checkpoint → one graph that takes pictures and gives boxes → detector bundle."""
