@@ -63,7 +63,12 @@ if TYPE_CHECKING:
     default="mr1",
     help="what to maximise: mR@1 as in the paper, R@1, or R@1 of the images with small objects only",
 )
-@click.option("--direction", type=click.Choice(["t2i", "i2t"]), default="t2i", help="text to image or image to text")
+@click.option(
+    "--direction",
+    type=click.Choice(["t2i", "i2t", "both"]),
+    default="t2i",
+    help="text to image, image to text, or the mean of both",
+)
 @click.option("--out", type=shared.PATH, help="write a bundle with the best setting here")
 @click.option("--apply", "in_place", is_flag=True, help="write the best setting into BUNDLE itself")
 @click.option("--regardless", is_flag=True, help="write it even if it does not beat no perturbation")

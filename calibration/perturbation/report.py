@@ -41,7 +41,8 @@ def calibration_report(found: Calibration) -> m.Report:
 
 
 def score_name(found: Calibration) -> str:
-    return f"{SCORE_NAMES[found.score]} {DIRECTIONS[found.direction]}"
+    way = "mean of both directions" if found.direction == "both" else DIRECTIONS[found.direction]
+    return f"{SCORE_NAMES[found.score]} {way}"
 
 
 def tone_of(found: Calibration) -> m.Tone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from qpert.calibration.perturbation.grid import Grid, Setting
 from qpert.calibration.perturbation.search import SearchResult, Trial
@@ -17,8 +17,14 @@ from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation
 SCORE_NAMES: dict[Score, str] = {"mr1": "mR@1", "r1": "R@1", "small": "small R@1"}
 
 
-def score_of(metrics: RetrievalMetrics, score: Score, direction: Direction) -> float:
-    """One number of a direction, in percent; mR@1 is 0, its limit, if a bin's R@1 is 0."""
+JudgedBy = Direction | Literal["both"]
+"""The direction whose score is maximised, or the mean of both."""
+
+
+def score_of(metrics: RetrievalMetrics, score: Score, direction: JudgedBy) -> float:
+    """One number of a direction, in percent, or the mean of both; mR@1 is 0, its limit, if a bin's R@1 is 0."""
+    if direction == "both":
+        return (score_of(metrics, score, "t2i") + score_of(metrics, score, "i2t")) / 2
     way: DirectionMetrics = getattr(metrics, direction)
     found = {"mr1": way.mean_recall[1], "r1": way.recall[1], "small": way.bins[SMALL_BIN].recall[1]}[score]
     return 0.0 if found is None else found
@@ -51,7 +57,7 @@ class Calibration:
     grid: Grid
     exported: Perturbation
     score: Score
-    direction: Direction
+    direction: JudgedBy
     rerank: int
     best: Setting
     uncertainty: Uncertainty
@@ -66,7 +72,7 @@ class Calibration:
         exported: Perturbation,
         *,
         score: Score = "mr1",
-        direction: Direction = "t2i",
+        direction: JudgedBy = "t2i",
         rerank: int = 0,
     ) -> Calibration:
         """Choose the best setting; see `ordered` for ties."""
@@ -74,10 +80,11 @@ class Calibration:
         best = ordered(result.trials, score, direction)[0]
         every = [*result.trials.values(), result.none]
         owners, areas = data.dataset.image_of_caption, data.largest_areas
-        if direction == "t2i":
-            hits = Hits.of_texts([trial.t2i_ranks for trial in every], owners, areas)
-        else:
-            hits = Hits.of_images([trial.i2t_ranks for trial in every], areas)
+        hits = []
+        if direction != "i2t":
+            hits.append(Hits.of_texts([trial.t2i_ranks for trial in every], owners, areas))
+        if direction != "t2i":
+            hits.append(Hits.of_images([trial.i2t_ranks for trial in every], areas))
         found = uncertainty(hits, score, list(result.trials).index(best), none=len(every) - 1)
         return cls(result, data, grid, exported, score, direction, rerank, best, found)
 
@@ -177,8 +184,9 @@ class Calibration:
         return {"value": self.value(trial)} | {key: whole[key] for key in ("t2i", "i2t", "small")}
 
 
-def ordered(trials: Mapping[Setting, Trial], score: Score, direction: Direction) -> list[Setting]:
-    """Best first: by the score, then by the other direction's, then the weaker perturbation, then the grid's order."""
+def ordered(trials: Mapping[Setting, Trial], score: Score, direction: JudgedBy) -> list[Setting]:
+    """Best first: by the score, then by the other direction's (of both, text to image), then the weaker perturbation,
+    then the grid's order."""
     other: Direction = "i2t" if direction == "t2i" else "t2i"
 
     def key(setting: Setting) -> tuple[float, float, float]:

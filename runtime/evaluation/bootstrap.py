@@ -115,13 +115,19 @@ class Uncertainty:
     within_noise: tuple[bool, ...]
 
 
+def mean_scores(directions: Sequence[Hits], draws: Floats, score: Score) -> Floats:
+    """`scores` of one direction, or the mean of those of several on the same draws: float64 [R, S]."""
+    return np.asarray(np.mean([scores(hits, draws, score) for hits in directions], axis=0))
+
+
 def uncertainty(
-    hits: Hits, score: Score, best: int, *, none: int, resamples: int = RESAMPLES, seed: int = SEED
+    directions: Sequence[Hits], score: Score, best: int, *, none: int, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Uncertainty:
-    """The uncertainty of a search; `best` and `none` are columns of `hits`. The same seed gives the same numbers."""
-    images = len(hits.bins)
-    whole = scores(hits, once(images), score)  # [1, S]
-    drawn = np.concatenate([scores(hits, part, score) for part in draws(images, resamples, seed)])
+    """The uncertainty of a search judged by the mean score of `directions`; `best` and `none` are columns of their
+    hits. The same seed gives the same numbers."""
+    images = len(directions[0].bins)
+    whole = mean_scores(directions, once(images), score)  # [1, S]
+    drawn = np.concatenate([mean_scores(directions, part, score) for part in draws(images, resamples, seed)])
     drawn = drawn[~np.isnan(drawn[:, best])]  # a draw without any image that counts has no score
     to_best = (drawn - drawn[:, [best]]).T
     gain, observed = drawn - drawn[:, [none]], whole - whole[:, [none]]

@@ -66,7 +66,7 @@ def test_the_standard_error_of_r1_is_that_of_a_proportion():
     hits = Hits.of_images([found, found], np.full(400, 0.05))
     p = float(np.mean(found == 0))
     # 2,000 draws know a standard error to 1/√4000 = 1.6 %; 8 % is five times that
-    assert uncertainty(hits, "r1", 0, none=1).standard_error == pytest.approx(
+    assert uncertainty([hits], "r1", 0, none=1).standard_error == pytest.approx(
         100 * math.sqrt(p * (1 - p) / 400), rel=0.08
     )
 
@@ -76,7 +76,7 @@ def test_the_interval_of_a_gain_is_paired():
     none = ranks(1, 400, share=0.6)
     better = none.copy()
     better[np.flatnonzero(none)[:20]] = 0
-    found = uncertainty(Hits.of_images([better, none], np.full(400, 0.05)), "r1", 0, none=1)
+    found = uncertainty([Hits.of_images([better, none], np.full(400, 0.05))], "r1", 0, none=1)
     error = 100 * math.sqrt(0.05 * 0.95 / 400)  # of a proportion of 20 in 400: 1.1 points; unpaired it would be 3.4
     low, high = found.gain_interval
     assert low == pytest.approx(5 - 1.96 * error, abs=0.4)  # steps of 0.25 points
@@ -91,12 +91,24 @@ def test_the_best_of_many_useless_settings_is_called_chance():
     hits = Hits.of_images(every, np.full(300, 0.05))
     once = scores(hits, np.ones((1, 300)), "r1")[0]
     best = int(once[:40].argmax())
-    found = uncertainty(hits, "r1", best, none=40)
+    found = uncertainty([hits], "r1", best, none=40)
     assert once[best] - once[40] > 3
     assert found.p_value > 0.05
     assert sum(found.within_noise) > 20
 
 
 def test_the_same_seed_gives_the_same_numbers(hits):
-    assert uncertainty(hits, "mr1", 0, none=3) == uncertainty(hits, "mr1", 0, none=3)
-    assert uncertainty(hits, "mr1", 0, none=3) != uncertainty(hits, "mr1", 0, none=3, seed=1)
+    assert uncertainty([hits], "mr1", 0, none=3) == uncertainty([hits], "mr1", 0, none=3)
+    assert uncertainty([hits], "mr1", 0, none=3) != uncertainty([hits], "mr1", 0, none=3, seed=1)
+
+
+def test_the_mean_of_both_directions_is_drawn_together():
+    """Two sides, 40 images: the gain in one direction is undone by the other's loss on the very same images."""
+    rng = np.random.default_rng(5)
+    gained = rng.integers(0, 2, 40)
+    zeros, areas = np.zeros(40, np.int64), np.full(40, 0.05)
+    there = Hits.of_images([1 - gained, zeros + 1], areas)  # side 0 finds what was gained, side 1 nothing
+    back = Hits.of_images([gained, zeros], areas)  # side 0 loses the same images, side 1 finds everything
+    found = uncertainty([there, back], "r1", 0, none=1)
+    assert found.gain_interval == pytest.approx((0, 0), abs=1e-12), "whichever images are drawn"
+    assert uncertainty([there], "r1", 0, none=1).gain_interval[0] > 10
