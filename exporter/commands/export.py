@@ -32,6 +32,7 @@ PERTURBATION_OPTIONS = (
     "perturb",
     "threshold",
     "preserve_norm",
+    "centre_keys",
     "semantics",
     "alpha",
     "weight",
@@ -121,6 +122,11 @@ def perturbation_options(card: FamilyCard) -> list[click.Option]:
         perturb,
         option("--threshold", type=Number(), help="contribution ratio of a subspace [default: 0.95]"),
         option("--preserve-norm", is_flag=True, help="keep each query's norm"),
+        option(
+            "--centre-keys",
+            is_flag=True,
+            help="build key subspaces from the keys less their mean over the image (beyond the paper)",
+        ),
         option(
             "--semantics",
             type=click.Choice(get_args(Semantics)),
