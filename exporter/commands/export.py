@@ -258,4 +258,4 @@ def perturbation_of(card: FamilyCard, checkpoint: str, options: dict[str, Any]) 
     if "perturb" in given:
         chosen["stages"] = given.pop("perturb")
     make = {"paper": Perturbation.paper, "release": Perturbation.release}[given.pop("semantics", "paper")]
-    return CalibratedSettings(make(**chosen, **given))
+    return CalibratedSettings(make(**chosen | given))
