@@ -27,9 +27,9 @@ from torch import Tensor
 from qpert.exporter.export import ExportRequest, export_bundle
 from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.exporter.families.blip2.family import FAMILY
+from qpert.exporter.perturbation import graph_perturbation
 from qpert.exporter.references.eager import TorchReference
 from qpert.graphs.families.blip2.model import Blip2Retrieval
-from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.evaluation.evaluate import evaluate
 from qpert.runtime.evaluation.inputs import EvaluationData, open_data
@@ -52,8 +52,7 @@ class PairByPair:
         self.padded = padded
         manifest, settings = bundle.manifest, bundle.manifest.perturbation
         with open_checkpoint("demo", image_size=manifest.preprocessing.size) as checkpoint:
-            perturbation = GraphPerturbation(settings.threshold, settings.preserve_norm)
-            reference = TorchReference.open(FAMILY, checkpoint, manifest.graphs, perturbation)
+            reference = TorchReference.open(FAMILY, checkpoint, manifest.graphs, graph_perturbation(settings))
         network = reference.network
         assert isinstance(network, Blip2Retrieval)
         self.network = network

@@ -20,6 +20,7 @@ from qpert.exporter.checkpoints.checkpoint import Checkpoint
 from qpert.exporter.families import find_family
 from qpert.exporter.families.base import Family, Host
 from qpert.exporter.families.declare import Limits
+from qpert.exporter.perturbation import graph_perturbation
 from qpert.exporter.references.boxes import box_samples
 from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.recording import CAPTIONS, InputMaker, record
@@ -96,9 +97,7 @@ class ExportRequest:
 
     @property
     def graph_perturbation(self) -> GraphPerturbation | None:
-        if self.perturbation.stages == "none":
-            return None
-        return GraphPerturbation(self.perturbation.threshold, self.perturbation.preserve_norm)
+        return graph_perturbation(self.perturbation)
 
 
 def export_bundle(request: ExportRequest, progress: Progress | None = None) -> Bundle:

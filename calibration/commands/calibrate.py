@@ -172,7 +172,7 @@ def target_of(bundle: Path, options: dict[str, Any]) -> Path | None:
 def opened_work(encoder: Encoder, data: EvaluationData, provider: str, asked: Path | None) -> Path:
     """The work folder, bound to bundle and data; the grid may differ between runs."""
     settings = encoder.manifest.perturbation
-    fixed = {"search": True, "coverage": settings.coverage, "preserve_norm": settings.preserve_norm}
+    fixed = {"search": True} | {name: getattr(settings, name) for name in ("coverage", "preserve_norm", "centre_keys")}
     binding = replace(Binding.of(encoder, data, provider), perturbation=fixed)
     folder = open_work(asked or cache_folder() / "calibrations" / binding.digest[:16], binding)
     check_room(folder, encoder, len(data.dataset))

@@ -46,7 +46,7 @@ def apply_settings(
 
     Args:
         bundle: the source; unchanged unless it is the target, which is then replaced completely or not at all.
-        settings: with the bundle's coverage, stages and norm, which are fixed in its graphs and files.
+        settings: with the bundle's coverage, stages, norm and centring, which are fixed in its graphs and files.
         target: a new folder, or `bundle.folder`.
         provenance: becomes the manifest's `calibration`.
         reports: files to write in `reports/`, by name.
@@ -152,16 +152,15 @@ def recorded_again(
 ) -> tuple[Case, ...]:
     """The cases; those with boxes are recorded again from PyTorch at the new threshold."""
     from qpert.exporter.families import find_family
+    from qpert.exporter.perturbation import graph_perturbation
     from qpert.exporter.references.eager import TorchReference
     from qpert.exporter.references.recording import InputMaker
     from qpert.exporter.references.reopening import reopened
-    from qpert.graphs.perturbation.choices import GraphPerturbation
 
     manifest = bundle.manifest
     family = find_family(manifest.family)
     with reopened(family, manifest, checkpoint) as opened:
-        perturbation = GraphPerturbation(settings.threshold, settings.preserve_norm)
-        reference = TorchReference.open(family, opened, manifest.graphs, perturbation)
+        reference = TorchReference.open(family, opened, manifest.graphs, graph_perturbation(settings))
         maker = InputMaker(manifest.graphs, manifest.token_grid, manifest.tokenizer.vocab_size)
         made = {name: with_boxes(reference, maker, samples, manifest, name) for name in manifest.graphs}
     return tuple(made[case.graph].get(case.name, case) for case in samples.cases)

@@ -32,7 +32,7 @@ class Setting:
     alpha: float
 
     def perturbation(self, exported: Perturbation) -> Perturbation:
-        """The exported settings with this point's values; the rest (coverage, stages, norm) stays."""
+        """The exported settings with this point's values; the rest (coverage, stages, norm, centring) stays."""
         beta, gamma = WEIGHT_FUNCTIONS[self.weight]
         reduction: Reduction = "each" if self.reduction == "each+stock" else self.reduction
         return replace(

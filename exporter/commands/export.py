@@ -35,6 +35,7 @@ PERTURBATION_OPTIONS = (
     "perturb",
     "threshold",
     "preserve_norm",
+    "centre_keys",
     "semantics",
     "alpha",
     "weight",
@@ -130,6 +131,11 @@ def perturbation_options(card: FamilyCard) -> list[click.Option]:
         perturb,
         option("--threshold", type=Number(), help="contribution ratio of a subspace [default: 0.95]"),
         option("--preserve-norm", is_flag=True, help="keep each query's norm"),
+        option(
+            "--centre-keys",
+            is_flag=True,
+            help="build key subspaces from the keys less their mean over the image (beyond the paper)",
+        ),
         option(
             "--semantics",
             type=click.Choice(get_args(Semantics)),
@@ -261,4 +267,4 @@ def perturbation_of(card: FamilyCard, checkpoint: str, options: dict[str, Any]) 
     if "perturb" in given:
         chosen["stages"] = given.pop("perturb")
     make = {"paper": Perturbation.paper, "release": Perturbation.release}[given.pop("semantics", "paper")]
-    return CalibratedSettings(make(**chosen, **given))
+    return CalibratedSettings(make(**chosen | given))

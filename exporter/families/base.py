@@ -149,7 +149,9 @@ class Family(Protocol):
         ...
 
     def keys(self, network: nn.Module, image_tokens: Tensor) -> Tensor:
-        """Keys [B, A, H, N, d] of the A perturbable cross-attentions. Raises ValueError if there are none."""
+        """Keys [B, A, H, N, d] of the A perturbable cross-attentions, from which subspaces are built: centred if the
+        network's perturbation says so. Raises ValueError if there are none.
+        """
         ...
 
     def upstream(self, kind: str, checkpoint: Checkpoint, settings: Perturbation) -> AbstractContextManager[Reference]:

@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from qpert.exporter.checkpoints.checkpoint import Checkpoint, load_state
 from qpert.exporter.families import find_family
 from qpert.exporter.families.base import Family
+from qpert.exporter.perturbation import graph_perturbation
 from qpert.exporter.references.protocol import Reference
 from qpert.exporter.references.reopening import reopened
 from qpert.exporter.tracing.trace import PRECISIONS
 from qpert.graphs.layers import AttentionKernel, LayerNorm, attention, use_kernel
-from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.bundle.roles import BOX_SLOTS
@@ -93,10 +93,8 @@ def device_of(provider: str) -> str:
 
 def load_network(family: Family, checkpoint: Checkpoint, manifest: Manifest, device: str) -> nn.Module:
     """The network with its weights, float32 on the CPU, else in the bundle's precision with LayerNorm in float32."""
-    settings = manifest.perturbation
-    perturbation = None if settings.stages == "none" else GraphPerturbation(settings.threshold, settings.preserve_norm)
     with torch.device("meta"):
-        network = family.network(checkpoint.config, perturbation, eigh_query_map)
+        network = family.network(checkpoint.config, graph_perturbation(manifest.perturbation), eigh_query_map)
     network.load_state_dict(load_state(checkpoint), assign=True, strict=True)
     if device != "cpu":
         network = network.to(device, PRECISIONS.get(manifest.precision, torch.float16))

@@ -11,6 +11,7 @@ import numpy as np
 from qpert.exporter.checkpoints.checkpoint import Checkpoint
 from qpert.exporter.families import find_family
 from qpert.exporter.families.base import Family
+from qpert.exporter.perturbation import graph_perturbation
 from qpert.exporter.references.baselines import open_baselines
 from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.own_inputs import pixels_by, with_own_inputs
@@ -18,7 +19,6 @@ from qpert.exporter.references.protocol import MarginReference, Reference
 from qpert.exporter.references.recording import InputMaker, make_cases
 from qpert.exporter.references.reopening import reopened
 from qpert.exporter.references.scorer import ReferenceScorer
-from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.bundle.roles import PIXELS
 from qpert.runtime.bundle.samples import Samples
@@ -95,8 +95,7 @@ def open_scorer(manifest: Manifest, kind: str, checkpoint: str | None) -> Iterat
 def open_reference(kind: str, family: Family, checkpoint: Checkpoint, manifest: Manifest) -> Iterator[MarginReference]:
     """The reference of that name over the same checkpoint, with the bundle's perturbation settings."""
     settings = manifest.perturbation
-    perturbation = GraphPerturbation(settings.threshold, settings.preserve_norm) if settings.stages != "none" else None
-    eager = TorchReference.open(family, checkpoint, manifest.graphs, perturbation)
+    eager = TorchReference.open(family, checkpoint, manifest.graphs, graph_perturbation(settings))
     if kind == eager.name:
         yield eager
         return

@@ -16,7 +16,7 @@ from qpert.runtime.evaluation.running import ImagesInMemory, ImageStore, Watch, 
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
-from qpert.runtime.inputs.perturbation import Coverage, Perturbation, Reduction, Semantics
+from qpert.runtime.inputs.perturbation import FIXED_IN_GRAPHS, Coverage, Perturbation, Reduction, Semantics
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
@@ -161,14 +161,14 @@ def overridden(
     coverage: Coverage | None = None,
     keep_stock: bool | None = None,
 ) -> Perturbation:
-    """A bundle's settings with some replaced; those fixed inside its graphs (threshold, stages, norm) stay.
+    """A bundle's settings with some replaced; those fixed inside its graphs (`FIXED_IN_GRAPHS`) stay.
 
     `semantics` replaces reduction and coverage by those of that reading, unless they are given too.
     """
     base = exported
     if semantics is not None:
         kept = asdict(exported)
-        fixed = {name: kept[name] for name in ("threshold", "stages", "preserve_norm", "alpha", "beta", "gamma")}
+        fixed = {name: kept[name] for name in (*FIXED_IN_GRAPHS, "alpha", "beta", "gamma")}
         fixed |= {name: value for name, value in (("beta", beta), ("gamma", gamma)) if value is not None}
         base = Perturbation.release(**fixed) if semantics == "release" else Perturbation.paper(**fixed)
         beta = gamma = None

@@ -36,6 +36,11 @@ WEIGHT_FUNCTIONS: Mapping[str, tuple[float, float]] = {
 }
 """(β, γ) of the paper's five weight functions β + γS, S = box area / image area (section 4.4)."""
 
+FIXED_IN_GRAPHS = ("threshold", "stages", "preserve_norm", "centre_keys")
+"""Fields of `Perturbation` that an export fixes in its graphs; the host decides the others."""
+ADDED_LATER = frozenset({"keep_stock", "centre_keys"})
+"""Fields that older bundles and galleries lack; their defaults are what those were made with."""
+
 
 @dataclass(frozen=True)
 class Perturbation:
@@ -46,7 +51,8 @@ class Perturbation:
     of queries together, as a `sum` (the paper) or a `mean` (the release); or `each` box perturbs a set of its own and
     ITC takes the maximum over all sets (ours, beyond the paper; ITC only). `keep_stock` adds the stock set to these.
     `stages`: whether the image branch of ITC is perturbed, ITM too (`both`), or neither. `preserve_norm`: each query
-    keeps its norm. `semantics` records which reading the rest started from.
+    keeps its norm. `centre_keys`: key subspaces are those of the keys less their mean over the image's tokens (ours,
+    beyond the paper). `semantics` records which reading the rest started from.
 
     Raises `InputError` for values that cannot be used.
     """
@@ -61,6 +67,7 @@ class Perturbation:
     stages: Stages = "itc"
     preserve_norm: bool = False
     keep_stock: bool = False
+    centre_keys: bool = False
 
     def __post_init__(self) -> None:
         choices = {"semantics": Semantics, "coverage": Coverage, "reduction": Reduction, "stages": Stages}
@@ -73,7 +80,7 @@ class Perturbation:
                 f"threshold is {self.threshold}; expected a contribution ratio between 0 and 1, as 0.95",
                 code="perturbation-threshold",
             )
-        for name in ("preserve_norm", "keep_stock"):
+        for name in ("preserve_norm", "keep_stock", "centre_keys"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(
                     f"{name} is {getattr(self, name)!r}; expected true or false", code="perturbation-switch"
@@ -121,7 +128,7 @@ class Perturbation:
     def from_dict(cls, values: Mapping[str, Any]) -> Perturbation:
         """The inverse of `to_dict`. Raises `InputError` for missing, unknown or unusable entries."""
         expected = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or {*values, "keep_stock"} != expected:  # older bundles have no keep_stock
+        if not isinstance(values, Mapping) or {*values, *ADDED_LATER} != expected:
             got = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
             raise InputError(f"perturbation has {got}; expected exactly {sorted(expected)}", code="perturbation-fields")
         return cls(**values)

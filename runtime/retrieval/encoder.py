@@ -34,7 +34,7 @@ from qpert.runtime.errors import BoxError, BundleError, InputError, LimitError
 from qpert.runtime.inputs.arguments import as_boxes, as_count, as_images, as_texts, kind_of
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import ImageInput, load_image, preprocess_images
-from qpert.runtime.inputs.perturbation import Perturbation, box_inputs
+from qpert.runtime.inputs.perturbation import FIXED_IN_GRAPHS, Perturbation, box_inputs
 from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer
 from qpert.runtime.retrieval.bound_graph import BoundGraph
 from qpert.runtime.retrieval.features import Floats, ImageFeatures, concatenated
@@ -301,7 +301,7 @@ def compatible(perturbation: Perturbation | None, bundle: Bundle) -> Perturbatio
             f"perturbation is a {kind_of(perturbation)}; expected a Perturbation, such as Perturbation(alpha=4.0)",
             code="perturbation-kind",
         )
-    for name in ("threshold", "stages", "preserve_norm"):
+    for name in FIXED_IN_GRAPHS:
         got, fixed = getattr(perturbation, name), getattr(exported, name)
         if got != fixed:
             raise InputError(

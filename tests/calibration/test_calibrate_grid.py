@@ -17,10 +17,10 @@ def test_the_default_is_the_papers_grid_under_every_reduction():
 
 
 def test_a_setting_keeps_what_the_grid_does_not_search():
-    exported = Perturbation(stages="itc", coverage="dilated", preserve_norm=True, semantics="release")
+    exported = Perturbation(stages="itc", coverage="dilated", preserve_norm=True, semantics="release", centre_keys=True)
     (setting,) = Grid((4.0,), ("1-S",), (0.9,), ("mean",)).settings()
     assert setting.perturbation(exported) == Perturbation(
-        "release", 4.0, 1.0, -1.0, 0.9, "dilated", "mean", "itc", preserve_norm=True
+        "release", 4.0, 1.0, -1.0, 0.9, "dilated", "mean", "itc", preserve_norm=True, centre_keys=True
     )
 
 

@@ -118,13 +118,11 @@ class Blip2Family:
         return {name: stage(network) for name, stage in STAGES.items()}
 
     def keys(self, network: nn.Module, image_tokens: Tensor) -> Tensor:
-        import torch
-
         from qpert.graphs.families.blip2.model import Blip2Retrieval
 
         assert isinstance(network, Blip2Retrieval)
         keys, _ = network.Qformer.keys_and_values(image_tokens)
-        return torch.stack(keys, dim=1)  # [B, A, H, N, d]
+        return network.subspace_keys(keys)
 
     @contextmanager
     def upstream(self, kind: str, checkpoint: Checkpoint, settings: Perturbation) -> Iterator[Reference]:

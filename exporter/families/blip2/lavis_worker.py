@@ -4,8 +4,8 @@ Imports torch, numpy, safetensors and lavis, and `upstream.py` by its path; qper
 `-I`, so that neither this folder nor PYTHONPATH can shadow LAVIS's own dependencies.
 
 A request is one line: `{"graph", "inputs", "outputs"}` with paths of safetensors files; the first one opens the model:
-`{"open": {"checkpoint", "vision_checkpoint", "config", "threshold", "preserve_norm", "stages"}}`. A reply is one line
-`{"ok": true, ...}` or `{"ok": false, "kind", "error", "traceback"}`.
+`{"open": {"checkpoint", "vision_checkpoint", "config", "threshold", "preserve_norm", "centre_keys", "stages"}}`. A
+reply is one line `{"ok": true, ...}` or `{"ok": false, "kind", "error", "traceback"}`.
 
 LAVIS is unmodified, except that `offline` replaces what it would download.
 """
@@ -295,7 +295,7 @@ def make_reference(model: Any, **options: Any) -> Any:
 def _open(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     model = build_model(request["config"])
     ignored = load_checkpoint(model, request["checkpoint"], request.get("vision_checkpoint"))
-    options = {name: request[name] for name in ("threshold", "preserve_norm", "stages")}
+    options = {name: request[name] for name in ("threshold", "preserve_norm", "centre_keys", "stages")}
     return make_reference(model, **options), {"ignored": ignored}
 
 

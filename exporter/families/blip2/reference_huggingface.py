@@ -45,6 +45,7 @@ class HuggingFaceReference(UpstreamReference):
         prefix: str = "",
         threshold: float = 0.95,
         preserve_norm: bool = False,
+        centre_keys: bool = False,
         stages: str = "itc",
     ) -> HuggingFaceReference:
         """Load a folder or a hub id in float32 on the CPU, with attention written out.
@@ -58,7 +59,14 @@ class HuggingFaceReference(UpstreamReference):
         """
         model = _load(str(folder_or_id), prefix)
         heads = model.config.qformer_config.num_attention_heads
-        return cls(model, heads=heads, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
+        return cls(
+            model,
+            heads=heads,
+            threshold=threshold,
+            preserve_norm=preserve_norm,
+            centre_keys=centre_keys,
+            stages=stages,
+        )
 
     @classmethod
     def from_lavis(
@@ -68,6 +76,7 @@ class HuggingFaceReference(UpstreamReference):
         *,
         threshold: float = 0.95,
         preserve_norm: bool = False,
+        centre_keys: bool = False,
         stages: str = "itc",
     ) -> HuggingFaceReference:
         """The stock model of `config` with a LAVIS checkpoint's weights, in float32 on the CPU.
@@ -79,7 +88,14 @@ class HuggingFaceReference(UpstreamReference):
         model = _stock_model(config)
         copy_from_lavis(tensors, model.state_dict())
         heads = config.qformer.heads
-        return cls(model, heads=heads, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
+        return cls(
+            model,
+            heads=heads,
+            threshold=threshold,
+            preserve_norm=preserve_norm,
+            centre_keys=centre_keys,
+            stages=stages,
+        )
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
         other_size = pixel_values.shape[-1] != self.model.config.vision_config.image_size

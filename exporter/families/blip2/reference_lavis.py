@@ -66,6 +66,7 @@ class LavisReference:
         python: Path | None = None,
         threshold: float = 0.95,
         preserve_norm: bool = False,
+        centre_keys: bool = False,
         stages: str = "itc",
     ) -> LavisReference:
         """Start LAVIS and load a `.pth`, strictly, in float32 on the CPU.
@@ -90,6 +91,7 @@ class LavisReference:
                         "config": config.to_dict(),
                         "threshold": threshold,
                         "preserve_norm": preserve_norm,
+                        "centre_keys": centre_keys,
                         "stages": stages,
                     }
                 }

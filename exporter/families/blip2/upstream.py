@@ -40,13 +40,20 @@ class Reference(Protocol):
     def close(self) -> None: ...
 
 
-def query_maps(keys: Tensor, object_masks: Tensor, box_weights: Tensor, threshold: float) -> Tensor:
+def query_maps(
+    keys: Tensor, object_masks: Tensor, box_weights: Tensor, threshold: float, centre_keys: bool = False
+) -> Tensor:
     """M = I + Σ_b w_b P_b from keys [B,H,N,d], masks [B,O,N] and weights [B,O], in float64: [B,H,d,d].
 
     P_b projects on the first p eigenvectors of K_bᵀ K_b, K_b = diag(m_b) K, where p is the largest dimension whose
     share of the eigenvalues stays below `threshold`, at least one; P_b = 0 if nothing is covered. ECCV 2024 paper 4.2.
+    `centre_keys`, which is qpert's: K is taken from its mean over all N tokens.
     """
-    masked = object_masks.double()[:, :, None, :, None] * keys.double()[:, None]  # [B,O,H,N,d]
+    keys = keys.double()
+    if centre_keys:
+        tokens = keys.shape[2]
+        keys = keys - keys.sum(2, keepdim=True) / tokens
+    masked = object_masks.double()[:, :, None, :, None] * keys[:, None]  # [B,O,H,N,d]
     values, vectors = torch.linalg.eigh(masked.transpose(-1, -2) @ masked)  # ascending
     values, vectors = values.flip(-1).clamp(min=0), vectors.flip(-1)
     total = values.sum(-1, keepdim=True)
@@ -80,6 +87,7 @@ def perturbed_cross_attention(
     box_weights: Tensor,
     threshold: float,
     preserve_norm: bool,
+    centre_keys: bool = False,
 ) -> Iterator[None]:
     """Inside, the outputs of the stock cross-attention `query` layers are perturbed; `pairs` are (query, key) layers.
 
@@ -89,7 +97,7 @@ def perturbed_cross_attention(
         for query, key in pairs:
             keys: Tensor = key(image_embeds)
             keys = keys.reshape(*keys.shape[:-1], heads, -1).transpose(1, 2)  # [B,H,N,d]
-            maps = query_maps(keys, object_masks, box_weights, threshold)
+            maps = query_maps(keys, object_masks, box_weights, threshold, centre_keys)
             handle = query.register_forward_hook(lambda _m, _i, output, maps=maps: _mapped(output, maps, preserve_norm))
             hooks.callback(handle.remove)
         yield
@@ -107,6 +115,7 @@ class UpstreamReference:
         heads: int,
         threshold: float = 0.95,
         preserve_norm: bool = False,
+        centre_keys: bool = False,
         stages: str = "itc",
     ) -> None:
         if stages not in STAGES:
@@ -115,6 +124,7 @@ class UpstreamReference:
         self.heads = heads
         self.threshold = threshold
         self.preserve_norm = preserve_norm
+        self.centre_keys = centre_keys
         self.stages = stages
 
     # What a subclass provides.
@@ -185,6 +195,7 @@ class UpstreamReference:
             tensors["box_weights"],
             self.threshold,
             self.preserve_norm,
+            self.centre_keys,
         ):
             yield
 

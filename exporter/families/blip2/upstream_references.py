@@ -33,4 +33,4 @@ def open_lavis(checkpoint: Checkpoint, settings: Perturbation) -> LavisReference
 
 
 def choices(settings: Perturbation) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ("threshold", "preserve_norm", "stages")}
+    return {name: getattr(settings, name) for name in ("threshold", "preserve_norm", "centre_keys", "stages")}

@@ -119,7 +119,7 @@ class SiglipFamily(TwoTowers):
         if kind != "hf":
             raise InputError(f"SigLIP has no reference {kind!r}, expected torch or hf", code="reference-unknown")
         assert checkpoint.folder is not None  # only folders are opened
-        choices = {name: getattr(settings, name) for name in ("threshold", "preserve_norm", "stages")}
+        choices = {name: getattr(settings, name) for name in ("threshold", "preserve_norm", "centre_keys", "stages")}
         reference = HuggingFaceReference.open(checkpoint.folder, prefix=checkpoint.tensors.store.prefix, **choices)
         reference.pixels = stock_pixels(checkpoint.folder, checkpoint.preprocessing.size, "SiglipImageProcessor")
         yield reference

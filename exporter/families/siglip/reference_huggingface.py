@@ -24,7 +24,13 @@ class HuggingFaceReference(TwoTowerReference):
     class_name = "SiglipModel"
 
     def __init__(
-        self, model: nn.Module, *, threshold: float = 0.95, preserve_norm: bool = False, stages: str = "itc"
+        self,
+        model: nn.Module,
+        *,
+        threshold: float = 0.95,
+        preserve_norm: bool = False,
+        centre_keys: bool = False,
+        stages: str = "itc",
     ) -> None:
         if stages not in ("itc", "none"):
             raise ValueError(f"stages is {stages!r}, expected 'itc' or 'none': there is no pair stage")
@@ -32,6 +38,7 @@ class HuggingFaceReference(TwoTowerReference):
         self.perturbable = stages == "itc"
         self.threshold = threshold
         self.preserve_norm = preserve_norm
+        self.centre_keys = centre_keys
 
     @classmethod
     def open(
@@ -41,11 +48,12 @@ class HuggingFaceReference(TwoTowerReference):
         prefix: str = "",
         threshold: float = 0.95,
         preserve_norm: bool = False,
+        centre_keys: bool = False,
         stages: str = "itc",
     ) -> HuggingFaceReference:
         """Load a folder or a hub id. Errors as in `load_stock`."""
         model = load_stock(cls.class_name, folder_or_id, prefix)
-        return cls(model, threshold=threshold, preserve_norm=preserve_norm, stages=stages)
+        return cls(model, threshold=threshold, preserve_norm=preserve_norm, centre_keys=centre_keys, stages=stages)
 
     def image_vector(
         self, image_tokens: Tensor, object_masks: Tensor | None = None, box_weights: Tensor | None = None
@@ -67,7 +75,8 @@ class HuggingFaceReference(TwoTowerReference):
         weights, biases = head.attention.in_proj_weight.split(width), head.attention.in_proj_bias.split(width)
         query = (head.probe[0, 0] @ weights[0].T + biases[0]).double().reshape(heads, 1, -1)  # [H,1,d]
         keys = (image_tokens @ weights[1].T + biases[1]).unflatten(-1, (heads, -1)).transpose(1, 2)  # [B,H,N,d]
-        result = query @ query_maps(keys, object_masks, box_weights, self.threshold)  # [B,H,1,d]
+        maps = query_maps(keys, object_masks, box_weights, self.threshold, self.centre_keys)
+        result = query @ maps  # [B,H,1,d]
         if self.preserve_norm:
             norm = result.norm(dim=-1, keepdim=True)
             result = result * query.norm(dim=-1, keepdim=True) / norm.where(norm > 0, 1)

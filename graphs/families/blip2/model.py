@@ -6,6 +6,8 @@ names, so that a LAVIS state dict loads without renaming.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -54,9 +56,17 @@ class Blip2Retrieval(nn.Module):
         keys, values = self.Qformer.keys_and_values(image_embeds.to(self.query_tokens.dtype))
         if self.perturbation is None or object_masks is None or box_weights is None:
             return ImageContext(keys, values, None)
-        stacked = torch.stack([layer.float() for layer in keys], dim=1)  # [B, A, H, N, d]
+        stacked = self.subspace_keys(keys)
         mapped = self.query_map(stacked, object_masks, box_weights, threshold=self.perturbation.threshold)
         return ImageContext(keys, values, mapped, self.perturbation.preserve_norm)
+
+    def subspace_keys(self, keys: Sequence[Tensor]) -> Tensor:
+        """A tensors [B, H, N, d] → float32 [B, A, H, N, d], the keys that boxes select from.
+
+        Layer by layer, before they are stacked: the lowering takes such a stack apart without copying it.
+        """
+        choices = self.perturbation or GraphPerturbation()
+        return torch.stack([choices.subspace_keys(layer) for layer in keys], dim=1)
 
     def encode_queries(
         self, image_embeds: Tensor, object_masks: Tensor | None = None, box_weights: Tensor | None = None

@@ -127,7 +127,8 @@ class SiglipRetrieval(nn.Module):
 
     def keys(self, image_embeds: Tensor) -> Tensor:
         """image_embeds [B, N, C] → float32 [B, A, H, N, d], the keys that boxes select from; A is 1."""
-        return self.vision_model.head.keys(self._cast(image_embeds)).float()[:, None]
+        choices = self.perturbation or GraphPerturbation()
+        return choices.subspace_keys(self.vision_model.head.keys(self._cast(image_embeds)))[:, None]
 
     def encode_queries(
         self, image_embeds: Tensor, object_masks: Tensor | None = None, box_weights: Tensor | None = None

@@ -88,14 +88,17 @@ def boxes(tokens, images=4, count=3, seed=0):
     return masks.astype(np.float32), generator.uniform(-2, 6, (images, count)).astype(np.float32)
 
 
-@pytest.mark.parametrize("preserve_norm", [False, True])
+@pytest.mark.parametrize(("preserve_norm", "centre_keys"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("threshold", [0.8, 0.95])
 @pytest.mark.parametrize("shape", SIGLIP_SHAPES)
-def test_boxes_move_the_vector_as_the_independent_reference_says(shape, threshold, preserve_norm, tmp_path):
+def test_boxes_move_the_vector_as_the_independent_reference_says(
+    shape, threshold, preserve_norm, centre_keys, tmp_path
+):
     stock = stock_siglip(shape)
     folder = saved(stock, tmp_path)
-    model = ours(folder, "siglip", GraphPerturbation(threshold, preserve_norm))
-    reference = SiglipReference.open(folder, threshold=threshold, preserve_norm=preserve_norm)
+    model = ours(folder, "siglip", GraphPerturbation(threshold, preserve_norm, centre_keys))
+    choices = {"threshold": threshold, "preserve_norm": preserve_norm, "centre_keys": centre_keys}
+    reference = SiglipReference.open(folder, **choices)
     tokens = model.encode_image(pixels(stock.config.vision_config.image_size, 4))
     masks, weights = boxes(model.config.tokens)
     cuts = key_subspaces(model.keys(tokens), torch.from_numpy(masks), threshold=threshold)

@@ -34,7 +34,8 @@ def folder(shape: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(folder: Path) -> Bundle:
-    settings = Perturbation.paper(stages="both", preserve_norm=folder.name.startswith("hf-c"))
+    choices = {"preserve_norm": folder.name.startswith("hf-c"), "centre_keys": folder.name.startswith("hf-b")}
+    settings = Perturbation.paper(stages="both", **choices)
     return export_bundle(
         ExportRequest("blip2", checkpoint=str(folder), out=folder.parent / "bundle", perturbation=settings)
     )

@@ -126,6 +126,29 @@ def test_a_box_that_spans_every_dimension_scales_the_queries(graph: str, lavis_f
 
 
 @pytest.mark.lavis
+def test_a_vector_added_to_every_key_does_not_change_centred_subspaces(lavis_folder: Path, tmp_path: Path):
+    # Added to the bias of the cross-attentions' keys, in a checkpoint that LAVIS loads; the softmax ignores it.
+    folder = lavis_folder / "clip"
+    expected = load_file(folder / "expected.safetensors")
+    shifted = torch.load(folder / "checkpoint.pth", weights_only=True)
+    for name, value in shifted["model"].items():
+        if "crossattention.self.key.bias" in name:
+            value += torch.randn(value.shape, generator=torch.Generator().manual_seed(6))
+    torch.save(shifted, tmp_path / "shifted.pth")
+    features = every_pair(expected)["image_embeds"]
+    mask = np.zeros((IMAGES, 1, 17), np.float32)
+    mask[:, :, 5:9] = 1
+    boxes = {"image_embeds": features, "object_masks": mask, "box_weights": np.full((IMAGES, 1), 3, np.float32)}
+    found = {}
+    for centre_keys in (False, True):
+        for file in (folder / "checkpoint.pth", tmp_path / "shifted.pth"):
+            with LavisReference.open(file, config=config_of(folder), threshold=0.6, centre_keys=centre_keys) as lavis:
+                found[centre_keys, file.stem] = lavis.run("image_query", boxes)["query_embeds"]
+    np.testing.assert_allclose(found[True, "shifted"], found[True, "checkpoint"], rtol=0, atol=1e-4)
+    assert np.abs(found[False, "shifted"] - found[False, "checkpoint"]).max() > 1e-2
+
+
+@pytest.mark.lavis
 @pytest.mark.parametrize(("name", "corners"), [("eva", False), ("clip", True)])
 def test_another_image_size_interpolates_as_lavis_does(name: str, corners: bool, lavis_folder: Path, tmp_path: Path):
     # The checkpoint whose position embedding was resized beforehand gives the same. LAVIS aligns the corners for CLIP.

@@ -47,6 +47,14 @@ def test_boxes_add_up_with_their_weights_and_an_empty_mask_adds_nothing():
     assert torch.allclose(found[0, 1], 1.5 * onto(DIAGONAL))
 
 
+def test_centred_keys_are_taken_from_the_mean_of_all_tokens():
+    # The first box token: (3, 0) less head 0's mean (4, 10/3) is (-1, -10/3); (1, 1) less head 1's (4, -2) is (-3, 3).
+    first = torch.tensor([[[0.0, 1.0, 0.0]]])  # one token: its own direction, whatever the threshold
+    found = query_maps(KEYS, first, torch.ones(1, 1), 0.95, centre_keys=True)[0] - torch.eye(2)
+    assert torch.allclose(found[0], onto(torch.tensor([-3.0, -10.0]) / 109**0.5))
+    assert torch.allclose(found[1], onto(torch.tensor([-1.0, 1.0]) / 2**0.5))
+
+
 def test_no_box_gives_the_identity():
     assert torch.equal(maps(torch.zeros(1, 0, 3), torch.zeros(1, 0), 0.95), torch.zeros(1, 2, 2, 2).double())
 

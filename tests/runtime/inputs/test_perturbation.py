@@ -229,6 +229,7 @@ def test_the_defaults_are_those_of_the_paper_and_the_manifest():
         "stages": "itc",
         "preserve_norm": False,
         "keep_stock": False,
+        "centre_keys": False,
     }
     assert Perturbation().to_dict() == Perturbation.paper().to_dict() == expected
 
@@ -272,6 +273,7 @@ def test_a_perturbation_survives_the_manifest(perturbation):
         ({"threshold": 1}, "threshold is 1.0"),
         ({"threshold": 95}, "threshold is 95.0; expected a contribution ratio between 0 and 1"),
         ({"preserve_norm": 1}, "preserve_norm is 1; expected true or false"),
+        ({"centre_keys": "yes"}, "centre_keys is 'yes'; expected true or false"),
     ],
 )
 def test_unusable_values_are_errors_that_name_them(change, message):
@@ -286,3 +288,14 @@ def test_unknown_and_missing_entries_are_errors():
         Perturbation.from_dict({"alpha": 8})
     with pytest.raises(InputError, match="perturbation has list"):
         Perturbation.from_dict([])
+    with pytest.raises(InputError, match="expected exactly"):
+        Perturbation.from_dict(Perturbation().to_dict() | {"center_keys": True})
+
+
+@pytest.mark.parametrize("lacking", [{"keep_stock"}, {"centre_keys"}, {"keep_stock", "centre_keys"}])
+def test_settings_from_before_a_field_existed_are_read(lacking):
+    settings = Perturbation(reduction="mean", preserve_norm=True)
+    before = {name: value for name, value in settings.to_dict().items() if name not in lacking}
+    assert Perturbation.from_dict(before) == settings
+    with pytest.raises(InputError, match="expected exactly"):
+        Perturbation.from_dict({name: value for name, value in before.items() if name != "preserve_norm"})

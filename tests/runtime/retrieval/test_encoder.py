@@ -231,7 +231,9 @@ def test_features_without_masks_are_refused_where_itm_is_perturbed(encoder, stoc
         encoder.itm_scores(stock.encode_images(random_pictures(1)), ["a dog"])
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.5}, {"stages": "itc"}, {"preserve_norm": True}])
+@pytest.mark.parametrize(
+    "change", [{"threshold": 0.5}, {"stages": "itc"}, {"preserve_norm": True}, {"centre_keys": True}]
+)
 def test_a_setting_that_lies_in_the_graphs_cannot_be_changed_at_opening(tiny_bundle, change):
     settings = {"stages": "both", "threshold": THRESHOLD} | change
     with pytest.raises(

@@ -130,12 +130,6 @@ def test_settings_that_exclude_each_other_are_refused(settings, code):
     assert error.value.code == code
 
 
-def test_settings_from_before_keep_stock_are_read():
-    before = Perturbation(reduction="mean").to_dict()
-    del before["keep_stock"]
-    assert Perturbation.from_dict(before) == Perturbation(reduction="mean")
-
-
 @given(counts=st.lists(st.integers(1, 20), max_size=12), most=st.integers(1, 9), alone=st.booleans())
 def test_calls_hold_every_row_once_and_split_no_image_that_fits(counts, most, alone):
     found = list(calls(counts, most, alone=alone))
