@@ -20,20 +20,8 @@ from qpert.runtime.cli.edge import BROKEN_PIPE, MACHINE, ReaderGoneError, exit_c
 from qpert.runtime.errors import QpertError, QpertWarning, UnavailableError
 
 ORDER = (
-    *(
-        "export",
-        "verify",
-        "eval",
-        "calibrate",
-        "quantize",
-        "build",
-        "detect",
-        "index",
-        "search",
-        "bench",
-        "inspect",
-        "doctor",
-    ),
+    *("export", "verify", "eval", "calibrate", "quantize", "build", "detect", "index", "search", "bench"),
+    *("inspect", "doctor"),
 )
 """The order in which `qpert --help` lists commands; others follow by name."""
 
