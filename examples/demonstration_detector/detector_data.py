@@ -31,8 +31,8 @@ LABELS = tuple(KINDS)
 class TrainingSet:
     """M pictures. All arrays are in memory.
 
-    pixels: uint8 [M, S, S, 3]. boxes: float32 [M, 12, 4], centre x, centre y, width and height in shares of the picture,
-    padded with 0. kinds: int64 [M, 12], class numbers, padded with −1.
+    pixels: uint8 [M, S, S, 3]. boxes: float32 [M, 12, 4], centre x, centre y, width and height in shares of the
+    picture, padded with 0. kinds: int64 [M, 12], class numbers, padded with −1.
     """
 
     pixels: npt.NDArray[np.uint8]

@@ -2,9 +2,9 @@
 
     python examples/demonstration_detector/train.py --work .cache/detector
 
-A small RT-DETRv2 with transformers' own loss; what ships is the running mean of its weights. The first steps see pictures
-of 128×128 pixels, the later ones of 160×160. Runs repeat by seed; an interrupted one resumes from its last checkpoint when
-the command is given again. Metrics go to `WORK/metrics.jsonl`, progress to stderr.
+A small RT-DETRv2 with transformers' own loss; what ships is the running mean of its weights. The first steps see
+pictures of 128×128 pixels, the later ones of 160×160. Runs repeat by seed; an interrupted one resumes from its last
+checkpoint when the command is given again. Metrics go to `WORK/metrics.jsonl`, progress to stderr.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def main() -> None:
     run(plan, options.work, Terminal(), save_every=options.save_every, evaluate_every=options.evaluate_every)
 
 
-STEPS, FIRST_STEPS = 4800, 3300
+STEPS, FIRST_STEPS = 7200, 4800
 
 if __name__ == "__main__":
     main()
