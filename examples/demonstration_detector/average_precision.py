@@ -30,6 +30,8 @@ QUICK = 200
 SMALL_SHARE = 0.02
 """Of the picture: an object below it is "tiny" in the captions' words (`qpert.runtime.scenes.facts`)."""
 
+MEASURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "recall50", "recall50_small")
+
 
 @dataclass(frozen=True)
 class Found:
@@ -57,13 +59,31 @@ def detect(
             yield Found(*(one[name].numpy() for name in ("boxes", "scores", "labels")))
 
 
+def kept(found: Found, *, threshold: float, overlap: float, most: int) -> Found:
+    """As boxes for retrieval: scores from `threshold` on; of boxes that overlap by an IoU above `overlap`, whatever
+    their classes, the one with the best score (ties: the first); at most `most`."""
+    order = np.argsort(-found.scores, kind="stable")
+    chosen: list[int] = []
+    for row in order[found.scores[order] >= threshold]:
+        if len(chosen) < most and all(_iou(found.boxes[row], found.boxes[other]) <= overlap for other in chosen):
+            chosen.append(int(row))
+    return found[np.array(chosen, np.int64)]
+
+
+def _iou(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
+    sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
+    shared = float(np.prod(sides.clip(min=0)))
+    return shared / (float(np.prod(first[2:] - first[:2])) + float(np.prod(second[2:] - second[:2])) - shared)
+
+
 def precision(
     scenes: Sequence[Scene], found: Sequence[Found], *, small: float | None = None, one_class: bool = False
 ) -> dict[str, float | None]:
-    """COCO's measures by pycocotools, in percent: ap (mean over IoU 0.5, 0.55, … 0.95), ap50, ap75 and ap_small.
+    """COCO's measures by pycocotools, in percent: ap (mean over IoU 0.5, 0.55, … 0.95), ap50, ap75, ap_small, ap_medium
+    and ap_large, and the recall at IoU 0.5 of all and of small objects, over all detections given (≤ 100 a picture).
 
-    Small is an area below 32² pixels, as in COCO, or with `small` below that share of the picture. `one_class` ignores
-    what an object is. A measure without any object to find is None.
+    Small is an area of at most 32² pixels, as in COCO, or with `small` of at most that share of the picture.
+    `one_class` ignores what an object is. A measure without any object to find is None.
     """
     areas = [small * s.size[0] * s.size[1] if small else 32**2 for s in scenes]
     if small and len(set(areas)) > 1:
@@ -86,10 +106,12 @@ def precision(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    names = ("ap", "ap50", "ap75", "ap_small")
-    return {
-        name: None if value < 0 else 100 * float(value) for name, value in zip(names, evaluation.stats, strict=False)
-    }
+    recalls = evaluation.eval["recall"][0, :, :2, -1]  # IoU 0.5: [classes, (all, small)]; −1 without such an object
+    values = [
+        *evaluation.stats[:6],
+        *(column[column >= 0].mean() if (column >= 0).any() else -1 for column in recalls.T),
+    ]
+    return {name: None if value < 0 else 100 * float(value) for name, value in zip(MEASURES, values, strict=True)}
 
 
 def _annotations(scenes: Sequence[Scene], one_class: bool) -> Iterator[dict[str, Any]]:
