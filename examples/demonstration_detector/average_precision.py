@@ -85,7 +85,7 @@ def precision(
     Small is an area of at most 32² pixels, as in COCO, or with `small` of at most that share of the picture.
     `one_class` ignores what an object is. A measure without any object to find is None.
     """
-    areas = [small * s.size[0] * s.size[1] if small else 32**2 for s in scenes]
+    areas = [small * (s.size[0] * s.size[1]) if small else 32**2 for s in scenes]
     if small and len(set(areas)) > 1:
         raise ValueError("pictures of different areas have no common limit in pixels")
     truth = COCO()

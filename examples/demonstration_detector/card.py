@@ -73,10 +73,10 @@ def training(run: dict[str, Any]) -> str:
     seconds = {side: found["seconds"] / found["logged"] for side, found in run["sides"].items()}
     pace = " and ".join(f"{value:.2f} s at {side}×{side}" for side, value in seconds.items())
     return (
-        f"{run['steps']:,} steps of {plan['batch']} pictures out of {plan['scenes']:,}, half of them mirrored at random, "
-        f"seed {plan['seed']}: the first {plan['first_steps']:,} at 128×128 pixels, the other {later:,} at 160×160. "
-        f"AdamW (weight decay 0.02, gradients of norm 1 at most), learning rate {plan['rate']:g} after a warm-up of "
-        f"{plan['warm']} steps, falling as a cosine to a fiftieth; transformers' own loss, 20 denoising queries; "
+        f"{run['steps']:,} steps of {plan['batch']} pictures out of {plan['scenes']:,}, half of them mirrored at "
+        f"random, seed {plan['seed']}: the first {plan['first_steps']:,} at 128×128 pixels, the other {later:,} at "
+        f"160×160. AdamW (weight decay 0.02, gradients of norm 1 at most), learning rate {plan['rate']:g} after a warm-up "
+        f"of {plan['warm']} steps, falling as a cosine to a fiftieth; transformers' own loss, 20 denoising queries; "
         f"bfloat16 autocast in backbone and encoder. What ships is the running mean of the weights (decay "
         f"{plan['decay']:g} a step). The run began at {run['began']} and ended at {run['ended']} on one thread of a "
         f"machine whose two cores others used as well; a step took {pace} on average."
@@ -85,8 +85,8 @@ def training(run: dict[str, Any]) -> str:
 
 def counts(report: dict[str, Any]) -> str:
     return (
-        f"{report['pictures']:,} test scenes with {report['objects']:,} objects, {report['objects_small']:,} of them of "
-        f"up to 32² pixels and {report['objects_below_share']:,} of up to 2 % of the picture."
+        f"{report['pictures']:,} test scenes with {report['objects']:,} objects, {report['objects_small']:,} of them "
+        f"of up to 32² pixels and {report['objects_below_share']:,} of up to 2 % of the picture."
     )
 
 
@@ -96,8 +96,8 @@ def fields(folder: Path, report: dict[str, Any], run: dict[str, Any]) -> dict[st
     backbone, used = config["backbone_config"], report["as_used"]
     return {
         "parameters": f"{report['parameters'] / 1e6:.2f} M parameters, {report['bytes'] / 1e6:.1f} MB in float32",
-        "backbone": f"one basic block a stage, {', '.join(map(str, backbone['hidden_sizes']))} channels; strides 8, 16, 32 "
-        "are used",
+        "backbone": f"one basic block a stage, {', '.join(map(str, backbone['hidden_sizes']))} channels; strides 8, 16 "
+        "and 32 are used",
         "transformer": f"{config['encoder_layers']} encoder layer, {config['decoder_layers']} decoder layers, width "
         f"{config['d_model']}, {config['decoder_attention_heads']} heads, {config['num_queries']} queries",
         "side": str(processor["size"]["height"]),

@@ -51,7 +51,7 @@ def evaluate(folder: Path, count: int, progress: Progress) -> dict[str, Any]:
         "seed": SEED,
         "objects": sum(len(scene.objects) for scene in scenes),
         "objects_small": _count(scenes, 32**2),
-        "objects_below_share": _count(scenes, SMALL_SHARE * scenes[0].size[0] * scenes[0].size[1]),
+        "objects_below_share": _count(scenes, SMALL_SHARE * (scenes[0].size[0] * scenes[0].size[1])),
         "by_class": {**precision(scenes, found), "ap_below_share": _below_share(scenes, found, one_class=False)},
         "one_class": {
             **precision(scenes, apart, one_class=True),
