@@ -76,8 +76,8 @@ def training(run: dict[str, Any]) -> str:
         f"{run['steps']:,} steps of {plan['batch']} pictures out of {plan['scenes']:,}, half of them mirrored at "
         f"random, seed {plan['seed']}: the first {plan['first_steps']:,} at 128×128 pixels, the other {later:,} at "
         f"160×160. AdamW (weight decay 0.02, gradients of norm 1 at most), learning rate {plan['rate']:g} after a "
-        f"warm-up of {plan['warm']} steps, falling as a cosine to a fiftieth; transformers' own loss, 20 denoising queries; "
-        f"bfloat16 autocast in backbone and encoder. What ships is the running mean of the weights (decay "
+        f"warm-up of {plan['warm']} steps, falling as a cosine to a fiftieth; transformers' own loss, 20 denoising "
+        f"queries; bfloat16 autocast in backbone and encoder. What ships is the running mean of the weights (decay "
         f"{plan['decay']:g} a step). The run began at {run['began']} and ended at {run['ended']} on one thread of a "
         f"machine whose two cores others used as well; a step took {pace} on average."
     )
