@@ -6,6 +6,7 @@ python examples/demonstration_detector/card.py
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ def training(run: dict[str, Any]) -> str:
     later = plan["steps"] - plan["first_steps"]
     seconds = {side: found["seconds"] / found["logged"] for side, found in run["sides"].items()}
     pace = " and ".join(f"{value:.2f} s at {side}×{side}" for side, value in seconds.items())
+    changes = [
+        f" The first {after['from_step']:,} steps followed a plan of {before['steps']:,}, {before['first_steps']:,} of "
+        "them at 128×128; it was cut short because the machine was slower than thought."
+        for before, after in itertools.pairwise(run["plans"])
+    ]
     return (
         f"{run['steps']:,} steps of {plan['batch']} pictures out of {plan['scenes']:,}, half of them mirrored at "
         f"random, seed {plan['seed']}: the first {plan['first_steps']:,} at 128×128 pixels, the other {later:,} at "
@@ -79,7 +85,7 @@ def training(run: dict[str, Any]) -> str:
         f"warm-up of {plan['warm']} steps, falling as a cosine to a fiftieth; transformers' own loss, 20 denoising "
         f"queries; bfloat16 autocast in backbone and encoder. What ships is the running mean of the weights (decay "
         f"{plan['decay']:g} a step). The run began at {run['began']} and ended at {run['ended']} on one thread of a "
-        f"machine whose two cores others used as well; a step took {pace} on average."
+        f"machine whose two cores others used as well; a step took {pace} on average." + "".join(changes)
     )
 
 

@@ -57,6 +57,7 @@ def history(work: Path, state: dict[str, Any]) -> dict[str, Any]:
     return {
         "steps": state["step"],
         "plan": state["plan"],
+        "plans": state["plans"],
         "began": lines[0]["time"],
         "ended": lines[-1]["time"],
         "sides": sides,

@@ -59,6 +59,7 @@ class Trainer:
 
     def __init__(self, plan: Plan, data: TrainingSet, work: Path) -> None:
         self.plan, self.data, self.work, self.step = plan, data, work, 0
+        self.plans = [{"from_step": 0, **asdict(plan)}]
         self.detector = new_detector(plan.seed).train()
         self.mean = deepcopy(self.detector).eval().requires_grad_(False)
         in_bfloat16(self.detector)
@@ -106,6 +107,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "plan": asdict(self.plan),
+            "plans": self.plans,
         }
         temporary = self.work / ".checkpoint.pt"
         torch.save(state, temporary)
@@ -120,7 +122,9 @@ class Trainer:
         self.detector.load_state_dict(state["detector"])
         self.mean.load_state_dict(state["mean"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.plans = state["plans"]
         if state["plan"] != asdict(self.plan):
+            self.plans = [*self.plans, {"from_step": self.step, **asdict(self.plan)}]
             progress.say(f"the plan has changed since step {self.step}; the rest follows the new one")
         progress.say(f"resuming at step {self.step} of {self.plan.steps}")
 
@@ -174,7 +178,7 @@ def main() -> None:
     run(plan, options.work, Terminal(), save_every=options.save_every, evaluate_every=options.evaluate_every)
 
 
-STEPS, FIRST_STEPS = 7200, 4800
+STEPS, FIRST_STEPS = 4300, 2400
 
 if __name__ == "__main__":
     main()

@@ -93,7 +93,10 @@ def test_an_installed_detector_opens_in_stock_transformers_with_the_mean_of_the_
     train, install = scripts["train"], scripts["install"]
     plan = train.Plan(seed=3, scenes=SCENES, steps=1, first_steps=0, batch=2, warm=1)
     train.run(plan, tmp_path, Silent(), save_every=1e9, evaluate_every=1e9)
-    install.install(tmp_path, tmp_path / "out")
+    longer = train.Plan(seed=3, scenes=SCENES, steps=2, first_steps=0, batch=2, warm=1)
+    train.run(longer, tmp_path, Silent(), save_every=1e9, evaluate_every=1e9)
+    state = install.install(tmp_path, tmp_path / "out")
+    assert [(one["from_step"], one["steps"]) for one in install.history(tmp_path, state)["plans"]] == [(0, 1), (1, 2)]
     loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "out").state_dict()
     expected = state_of(tmp_path)["mean"]
     assert loaded.keys() == expected.keys()
