@@ -256,7 +256,7 @@ def test_the_bundle_is_remembered_and_may_have_moved(capsys, tmp_path, tiny_bund
     [
         ((), "give either a text"),
         (("a dog", "--image", "x.png"), "give either a text"),
-        (("a dog", "--boxes", "x"), "--boxes and --texts need --image"),
+        (("a dog", "--boxes", "x"), "--boxes, --detector and --texts need --image"),
         (("a dog", "-k", "0"), "got k=0"),
         (("",), "text 0 is ''"),
         (("--image", "nothing.png"), "nothing.png does not exist"),
