@@ -21,3 +21,8 @@ def model_file(name: str) -> Path:
 
 
 NAMES = ("demo", "demo-small-objects")
+CALIBRATED = {
+    "demo": Path(__file__).with_name("calibrated.json"),
+    "demo-small-objects": Path(__file__).with_name("calibrated_small_objects.json"),
+}
+"""How boxes act on each, as `qpert calibrate` found on the validation scenes."""

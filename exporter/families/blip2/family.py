@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qpert.exporter import demo
 from qpert.exporter.families.base import FamilyCard, FamilyOption, Host
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import Manifest
@@ -48,6 +49,7 @@ class Blip2Family:
         checkpoints=f"{', '.join(PUBLISHED)}, a LAVIS .pth, a Hugging Face folder, or a hub id",
         published=PUBLISHED,
         default_checkpoint="demo",
+        calibrated=demo.CALIBRATED,
         stages=("itc", "both", "none"),
         options=OPTIONS,
         weight_files=dict.fromkeys((QUERY_HEAD, TEXT_TOWER, PAIR_SCORER), "qformer.data"),
