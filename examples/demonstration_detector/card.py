@@ -84,8 +84,9 @@ def training(run: dict[str, Any]) -> str:
         f"160×160. AdamW (weight decay 0.02, gradients of norm 1 at most), learning rate {plan['rate']:g} after a "
         f"warm-up of {plan['warm']} steps, falling as a cosine to a fiftieth; transformers' own loss, 20 denoising "
         f"queries; bfloat16 autocast in backbone and encoder. What ships is the running mean of the weights (decay "
-        f"{plan['decay']:g} a step). The run began at {run['began']} and ended at {run['ended']} on one thread of a "
-        f"machine whose two cores others used as well; a step took {pace} on average." + "".join(changes)
+        f"{plan['decay']:g} a step). The log runs from {run['began']} to {run['ended']}, on one thread of a "
+        f"machine whose two cores others used as well; a step took {pace} on average (of every twentieth)."
+        + "".join(changes)
     )
 
 

@@ -178,8 +178,9 @@ def test_the_shipped_detector_finds_the_objects_of_scenes_that_nobody_has_drawn_
     assert part.precision(scenes, found)["ap50"] >= LEAST_AP50
 
 
-LEAST_AP50 = 60
-"""Percent, on 50 scenes."""
+LEAST_AP50 = 85
+"""Percent. The card says 94.6 on 1,000 scenes; 50 of them, with 15 objects of a class, give a few points more or
+less."""
 
 
 def test_training_pictures_are_made_as_the_stock_processor_makes_them(scripts, shipped):
