@@ -50,6 +50,7 @@ def test_a_manifest_has_what_the_contract_promises(values):
         "stages",
         "preserve_norm",
         "keep_stock",
+        "centre_keys",
     ]
     assert sorted(values["perturbation"]) == sorted(settings)
     assert tuple(values["graphs"]) == GRAPH_NAMES
