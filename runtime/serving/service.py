@@ -29,8 +29,6 @@ from qpert.runtime.serving.settings import LENGTH_STEP, Settings
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
-SEARCHES_AT_ONCE = 16
-"""Texts that share one scan of the gallery."""
 FETCHES_AT_ONCE = 8
 """Pictures that are fetched by URL at the same time."""
 
@@ -48,7 +46,7 @@ class Service:
         self._text = Work("text", self._run_texts, encoder.limit(TEXT_TOWER, "T"))
         self._image = Work("image", self._run_pictures, encoder.limit(IMAGE_TOWER, "B"))
         self._pair = Work("pair", each(lambda call: call()), 1)
-        self._search = Work("search", self._run_searches, SEARCHES_AT_ONCE)
+        self._search = Work("search", each(self._run_search), 1)
         self._change = Work("index", self._run_changes, settings.limits.inputs, exclusive=True)
 
     @classmethod
@@ -140,11 +138,11 @@ class Service:
         return np.asarray(scores, np.float32)
 
     async def search(self, text: str, k: int, rerank: int | None, deadline: float) -> list[Hit]:
-        """As `Retriever.search` in the gallery; searches of the same settings share a scan."""
+        """As `Retriever.search` in the gallery."""
         require_gallery(self.gallery)
         self.encoder.shortlist(rerank)
         await self.tokenize([text])
-        (hits,) = await self.scheduler.run(self._search, [((k, rerank), (text, k, rerank), 1)], deadline)
+        (hits,) = await self.scheduler.run(self._search, [(None, (text, k, rerank), 1)], deadline)
         return list(hits)
 
     async def search_captions(self, picture: Picture, k: int, rerank: int | None, deadline: float) -> list[TextHit]:
@@ -185,7 +183,8 @@ class Service:
         encoder = self.encoder
         longest = encoder.tokenizer.max_length
         texts = [" ".join(["a"] * count) for count in range(1, longest + 1, LENGTH_STEP)]
-        text_embeds = await self.encode_texts(texts, deadline)
+        for text in texts:
+            text_embeds = await self.encode_texts([text], deadline)
         size = encoder.manifest.preprocessing.size
         picture = Picture(np.zeros((1, 3, size, size), np.float32), None)
         (features,) = await self.encode_pictures([picture], deadline)
@@ -212,18 +211,18 @@ class Service:
         features = self.encoder.encode_features(tokens, [picture.boxes for picture in pictures])
         return [features.rows(slice(row, row + 1)) for row in range(len(pictures))]
 
-    def _run_searches(self, queries: list[tuple[str, int, int | None]]) -> Results:
-        """Texts of one `k` and one `rerank`."""
+    def _run_search(self, query: tuple[str, int, int | None]) -> list[Hit]:
+        """One text. Searches share no scan: a product with more texts adds up in another order, and the last bit of a
+        score would depend on who else searches."""
         gallery = require_gallery(self.gallery)
-        _, k, rerank = queries[0]
-        texts = [text for text, *_ in queries]
+        text, k, rerank = query
         try:
-            return list(self.retriever.search_batch(texts, gallery.current().images, k=k, rerank=rerank))
+            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank)
         except GalleryError as error:
             if error.code != "gallery-compacted":
                 raise
             gallery.forget()
-            return list(self.retriever.search_batch(texts, gallery.current().images, k=k, rerank=rerank))
+            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank)
 
     def _run_changes(self, requests: list[AddRequest | DeleteRequest]) -> Results:
         return list(require_gallery(self.gallery).change(requests))
