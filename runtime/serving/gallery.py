@@ -7,14 +7,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from qpert.runtime.errors import GalleryError, InputError, QpertError
 from qpert.runtime.files import write_atomically
-from qpert.runtime.gallery.catalogue import CATALOGUE_NAME, has_catalogue, open_catalogue
+from qpert.runtime.gallery.catalogue import CATALOGUE_NAME, ImageRecord, has_catalogue, open_catalogue
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
@@ -147,13 +147,13 @@ class LiveGallery:
             return [self._delete(first.name)]
         added = [request for request in group if isinstance(request, AddRequest)]
         uploads = [upload for request in added for upload in request.uploads]
-        before = self._rows([upload.name for upload in uploads])
+        before = self._records([upload.name for upload in uploads])
         entries = [self._kept(upload) for upload in uploads]
         try:
             index_images(self.folder, self.encoder, entries, replace=first.replace)
         finally:
-            self._sweep(entry.path for entry in entries)
-        after = self._rows([upload.name for upload in uploads])
+            self._sweep([*(entry.path for entry in entries), *(Path(record.path) for record in before.values())])
+        after = self._records([upload.name for upload in uploads])
         images = len(self.current().images)
         return [changed([upload.name for upload in request.uploads], before, after, images) for request in added]
 
@@ -176,7 +176,7 @@ class LiveGallery:
             write_atomically(path, upload.data)
         return ImageEntry(upload.name, path, upload.boxes, upload.captions)
 
-    def _sweep(self, paths: Iterator[Path] | Sequence[Path]) -> None:
+    def _sweep(self, paths: Sequence[Path]) -> None:
         """Delete those kept files that no picture of the gallery refers to."""
         ours = {path for path in paths if path.parent == self.pictures and KEPT_FILE.fullmatch(path.name)}
         for path in ours - {self.pictures / one.name for one in self.current().images.paths}:
@@ -188,11 +188,11 @@ class LiveGallery:
             oldest = time.time() - SWEEP_SECONDS
             self._sweep([path for path in self.pictures.iterdir() if path.stat().st_mtime < oldest])
 
-    def _rows(self, names: Sequence[str]) -> dict[str, int]:
-        """The rows of those pictures that are there; a picture that is encoded again gets a new one."""
+    def _records(self, names: Sequence[str]) -> dict[str, ImageRecord]:
+        """Those pictures that are there."""
         with closing(open_catalogue(self.folder)) as catalogue:
             found = {name: catalogue.image(name) for name in names}
-        return {name: record.row for name, record in found.items() if record is not None}
+        return {name: record for name, record in found.items() if record is not None}
 
 
 def together(requests: Sequence[AddRequest | DeleteRequest]) -> Iterator[list[AddRequest | DeleteRequest]]:
@@ -212,10 +212,12 @@ def together(requests: Sequence[AddRequest | DeleteRequest]) -> Iterator[list[Ad
         yield group
 
 
-def changed(names: Sequence[str], before: dict[str, int], after: dict[str, int], images: int) -> Change:
-    """What became of the pictures of one request, by their rows before and after."""
+def changed(
+    names: Sequence[str], before: Mapping[str, ImageRecord], after: Mapping[str, ImageRecord], images: int
+) -> Change:
+    """What became of the pictures of one request: one that was encoded again has another row."""
     added = sum(name not in before for name in names)
-    unchanged = sum(name in before and before[name] == after.get(name) for name in names)
+    unchanged = sum(name in before and name in after and before[name].row == after[name].row for name in names)
     return Change(added, len(names) - added - unchanged, unchanged, images=images)
 
 

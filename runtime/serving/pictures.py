@@ -85,6 +85,8 @@ def open_picture(data: bytes, name: str, limits: Limits) -> Image:
         raise ImageError(
             f"{name} is not a picture; expected one of {', '.join(FORMATS)}", code="image-format"
         ) from None
+    except Image.DecompressionBombError as error:
+        raise LimitError(f"{name} is too large: {error} Send a smaller picture.", code="picture-pixels") from error
     except Exception as error:  # decoders meet strangers' bytes and raise nearly any class
         raise ImageError(f"{name} cannot be read: {error!r}; send another file", code="image-broken") from error
     with image:

@@ -88,7 +88,7 @@ def test_a_named_host_gives_its_bytes(host):
     ],
 )
 def test_a_host_that_answers_otherwise(host, path, code):
-    with pytest.raises(ImageError, match="^input 0") as refused:
+    with pytest.raises(ImageError, match=r"^input 0") as refused:
         Fetcher(("localhost",), LIMITS, permits=everywhere).fetch(f"http://localhost:{host}{path}", "input 0")
     assert refused.value.code == code
 
