@@ -249,7 +249,7 @@ def check_slow_bodies(service, allowed):
 
 def test_a_full_queue_refuses_with_retry_after_and_goes_on(demo_bundle, photos):
     with running(demo_bundle, "--max-queue", 2, "--max-inputs", 2, "--workers", 1) as service:
-        body = {"input": [{"image": data_uri(photos[0]), "boxes": [[10 * i, 10, 300 + i, 300] for i in range(20)]}] * 2}
+        body = {"input": [{"image": data_uri(photos[0]), "boxes": [[10 * i, 10, 300 + i, 300] for i in range(8)]}] * 2}
         done, statuses = threading.Event(), []
 
         def ask():
