@@ -106,11 +106,11 @@ async def embed(service: Service, inputs: Sequence[str | RawPicture], encoding: 
     deadline = deadline_of(service)
     texts = [value for value in inputs if isinstance(value, str)]
     raws = [value for value in inputs if isinstance(value, RawPicture)]
-    await service.tokenize(texts)  # a bad text is refused before a picture is decoded
+    tokens = await service.tokenize(texts)  # a bad text is refused before a picture is decoded
     pictures = await pictures_of(raws, service)
     text_vectors, features = await in_order(
         [
-            service.encode_texts(texts, deadline) if texts else nothing(),
+            service.encode_texts(tokens, deadline) if texts else nothing(),
             service.encode_pictures(pictures, deadline) if pictures else nothing(),
         ]
     )

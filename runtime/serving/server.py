@@ -17,6 +17,9 @@ from qpert.runtime.serving.settings import Settings
 GRACE_SECONDS = 5.0
 """After the deadline of the last request, before the server stops waiting for it."""
 KEEP_ALIVE_SECONDS = 30
+SWITCH_SECONDS = 0.0005
+"""How long a worker may keep the interpreter from the event loop, which needs it after every call of the system. With
+Python's 5 ms, 32 clients got a fifth to a half fewer answers in four of four comparisons."""
 
 
 class Server(uvicorn.Server):
@@ -38,6 +41,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         UnavailableError: the address cannot be bound (`serve-address`).
         QpertError: the bundle or the gallery cannot be opened.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     sockets = [bound(settings)]
     server: Server
     app = create_app(settings, stop=lambda: setattr(server, "should_exit", True))

@@ -108,9 +108,9 @@ class Service:
             return self.encoder.tokenize(texts)
         return await self.help(lambda: self.encoder.tokenize(texts))
 
-    async def encode_texts(self, texts: Sequence[str], deadline: float) -> Floats:
+    async def encode_texts(self, texts: Sequence[str] | TokenizedTexts, deadline: float) -> Floats:
         """T texts → float32 [T, E]."""
-        tokens = await self.tokenize(texts)
+        tokens = texts if isinstance(texts, TokenizedTexts) else await self.tokenize(texts)
         rows = [tokens.trimmed(np.array([row])) for row in range(len(tokens))]
         jobs = [(row.input_ids.shape[1], row, 1) for row in rows]
         return np.stack(await self.scheduler.run(self._text, jobs, deadline))
@@ -126,12 +126,13 @@ class Service:
             pictures, texts = await self.encode_pictures(documents, deadline), [query]
         else:
             pictures, texts = await self.encode_pictures([query], deadline), list(documents)
-        text_embeds = await self.encode_texts(texts, deadline)
+        tokens = await self.tokenize(texts)
+        text_embeds = await self.encode_texts(tokens, deadline)
         features = concatenated(pictures)
 
         def score() -> Floats:
             itc = itc_scores(features.query_embeds, text_embeds)
-            final = final_scores(self.encoder.itm_scores(features, texts), itc) if self.encoder.reranks else itc
+            final = final_scores(self.encoder.itm_scores(features, tokens), itc) if self.encoder.reranks else itc
             return final.reshape(-1)
 
         (scores,) = await self.scheduler.run(self._pair, [(None, score, 1)], deadline)

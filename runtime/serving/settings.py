@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qpert.runtime.benchmark.machine import usable_cores
 from qpert.runtime.errors import InputError
 
 LENGTH_STEP = 8
@@ -80,14 +80,9 @@ class Settings:
     def worker_count(self) -> int:
         """On a CPU two, so that the host's work on one batch overlaps the graphs of another; one on a GPU, whose
         sessions run one call at a time."""
-        return self.workers or (min(2, cores()) if self.provider == "cpu" else 1)
+        return self.workers or (min(2, usable_cores()) if self.provider == "cpu" else 1)
 
     @property
     def thread_count(self) -> int:
         """CPU threads of an operator: the cores divided among the workers."""
-        return self.threads or max(1, cores() // self.worker_count)
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or max(1, usable_cores() // self.worker_count)
