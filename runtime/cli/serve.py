@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from qpert.runtime.cli.number_types import IntegerRange, NumberRange
 from qpert.runtime.cli.options import PATH, bundle_argument, provider_option, require
 from qpert.runtime.errors import InputError
 from qpert.runtime.files import local_path
+from qpert.runtime.inputs.boxes import BoxWarning
 from qpert.runtime.serving.settings import Limits, Settings
 
 TOKEN_VARIABLE = "QPERT_TOKEN"
@@ -25,6 +27,7 @@ COUNT = IntegerRange(min=1)
 @click.option("--port", type=IntegerRange(min=0, max=65535), default=8000, help="0 takes any free one")
 @click.option("--token-file", type=PATH, help=f"clients must send the token in this file [default: ${TOKEN_VARIABLE}]")
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="pages that may call; may be repeated")
+@click.option("--allow-host", "names", multiple=True, metavar="NAME", help="a proxy's name for it; may be repeated")
 @click.option(
     "--allow-url", "hosts", multiple=True, metavar="HOST", help="fetch pictures by URL from here; may be repeated"
 )
@@ -48,6 +51,7 @@ def command(
     port: int,
     token_file: Path | None,
     origins: tuple[str, ...],
+    names: tuple[str, ...],
     hosts: tuple[str, ...],
     pictures: Path | None,
     workers: int,
@@ -86,6 +90,7 @@ def command(
         threads=threads,
         token=read_token(token_file),
         origins=origins,
+        names=names,
         url_hosts=hosts,
         pictures=pictures,
         limits=limits,
@@ -97,6 +102,8 @@ def command(
             err=True,
         )
     from qpert.runtime.serving.server import serve
+
+    warnings.simplefilter("ignore", BoxWarning)  # strangers' boxes: the log is not theirs to fill
 
     serve(settings, lambda line: click.echo(f"serving {bundle} on {line}", err=True))
 

@@ -99,12 +99,14 @@ class Gate:
     def check_host(self, headers: Headers) -> None:
         """A service for this machine alone answers to this machine's names alone: a page of another site could make
         the browser call it by a name of its own that stands for 127.0.0.1 (DNS rebinding)."""
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if self.settings.is_loopback and host not in (*LOOPBACK_NAMES, self.settings.host):
+        if not self.settings.is_loopback or "host" not in headers:  # browsers always say whom they call
+            return
+        host = urlsplit(f"//{headers['host']}").hostname or ""
+        if host not in (*LOOPBACK_NAMES, self.settings.host, *self.settings.names):
             self.metrics.refused("origin")
             raise RequestError(
-                f"the service was called as {host!a}, and answers to {', '.join(LOOPBACK_NAMES)}; start it with --host "
-                "to serve other machines",
+                f"the service was called as {host!a}, and answers to {', '.join(LOOPBACK_NAMES)}; behind a proxy that "
+                "passes the name on, start it with --allow-host NAME",
                 code="host-unknown",
                 status=403,
             )

@@ -108,14 +108,14 @@ async def infer(request: Request, model: str, number: str = VERSION) -> Response
 
 
 async def inferred(service: Service, spec: GraphSpec, head: dict[str, Any], tail: bytes) -> Response:
-    inputs = read_inputs(head, tail)
+    inputs = await service.help(lambda: read_inputs(head, tail))
     wanted = wanted_outputs(head, spec)
     try:
         outputs = await service.infer(spec.name, inputs, deadline_of(service))
     except BundleError as error:  # numbers that the graph cannot take, such as token ids outside the vocabulary
         raise InputError(f"the graph cannot run on these inputs: {error}", code="graph-run") from error
     chosen = {name: (outputs[name], is_binary) for name, is_binary in wanted.items()}
-    return answer_of(spec.name, head.get("id"), chosen)
+    return await service.help(lambda: answer_of(spec.name, head.get("id"), chosen))
 
 
 def spec_of(service: Service, model: str, number: str) -> GraphSpec:

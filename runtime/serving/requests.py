@@ -21,6 +21,8 @@ Model = TypeVar("Model", bound=BaseModel)
 CLIENT_GONE = 499
 """The status in the metrics of requests whose client has gone; nobody receives it."""
 SHOWN_ERRORS = 3
+LONG_BODY = 1 << 20
+"""Bytes from which on a body is read in a thread: others are answered meanwhile."""
 PART_BYTES = 1 << 20
 """Of a form's text field."""
 
@@ -52,6 +54,8 @@ async def read_json(request: Request, model: type[Model]) -> Model:
         )
     body = await request.body()
     try:
+        if len(body) > LONG_BODY:
+            return await asyncio.to_thread(model.model_validate_json, body)
         return model.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)

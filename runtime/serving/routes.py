@@ -116,8 +116,12 @@ async def embed(service: Service, inputs: Sequence[str | RawPicture], encoding: 
     )
     vectors_of_texts, vectors_of_pictures = iter(text_vectors), (one.query_embeds[0] for one in features)
     vectors = [next(vectors_of_texts if isinstance(value, str) else vectors_of_pictures) for value in inputs]
-    data = [{"object": "embedding", "index": index, **encoded(one, encoding)} for index, one in enumerate(vectors)]
-    return JSONResponse({"object": "list", "model": service.name, "data": data})
+
+    def answer() -> Response:
+        data = [{"object": "embedding", "index": index, **encoded(one, encoding)} for index, one in enumerate(vectors)]
+        return JSONResponse({"object": "list", "model": service.name, "data": data})
+
+    return await service.help(answer) if pictures else answer()  # a picture's vectors are thousands of numbers
 
 
 async def nothing() -> list[Any]:

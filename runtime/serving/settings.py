@@ -49,8 +49,9 @@ class Settings:
 
     workers: batches that run at the same time; 0 chooses. threads: CPU threads of an operator; 0 divides the cores
     among the workers. token: what clients have to send as `Authorization: Bearer …`; empty for none. origins: pages of
-    other sites that may call the service (CORS). url_hosts: hosts from which pictures may be fetched. pictures: where
-    pictures sent to `POST /v1/images` are kept.
+    other sites that may call the service (CORS). names: host names that a service of this machine alone answers to,
+    besides this machine's own: those of a proxy in front of it. url_hosts: hosts from which pictures may be fetched.
+    pictures: where pictures sent to `POST /v1/images` are kept.
     """
 
     bundle: Path
@@ -62,6 +63,7 @@ class Settings:
     threads: int = 0
     token: str = field(default="", repr=False)
     origins: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     pictures: Path | None = None
     limits: Limits = field(default_factory=Limits)

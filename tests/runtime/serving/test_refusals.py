@@ -166,7 +166,18 @@ def test_bodies_that_are_no_requests(service):
 def test_without_a_gallery_there_is_nothing_to_search(demo_bundle, tmp_path):
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
-    options = ("--token-file", token, "--cors", "https://shop.example", "--max-body", 20_000, "--max-picture", 4_000)
+    options = (
+        "--token-file",
+        token,
+        "--cors",
+        "https://shop.example",
+        "--allow-host",
+        "proxy.example",
+        "--max-body",
+        20_000,
+        "--max-picture",
+        4_000,
+    )
     options += ("--max-pixels", 10_000, "--deadline", 3, "--max-requests", 4)
     with running(demo_bundle, *options) as service:
         client, allowed = service.client, {"Authorization": f"Bearer {TOKEN}"}
@@ -206,6 +217,7 @@ def check_origins(client, allowed):
     assert (good.status_code, good.headers["access-control-allow-origin"]) == (200, "https://shop.example")
     assert origin(f"http://{client.base_url.host}:{client.base_url.port}").status_code == 200
     check(client.get("/v1/models", headers={**allowed, "Host": "rebound.example"}), 403, "host-unknown")
+    assert client.get("/v1/models", headers={**allowed, "Host": "proxy.example:8443"}).status_code == 200
     asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     assert client.options("/v1/embeddings", headers=asked).status_code == 200
 
