@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 from qpert.runtime.errors import QpertError
-from qpert.runtime.serving import inference_protocol, page, routes
+from qpert.runtime.serving import gallery_routes, inference_protocol, page, routes
 from qpert.runtime.serving.errors import RequestError
 from qpert.runtime.serving.gate import Gate, refusal
 from qpert.runtime.serving.openapi import describe
@@ -54,6 +54,7 @@ def create_app(settings: Settings, stop: Callable[[], None] = lambda: None) -> F
     app.state.qpert = state
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.include_router(routes.router)
+    app.include_router(gallery_routes.router)
     app.include_router(inference_protocol.router)
     app.include_router(page.router)
     app.add_exception_handler(QpertError, answer_error)

@@ -21,8 +21,7 @@ from qpert.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from qpert.runtime.errors import BundleError, InputError, QpertError
 from qpert.runtime.serving.errors import RequestError
 from qpert.runtime.serving.gate import refusal
-from qpert.runtime.serving.requests import until_gone
-from qpert.runtime.serving.routes import deadline_of, service_of, state_of
+from qpert.runtime.serving.requests import deadline_of, service_of, state_of, until_gone
 from qpert.runtime.serving.service import Service
 
 DATATYPES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -11,11 +12,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
 from qpert.runtime.errors import LimitError
-from qpert.runtime.serving.errors import RequestError
+from qpert.runtime.serving.errors import BusyError, RequestError
 from qpert.runtime.serving.fetching import SCHEMES, Fetcher
 from qpert.runtime.serving.pictures import Corners, Picture, corners_from_json, decode_base64, prepare
 from qpert.runtime.serving.schemas import PictureInput
 from qpert.runtime.serving.service import Service
+from qpert.runtime.serving.state import State
 
 Model = TypeVar("Model", bound=BaseModel)
 CLIENT_GONE = 499
@@ -25,6 +27,24 @@ LONG_BODY = 1 << 20
 """Bytes from which on a body is read in a thread: others are answered meanwhile."""
 PART_BYTES = 1 << 20
 """Of a form's text field."""
+
+
+def state_of(request: Request) -> State:
+    """What the application holds."""
+    state: State = request.app.state.qpert
+    return state
+
+
+def service_of(request: Request) -> Service:
+    """Raises BusyError while the bundle is being loaded, and when the service is about to stop."""
+    state = state_of(request)
+    if state.service is None or state.is_stopping:
+        raise BusyError(f"the service is not ready: {state.trouble}; try again", code="not-ready")
+    return state.service
+
+
+def deadline_of(service: Service) -> float:
+    return time.monotonic() + service.limits.seconds
 
 
 class RawPicture:

@@ -10,7 +10,7 @@ from qpert.runtime.benchmark.machine import usable_cores
 from qpert.runtime.errors import InputError
 
 LENGTH_STEP = 8
-"""Texts are padded to a multiple of so many tokens: BLIP-2's 35 give five lengths, so that memory does not grow with
+"""Texts are padded to a multiple of this many tokens: BLIP-2's 35 give five lengths, so that memory does not grow with
 ever new ones, and texts of similar length share a call."""
 
 
