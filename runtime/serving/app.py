@@ -17,6 +17,7 @@ from qpert.runtime.serving import gallery_routes, inference_protocol, page, rout
 from qpert.runtime.serving.errors import RequestError
 from qpert.runtime.serving.gate import Gate, refusal
 from qpert.runtime.serving.openapi import describe
+from qpert.runtime.serving.rehearsal import rehearse
 from qpert.runtime.serving.service import Service
 from qpert.runtime.serving.settings import Settings
 from qpert.runtime.serving.state import State
@@ -78,6 +79,7 @@ async def load(state: State, stop: Callable[[], None]) -> None:
         service = await asyncio.to_thread(Service.load, state.settings, state.metrics)
         try:
             await service.warm_up()
+            await rehearse(service)
         except BaseException:
             await service.close()
             raise
