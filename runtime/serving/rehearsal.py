@@ -10,6 +10,7 @@ import base64
 import contextlib
 import io
 
+from qpert.runtime.errors import InputError
 from qpert.runtime.serving import schemas
 from qpert.runtime.serving.errors import BusyError
 from qpert.runtime.serving.requests import RawPicture
@@ -26,7 +27,7 @@ async def rehearse(service: Service) -> None:
     assert isinstance(read, schemas.PictureInput)
     picture = RawPicture(read.image, read.boxes, "rehearsal")
     count = service.settings.worker_count
-    with contextlib.suppress(BusyError):  # a deadline that this machine cannot keep is the operator's choice
+    with contextlib.suppress(BusyError, InputError):  # over limits that the operator has set lower than this picture
         for encoding in ("float", "base64"):
             for one in (picture, RawPicture(read.image, None, "rehearsal")):
                 await asyncio.gather(*(embed(service, [text, one], encoding) for _ in range(count)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS, TEXT_TOWER
-from qpert.runtime.errors import GalleryError, LimitError
+from qpert.runtime.errors import GalleryError, InputError, LimitError
 from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
 from qpert.runtime.gallery.search import Hit, TextHit, search_texts
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -194,7 +195,8 @@ class Service:
             for text in texts:
                 await self.rerank(text, [picture], deadline)
         if self.gallery is not None:
-            await self.search("a", 10, None, deadline)
+            with contextlib.suppress(InputError):  # a gallery without features: whoever searches is told
+                await self.search("a", 10, None, deadline)
         await asyncio.gather(*(self.encode_texts(["a"], deadline) for _ in range(self.settings.worker_count)))
 
     def _run_texts(self, rows: list[TokenizedTexts]) -> Results:

@@ -206,6 +206,19 @@ def test_sigterm_answers_what_was_asked_and_keeps_what_it_acknowledged(demo_bund
     assert service.process.returncode != -signal.SIGTERM
 
 
+def test_a_gallery_without_features_is_served_and_says_what_it_cannot_do(demo_bundle, photos, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "one.jpg").write_bytes(photos[0].read_bytes())
+    folder = tmp_path / "gallery"
+    arguments = ["index", str(demo_bundle), str(tmp_path / "images"), "--out", str(folder), "--features", "none"]
+    assert run(arguments) == 0
+    with running(demo_bundle, "--gallery", folder) as service:
+        refused = service.client.post("/v1/search", json={"text": "a cup"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "gallery-without-features")
+        found = service.client.post("/v1/search", json={"text": "a cup", "rerank": 0}).json()
+        assert [hit["image"] for hit in found["hits"]] == ["one.jpg"]
+
+
 def test_a_gallery_that_another_process_writes_is_busy_and_not_broken(changing):
     from qpert.runtime.gallery.lock import writer_lock
 
