@@ -48,6 +48,7 @@ class Retriever:
         *,
         perturbation: Perturbation | None = None,
         threads: int = 0,
+        spin: bool = True,
     ) -> Retriever:
         """Open a bundle.
 
@@ -56,13 +57,15 @@ class Retriever:
             provider: `cpu`, `cuda`, `tensorrt` or `rtx`; exactly this one is used.
             perturbation: other settings than the bundle's defaults, as far as the graphs can follow.
             threads: CPU threads for one operator; 0 leaves it to the runtime.
+            spin: whether idle threads of ONNX Runtime wait by spinning: soonest for a lone caller, wasteful where
+                several threads of the application share the retriever.
 
         Raises:
             BundleError: not a bundle, altered, unsafe, or of a newer schema.
             UnavailableError: this machine lacks the provider.
             InputError: a perturbation setting that the graphs fix otherwise.
         """
-        return cls(Encoder(Bundle.open(bundle), provider, perturbation, threads=threads))
+        return cls(Encoder(Bundle.open(bundle), provider, perturbation, threads=threads, spin=spin))
 
     def encode_images(
         self, images: Iterable[ImageInput], boxes: Iterable[Boxes | None] | BoxSource | None = None

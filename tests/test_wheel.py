@@ -102,6 +102,7 @@ def test_the_wheel_holds_every_package_of_the_repository_and_its_data(wheel):
             assert f"qpert/{path.relative_to(ROOT).as_posix()}" in inside
     for part in CODE:
         assert f"qpert/{part}/py.typed" in inside
+    assert "qpert/runtime/serving/page.html" in inside
 
 
 def test_the_source_distribution_makes_the_same_wheel(wheel, sdist_wheel):

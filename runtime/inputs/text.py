@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,12 +84,14 @@ class TokenizedTexts:
     """T texts as graphs take them, padded on the right: to the longest, L tokens, or to the tokenizer's full length.
 
     `input_ids` int64 [T,L], special tokens included. `attention_mask` int64 [T,L]: 1 for tokens, 0 for padding.
-    `fixed_length`: the graphs want every text at full length, whatever its tokens.
+    `fixed_length`: the graphs want every text at full length, whatever its tokens. `length_step`: L is a multiple of
+    it where there are so many columns.
     """
 
     input_ids: npt.NDArray[np.int64]
     attention_mask: npt.NDArray[np.int64]
     fixed_length: bool = False
+    length_step: int = 1
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -101,21 +103,26 @@ class TokenizedTexts:
 
     def rows(self, index: npt.NDArray[np.int64]) -> TokenizedTexts:
         """Some of the texts, in that order, padded as before."""
-        return TokenizedTexts(self.input_ids[index], self.attention_mask[index], self.fixed_length)
+        return replace(self, input_ids=self.input_ids[index], attention_mask=self.attention_mask[index])
 
     def trimmed(self, index: npt.NDArray[np.int64]) -> TokenizedTexts:
         """Some of the texts, in that order, cut to the longest of them where the length is free."""
         some = self.rows(index)
-        length = some.input_ids.shape[1] if self.fixed_length else int(some.lengths.max())
+        length = some.input_ids.shape[1] if self.fixed_length else round_up(int(some.lengths.max()), self.length_step)
         ids, mask = some.input_ids[:, :length], some.attention_mask[:, :length]
-        return TokenizedTexts(np.ascontiguousarray(ids), np.ascontiguousarray(mask), self.fixed_length)
+        return replace(some, input_ids=np.ascontiguousarray(ids), attention_mask=np.ascontiguousarray(mask))
 
 
 class Tokenizer:
     """Cleans and tokenises texts. Open one with `Tokenizer.open`."""
 
-    def __init__(self, backend: Backend, spec: TokenizerSpec) -> None:
-        """`backend` is configured here: truncated at `spec.max_length` tokens (special ones included), not padded."""
+    def __init__(self, backend: Backend, spec: TokenizerSpec, *, length_step: int = 1) -> None:
+        """`backend` is configured here: truncated at `spec.max_length` tokens (special ones included), not padded.
+
+        `length_step`: texts are padded to the next multiple of it (at most `max_length`), so that graphs see few
+        different lengths and texts of similar length can share a call. Padding is masked: it changes no result.
+        """
+        self.length_step = length_step
         self._special = int(backend.num_special_tokens_to_add(is_pair=False))
         length = spec.max_length
         if isinstance(length, bool) or not isinstance(length, int) or length <= self._special:
@@ -132,7 +139,7 @@ class Tokenizer:
         self._warned_of_empty = False
 
     @classmethod
-    def open(cls, path: Path, spec: TokenizerSpec) -> Tokenizer:
+    def open(cls, path: Path, spec: TokenizerSpec, *, length_step: int = 1) -> Tokenizer:
         """Reads a `tokenizer.json`.
 
         Truncation and padding settings inside the file are not used: `spec` decides.
@@ -149,7 +156,7 @@ class Tokenizer:
                 "the padding among them",
                 code="tokenizer-vocabulary",
             )
-        return cls(backend, spec)
+        return cls(backend, spec, length_step=length_step)
 
     @property
     def max_length(self) -> int:
@@ -217,15 +224,20 @@ class Tokenizer:
 
     def _padded(self, ids: list[list[int]]) -> TokenizedTexts:
         fixed = self.spec.pad == "max_length"
-        length = max(map(len, ids), default=0)
-        length = self.max_length if fixed and ids else length
+        longest = max(map(len, ids), default=0)
+        length = self.max_length if fixed and ids else min(round_up(longest, self.length_step), self.max_length)
         input_ids = np.full((len(ids), length), self.spec.pad_id, np.int64)
         attention_mask = np.zeros((len(ids), length), np.int64)
         for row, tokens in enumerate(ids):
             place = slice(0, len(tokens)) if self.spec.pad_side == "right" else slice(length - len(tokens), length)
             input_ids[row, place] = tokens
             attention_mask[row, place] = 1
-        return TokenizedTexts(input_ids, attention_mask, fixed)
+        return TokenizedTexts(input_ids, attention_mask, fixed, self.length_step)
+
+
+def round_up(length: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-length // step) * step
 
 
 def read_tokenizer_json(path: Path) -> Backend:

@@ -7,6 +7,7 @@ checks it), that is exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,15 @@ SHORTLIST = 64
 """Candidates that are re-ranked where nobody says how many: as the paper and LAVIS's evaluation on Flickr30K do."""
 
 
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How an encoder computes; never what."""
+
+    threads: int = 0
+    spin: bool = True
+    length_step: int = 1
+
+
 class Encoder:
     """The graphs of a bundle behind three methods. `close` releases them.
 
@@ -57,16 +67,27 @@ class Encoder:
     """
 
     def __init__(
-        self, bundle: Bundle, provider: str, perturbation: Perturbation | None = None, *, threads: int = 0
+        self,
+        bundle: Bundle,
+        provider: str,
+        perturbation: Perturbation | None = None,
+        *,
+        threads: int = 0,
+        spin: bool = True,
+        length_step: int = 1,
     ) -> None:
+        """`threads` and `spin` as in `open_sessions`; `length_step` as in `Tokenizer`."""
         self.bundle = bundle
         self.manifest = bundle.manifest
         threads = as_count(threads, "threads", least=0)
-        self.provider, self.threads, self.is_closed = provider, threads, False
+        self.provider, self.is_closed = provider, False
+        self.settings = EncoderSettings(threads, spin, as_count(length_step, "length_step", least=1))
         self._folder = bundle.folder.absolute()
         self.perturbation = compatible(perturbation, bundle)
-        self.tokenizer = Tokenizer.open(bundle.path(self.manifest.tokenizer.file), self.manifest.tokenizer)
-        self.sessions = open_sessions(bundle, provider, threads=threads)
+        self.tokenizer = Tokenizer.open(
+            bundle.path(self.manifest.tokenizer.file), self.manifest.tokenizer, length_step=self.settings.length_step
+        )
+        self.sessions = open_sessions(bundle, provider, threads=threads, spin=spin)
 
     def close(self) -> None:
         """Release the sessions; the encoder cannot be used afterwards."""
@@ -77,7 +98,12 @@ class Encoder:
     def __reduce__(self) -> tuple[Callable[..., Encoder], tuple[object, ...]]:
         if self.is_closed:
             raise InputError("the encoder is closed and cannot be copied; open the bundle again", code="encoder-closed")
-        return reopened, (self._folder, self.manifest, self.provider, self.perturbation, self.threads)
+        return reopened, (self._folder, self.manifest, self.provider, self.perturbation, self.settings)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads for one operator; 0 where ONNX Runtime chooses."""
+        return self.settings.threads
 
     def graph(self, role: str) -> BoundGraph:
         """The graph of a role, run by slots. Raises BundleError where the bundle has none."""
@@ -100,7 +126,7 @@ class Encoder:
         if isinstance(boxes, BoxSource):
             loaded = [load_image(image, name=image_name(image, number)) for number, image in enumerate(images)]
             images, boxes = loaded, boxes_of(boxes, loaded)
-        given = self._check_boxes(len(images), boxes)
+        given = self.check_boxes(len(images), boxes)
         step = self.limit(IMAGE_TOWER, "B")
         parts = [
             self._encode_chunk(images[start : start + step], given[start : start + step], first=start)
@@ -248,7 +274,13 @@ class Encoder:
             parts.append(head.run(slots)[IMAGE_VECTORS])
         return QuerySets(np.concatenate(parts), counts, set_boxes)
 
-    def _check_boxes(self, count: int, boxes: Iterable[Boxes | None] | None) -> Sequence[Boxes | None]:
+    def check_boxes(self, count: int, boxes: Iterable[Boxes | None] | None) -> Sequence[Boxes | None]:
+        """The boxes of each of `count` images.
+
+        Raises:
+            BoxError, InputError: something else, or any boxes where the bundle takes none.
+            LimitError: more boxes an image than the bundle takes.
+        """
         given = as_boxes(boxes, count)
         graph = self.graph(QUERY_HEAD).spec
         most = max((len(b) for b in given if b is not None), default=0)
@@ -267,7 +299,9 @@ class Encoder:
         return given
 
 
-def reopened(folder: Path, manifest: Manifest, provider: str, perturbation: Perturbation, threads: int) -> Encoder:
+def reopened(
+    folder: Path, manifest: Manifest, provider: str, perturbation: Perturbation, settings: EncoderSettings
+) -> Encoder:
     """What a pickled or copied encoder becomes.
 
     Raises:
@@ -279,7 +313,7 @@ def reopened(folder: Path, manifest: Manifest, provider: str, perturbation: Pert
             f"{folder} was replaced by another bundle since the encoder was opened; open it again",
             code="bundle-replaced",
         )
-    return Encoder(bundle, provider, perturbation, threads=threads)
+    return Encoder(bundle, provider, perturbation, **asdict(settings))
 
 
 def exported_files(manifest: Manifest) -> dict[str, str]:

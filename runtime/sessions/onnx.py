@@ -40,11 +40,12 @@ class GraphSource:
     path: Path
     provider: str
     threads: int
+    spin: bool
     stamp: tuple[int, int]
 
     @classmethod
-    def of(cls, path: Path, provider: str, threads: int) -> GraphSource:
-        return cls(path.absolute(), provider, threads, file_stamp(path))
+    def of(cls, path: Path, provider: str, threads: int, *, spin: bool = True) -> GraphSource:
+        return cls(path.absolute(), provider, threads, spin, file_stamp(path))
 
     def start(self) -> Any:
         """A new `onnxruntime.InferenceSession` of the same file.
@@ -58,7 +59,7 @@ class GraphSource:
                 "open the bundle again",
                 code="bundle-replaced",
             )
-        return start_onnxruntime(self.path, find_provider(self.provider), self.threads)
+        return start_onnxruntime(self.path, find_provider(self.provider), self.threads, spin=self.spin)
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
@@ -81,10 +82,12 @@ class OnnxRuntimeSession:
         self._process = os.getpid()
 
     @classmethod
-    def open(cls, path: Path, spec: GraphSpec, provider: Provider, *, threads: int = 0) -> OnnxRuntimeSession:
+    def open(
+        cls, path: Path, spec: GraphSpec, provider: Provider, *, threads: int = 0, spin: bool = True
+    ) -> OnnxRuntimeSession:
         """See `qpert.runtime.sessions.open.open_session`."""
-        source = GraphSource.of(path, provider.name, threads) if path.is_file() else None
-        session = start_onnxruntime(path, provider, threads)
+        source = GraphSource.of(path, provider.name, threads, spin=spin) if path.is_file() else None
+        session = start_onnxruntime(path, provider, threads, spin=spin)
         check_declared(session, spec, path)
         kind = CudaSession if provider.name == "cuda" else OnnxRuntimeSession
         return kind(spec, session, source)
@@ -208,7 +211,7 @@ def errors_explained(spec: GraphSpec) -> Iterator[None]:
         raise
 
 
-def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
+def start_onnxruntime(path: Path, provider: Provider, threads: int, *, spin: bool = True) -> Any:
     """An `onnxruntime.InferenceSession` that really uses `provider`.
 
     ONNX Runtime falls back to the CPU in silence when a provider cannot start, so what it uses is compared with what
@@ -229,6 +232,8 @@ def start_onnxruntime(path: Path, provider: Provider, threads: int) -> Any:
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     chosen = (provider.onnxruntime, CUDA_OPTIONS if provider.name == "cuda" else {})
     try:

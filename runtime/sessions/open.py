@@ -12,13 +12,17 @@ from qpert.runtime.sessions.providers import find_provider
 from qpert.runtime.sessions.tensorrt.libraries import FLAVORS
 
 
-def open_sessions(bundle: GraphBundle, provider: str = "cpu", *, threads: int = 0) -> dict[str, Session]:
+def open_sessions(
+    bundle: GraphBundle, provider: str = "cpu", *, threads: int = 0, spin: bool = True
+) -> dict[str, Session]:
     """Every graph of a bundle on exactly the provider that was asked for; all are open, or none.
 
     Args:
         bundle: the opened bundle.
         provider: `cpu` or `cuda` (ONNX Runtime), `tensorrt` or `rtx` (engines in the bundle).
         threads: CPU threads for one operator; 0 leaves it to ONNX Runtime.
+        spin: whether ONNX Runtime's idle threads wait for work by spinning. That answers a lone caller soonest; where
+            several threads call the sessions, as in a server, it takes cores from them.
 
     Raises:
         UnavailableError: the provider is not there or did not start, or the bundle has no engine for this machine.
@@ -33,7 +37,7 @@ def open_sessions(bundle: GraphBundle, provider: str = "cpu", *, threads: int = 
     sessions: dict[str, Session] = {}
     try:
         for name, graph in bundle.manifest.graphs.items():
-            sessions[name] = open_session(bundle.graph_path(graph), graph, provider, threads=threads)
+            sessions[name] = open_session(bundle.graph_path(graph), graph, provider, threads=threads, spin=spin)
     except BaseException:
         for session in sessions.values():
             session.close()
@@ -41,7 +45,7 @@ def open_sessions(bundle: GraphBundle, provider: str = "cpu", *, threads: int = 
     return sessions
 
 
-def open_session(path: Path, spec: GraphSpec, provider: str = "cpu", *, threads: int = 0) -> Session:
+def open_session(path: Path, spec: GraphSpec, provider: str = "cpu", *, threads: int = 0, spin: bool = True) -> Session:
     """Open one ONNX file in ONNX Runtime on exactly the provider that was asked for, `cpu` or `cuda`.
 
     Raises:
@@ -57,4 +61,4 @@ def open_session(path: Path, spec: GraphSpec, provider: str = "cpu", *, threads:
             f"provider {provider!r} runs the engines of a bundle, not {path}; open the bundle with it",
             code="provider-needs-bundle",
         )
-    return OnnxRuntimeSession.open(path, spec, chosen, threads=threads)
+    return OnnxRuntimeSession.open(path, spec, chosen, threads=threads, spin=spin)
