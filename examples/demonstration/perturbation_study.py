@@ -126,8 +126,8 @@ def compared(split: StudySplit, sides: dict[str, Ranks]) -> dict[str, Any]:
 
 def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     began = time.monotonic()
-    file = demo.model_file(options.checkpoint) if options.model is None else options.model
-    model = open_model(file)
+    weights = demo.model_file(options.checkpoint) if options.model is None else options.model
+    model = open_model(weights)
     splits = {
         name: open_study_split(model, name, count, options.work, progress)
         for name, count in (("val", options.val), ("test", options.test))
@@ -135,10 +135,10 @@ def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     sources = {name: {"true": list(split.encoded.boxes)} for name, split in splits.items()}
     if options.detections:
         for name, split in splits.items():
-            file = options.detections / f"{name}.jsonl"
-            sources[name]["detected"] = detected_boxes(split, file, options.least_score, options.most_boxes)
+            found = detected_boxes(split, options.detections / f"{name}.jsonl", options.least_score, options.most_boxes)
+            sources[name]["detected"] = found
     report: dict[str, Any] = {
-        "sha256": sha256_of(file),
+        "sha256": sha256_of(weights),
         "images": {name: len(split.encoded.dataset) for name, split in splits.items()},
         "captions": {
             name: {"present": split.first, "smallest": len(split.owners) - split.first}

@@ -87,12 +87,12 @@ def reranked(report: dict[str, Any]) -> str:
 
 
 def settings(report: dict[str, Any]) -> str:
-    rows = [
-        f"| {words} | {said} | α {found[name]['alpha']:g}, weight {found[name]['weight']}, τ {found[name]['threshold']:g} |"
-        for keys, words in KEYS.items()
-        for found in (report["keys"][keys]["settings"],)
-        for name, said in choices(found)
-    ]
+    rows = []
+    for keys, words in KEYS.items():
+        found = report["keys"][keys]["settings"]
+        for name, said in choices(found):
+            one = found[name]
+            rows.append(f"| {words} | {said} | α {one['alpha']:g}, weight {one['weight']}, τ {one['threshold']:g} |")
     return table(["keys", "way", "setting"], rows)
 
 
