@@ -18,6 +18,7 @@ from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.graphs.perturbation.choices import GraphPerturbation
+from qpert.runtime.files import sha256_of
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import preprocess_images
 from qpert.runtime.inputs.perturbation import object_masks
@@ -207,6 +208,7 @@ def test_the_study_measures_a_handful_of_scenes(scripts, tmp_path, monkeypatch):
     torch.set_grad_enabled(True)
     report = json.loads(out.read_text())[NAME]
     assert set(report["keys"]) == {"shipped", "zero"}
+    assert report["sha256"] == sha256_of(demo.SMALL_OBJECTS_MODEL)
     assert report["boxes"]["test"]["detected"] == pytest.approx(1 / 14, abs=0.005)
     true, detected = report["keys"]["shipped"]["true"], report["keys"]["shipped"]["detected"]
     assert true["itc"]["stock"] == detected["itc"]["stock"]  # no boxes, no difference
