@@ -1,7 +1,7 @@
 """The key bias of cross-attention, which stock scores do not depend on and key subspaces do.
 
 Softmax does not see what is added to all logits of a query. A key bias b adds q·b to all of them, so stock attention
-is the same for every b, and training leaves b where it began. The perturbation is not: the subspace of a box is spanned
+is the same for every b, and no loss has a gradient in it. The perturbation is not: the subspace of a box is spanned
 by its keys, bias included, and q'·k = q·k + w (q P)·k. With b = −W_k μ, where μ is the mean token of what shows no
 object, keys of the background are about zero; the leading direction of a box then is what sets its tokens apart, and
 q·k on it is positive where the query looks for objects.

@@ -6,8 +6,9 @@
 Settings are chosen on the 500 validation scenes and reported on the 1,000 test scenes, ITC alone (with --rerank also
 ITC + ITM), with intervals of the difference to no boxes: a paired bootstrap over pictures. The captions are those of
 the demonstration's splits ("present") and two for each scene that name its smallest group of objects ("smallest").
-A setting is chosen for each way by the mean of both sets' T2I R@1, and for each set by its own. Detected boxes, if
-there are any, are tested with the settings chosen on true ones. `--keys`: the key biases (see `key_centring.py`).
+A setting is chosen for each way by the mean of both sets' T2I R@1, for each set by its own, and by the smallest
+captions' among those that do no harm to the present ones. Detected boxes, if there are any, are tested with the
+settings chosen on true ones. `--keys`: the key biases (see `key_centring.py`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from qpert.runtime.scenes import SPLIT_SIZES
 ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 THRESHOLDS = (0.85, 0.9, 0.95, 0.99)
 OBJECTIVES = ("both", *CAPTIONS)
+UNHARMED = "present unharmed"
 SCORES = ("r1", "mr1", "small")
 Ranks = dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 """Of each text's picture, and of each picture's first own text, by set of captions."""
@@ -81,6 +83,20 @@ def ranks_of(split: StudySplit, scores: np.ndarray) -> Ranks:
     return {captions: split.ranks(scores, captions) for captions in CAPTIONS}
 
 
+def unharmed(val: dict[str, Any], way: str) -> Point | None:
+    """Of a way's best settings of each α, the one that finds most by captions of the smallest object among those that
+    are on the validation split not worse than no boxes by present captions, in either direction."""
+    rows = [
+        row
+        for row in val["best"]
+        if row["way"] == way and all(row[key] >= val["stock"][key] for key in ("present_t2i", "present_i2t"))
+    ]
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: (row["smallest_t2i"], -row["alpha"]))
+    return Point(way, best["weight"], best["alpha"], best["threshold"])
+
+
 def compared(split: StudySplit, sides: dict[str, Ranks]) -> dict[str, Any]:
     """For each side: R@1, mR@1 and the small bin's R@1 in percent, and their difference to "stock" with its 95 %
     interval. small: pictures whose largest box covers less than a tenth."""
@@ -110,8 +126,8 @@ def compared(split: StudySplit, sides: dict[str, Ranks]) -> dict[str, Any]:
 
 def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     began = time.monotonic()
-    file = demo.model_file(options.checkpoint) if options.model is None else options.model
-    model = open_model(file)
+    weights = demo.model_file(options.checkpoint) if options.model is None else options.model
+    model = open_model(weights)
     splits = {
         name: open_study_split(model, name, count, options.work, progress)
         for name, count in (("val", options.val), ("test", options.test))
@@ -119,10 +135,10 @@ def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     sources = {name: {"true": list(split.encoded.boxes)} for name, split in splits.items()}
     if options.detections:
         for name, split in splits.items():
-            file = options.detections / f"{name}.jsonl"
-            sources[name]["detected"] = detected_boxes(split, file, options.least_score, options.most_boxes)
+            found = detected_boxes(split, options.detections / f"{name}.jsonl", options.least_score, options.most_boxes)
+            sources[name]["detected"] = found
     report: dict[str, Any] = {
-        "sha256": sha256_of(file),
+        "sha256": sha256_of(weights),
         "images": {name: len(split.encoded.dataset) for name, split in splits.items()},
         "captions": {
             name: {"present": split.first, "smallest": len(split.owners) - split.first}
@@ -136,6 +152,8 @@ def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         },
         "keys": {},
     }
+    own = own_report(options, report["sha256"]) if options.again else {"keys": {}}
+    before, report["grid"] = own["keys"], own.get("grid", report["grid"])
     centre = background_mean(splits["val"].encoded.image_embeds, splits["val"].encoded.boxes)
     shipped = [cross.self.key.bias.clone() for cross in model.Qformer.cross_attentions]
     for keys in options.keys:
@@ -144,7 +162,7 @@ def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
                 cross.self.key.bias.data.copy_(bias)
         else:
             set_key_centre(model, centre if keys == "centred" else None)
-        for found in of_keys(model, splits, sources, options, progress):
+        for found in of_keys(model, splits, sources, options, before.get(keys), progress):
             report["keys"][keys] = found
             report["seconds"] = round(time.monotonic() - began)
             write(options, report)
@@ -154,25 +172,40 @@ def study(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 def write(options: argparse.Namespace, report: dict[str, Any]) -> None:
     """Put the report into the file, under the checkpoint's name. Those of other checkpoints stay, and of the same file
     those with other key biases."""
-    if options.out is None:
-        return
-    before = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if options.out is not None:
+        before = json.loads(options.out.read_text()) if options.out.exists() else {}
+        keys = {**own_report(options, report["sha256"])["keys"], **report["keys"]}
+        keep(options.out, {**before, options.checkpoint: {**report, "keys": keys}})
+
+
+def own_report(options: argparse.Namespace, sha256: str) -> dict[str, Any]:
+    """What the file holds of these weights."""
+    before = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     own = before.get(options.checkpoint, {})
-    keys = own["keys"] if own.get("sha256") == report["sha256"] else {}
-    keep(options.out, {**before, options.checkpoint: {**report, "keys": {**keys, **report["keys"]}}})
+    return own if own.get("sha256") == sha256 else {"keys": {}}
 
 
 def of_keys(
-    model: Blip2Retrieval, splits: dict[str, StudySplit], sources: Any, options: argparse.Namespace, progress: Progress
+    model: Blip2Retrieval,
+    splits: dict[str, StudySplit],
+    sources: Any,
+    options: argparse.Namespace,
+    before: dict[str, Any] | None,
+    progress: Progress,
 ) -> Iterator[dict[str, Any]]:
-    """The search and the test with the key biases that `model` has now: the report as it grows."""
-    validation = Scorer(model, splits["val"], sources["val"]["true"])
-    rows = grid(validation, progress, tuple(options.alphas))
-    picked = {f"{way}, for {objective}": chosen(rows, way, objective) for way in WAYS for objective in OBJECTIVES}
-    found: dict[str, Any] = {
-        "val": {"stock": recall_at_1(splits["val"], validation.stock), "best": _best(rows)},
-        "settings": {name: asdict(point) for name, point in picked.items()},
-    }
+    """The search and the test with the key biases that `model` has now: the report as it grows. `before`: that of an
+    earlier run, whose settings are tested again instead of a search."""
+    if before is None:
+        validation = Scorer(model, splits["val"], sources["val"]["true"])
+        rows = grid(validation, progress, tuple(options.alphas))
+        picked = {f"{way}, for {objective}": chosen(rows, way, objective) for way in WAYS for objective in OBJECTIVES}
+        val = {"stock": recall_at_1(splits["val"], validation.stock), "best": _best(rows)}
+        found: dict[str, Any] = {"val": val}
+    else:
+        found = dict(before)
+        picked = {name: Point(**point) for name, point in before["settings"].items()}
+    picked |= {f"{way}, {UNHARMED}": point for way in WAYS if (point := unharmed(found["val"], way))}
+    found["settings"] = {name: asdict(point) for name, point in picked.items()}
     for source, boxes in sources["test"].items():
         test = Scorer(model, splits["test"], boxes)
         scores = {"stock": test.stock} | {name: test.scores(point) for name, point in picked.items()}
@@ -180,6 +213,8 @@ def of_keys(
         if source == "true":
             points = {name: picked[f"each, for {name}"] for name in OBJECTIVES}
             found[source]["attention"] = attention(test, points)
+        if before is not None:
+            found[source] = {**before.get(source, {}), **found[source]}
         yield found
         if options.rerank:
             found[source] |= reranked(model, splits["test"], scores, options, progress)
@@ -226,6 +261,9 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=SPLIT_SIZES["test"])
     parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS)
     parser.add_argument("--keys", nargs="+", choices=("shipped", "zero", "centred"), default=["shipped", "zero"])
+    parser.add_argument(
+        "--again", action="store_true", help="no search: test the settings that --out has, on these boxes and captions"
+    )
     parser.add_argument("--detections", type=Path, help="a folder with val.jsonl and test.jsonl of a detector")
     parser.add_argument("--least-score", type=float, default=0.5, help="of a detection that counts")
     parser.add_argument("--most-boxes", type=int, default=8, help="detections a picture that count")

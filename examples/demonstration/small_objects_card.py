@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,19 @@ def result_rows(report: dict[str, Any], direction: str, scores: tuple[str, ...])
     for keys, words in KEYS.items():
         for source in (one for one in ("true", "detected") if one in report["keys"][keys]):
             found = report["keys"][keys][source]["itc"]
-            for way, said in WAYS.items():
-                row = found[f"{way}, for both"]
+            for name, said in choices(found):
+                row = found[name]
                 cells = [cell(row[captions][direction][score]) for captions in sets for score in scores]
                 rows.append(f"| {words}, {source} | {said} | " + " | ".join(cells) + " |")
     return rows
+
+
+def choices(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names in a report's part, and in the card: each way's setting for both sets, then those that do no harm."""
+    for objective, mark in (("for both", ""), ("present unharmed", ", *")):
+        for way, said in WAYS.items():
+            if f"{way}, {objective}" in found:
+                yield f"{way}, {objective}", said + mark
 
 
 def results(report: dict[str, Any]) -> str:
@@ -78,12 +87,12 @@ def reranked(report: dict[str, Any]) -> str:
 
 
 def settings(report: dict[str, Any]) -> str:
-    rows = [
-        f"| {words} | {WAYS[found['way']]} | α {found['alpha']:g}, weight {found['weight']}, τ {found['threshold']:g} |"
-        for keys, words in KEYS.items()
-        for name, found in report["keys"][keys]["settings"].items()
-        if name.endswith("for both")
-    ]
+    rows = []
+    for keys, words in KEYS.items():
+        found = report["keys"][keys]["settings"]
+        for name, said in choices(found):
+            one = found[name]
+            rows.append(f"| {words} | {said} | α {one['alpha']:g}, weight {one['weight']}, τ {one['threshold']:g} |")
     return table(["keys", "way", "setting"], rows)
 
 
@@ -141,8 +150,7 @@ def card(boxes: dict[str, Any], shares: dict[str, Any], model: Path) -> str:
         "counted": f"{shares['scenes']:,}",
         "named": named(shares),
         "centred": "".join(filter(str.isdigit, metadata["key_centre"])),
-        "counts": f"{report['images']['test']:,} test pictures, {captions['present']:,} and "
-        f"{captions['smallest']:,} captions.",
+        "counts": f"{report['images']['test']:,} pictures; {captions['present']:,} and {captions['smallest']:,} texts.",
         "alphas": ", ".join(f"{alpha:g}" for alpha in report["grid"]["alphas"]),
         "ceilings": " and ".join(f"{value:.1f} ({name})" for name, value in report["ceiling"].items()),
         "results": results(report),
