@@ -13,6 +13,11 @@ IMAGE_TOWER = "image_tower"
 QUERY_HEAD = "query_head"
 TEXT_TOWER = "text_tower"
 PAIR_SCORER = "pair_scorer"
+PREPROCESS = "preprocess"
+BOXES = "boxes"
+
+HOST_ROLES = (PREPROCESS, BOXES)
+"""Graphs of what the Python runtime computes itself, for applications without Python. They are opened on request only."""
 
 PIXELS = "pixels"
 IMAGE_TOKENS = "image_tokens"
@@ -23,6 +28,9 @@ TOKEN_MASK = "token_mask"
 IMAGE_VECTORS = "image_vectors"
 TEXT_VECTORS = "text_vectors"
 PAIR_SCORES = "pair_scores"
+PICTURE = "image"
+BOX_CORNERS = "boxes"
+IMAGE_SIZE = "image_size"
 
 BOX_SLOTS = (OBJECT_MASKS, BOX_WEIGHTS)
 TOKEN_SLOTS = (TOKEN_IDS, TOKEN_MASK)
@@ -46,6 +54,8 @@ ROLES: Mapping[str, Role] = {
         Role(QUERY_HEAD, (IMAGE_TOKENS,), (IMAGE_VECTORS,), BOX_SLOTS, required=True),
         Role(TEXT_TOWER, (TOKEN_IDS,), (TEXT_VECTORS,), (TOKEN_MASK,), required=True),
         Role(PAIR_SCORER, (IMAGE_TOKENS, TOKEN_IDS), (PAIR_SCORES,), (TOKEN_MASK, *BOX_SLOTS)),
+        Role(PREPROCESS, (PICTURE,), (PIXELS,)),
+        Role(BOXES, (BOX_CORNERS, IMAGE_SIZE), BOX_SLOTS),
     )
 }
 """Roles that the runtime knows. `required` are those that every searchable bundle has; `pair_scorer` turns re-ranking
