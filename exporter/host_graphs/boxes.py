@@ -16,18 +16,21 @@ import onnx
 from qpert.exporter.families.declare import GRAPH_NAMES, box_tensors, tensor
 from qpert.exporter.host_graphs.expressions import HostGraph, Value
 from qpert.exporter.host_graphs.geometry import Side, picture_sides
-from qpert.runtime.bundle.graph_spec import GraphSpec
+from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec
 from qpert.runtime.bundle.roles import BOX_CORNERS, BOX_WEIGHTS, BOXES, IMAGE_SIZE, OBJECT_MASKS
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.inputs.token_grid import TokenGrid
 
+MOST = 65_535
+"""Pictures, and boxes of one, in a call. The graphs that take the result have narrower limits of their own."""
 
-def boxes_spec(grid: TokenGrid, head: GraphSpec) -> GraphSpec:
+
+def boxes_spec(grid: TokenGrid) -> GraphSpec:
     """`boxes` float32 [B,O,4] (x1, y1, x2, y2) and `image_size` float32 [B,2] (width, height), both in pixels, →
-    `object_masks` float32 [B,O,N] and `box_weights` float32 [B,O]; B and O as in `head`, which takes them."""
+    `object_masks` float32 [B,O,N] and `box_weights` float32 [B,O]."""
     name = GRAPH_NAMES[BOXES]
     inputs = (tensor(BOX_CORNERS, "float32", "B", "O", 4), tensor(IMAGE_SIZE, "float32", "B", 2))
-    ranges = {axis: head.ranges[axis] for axis in ("B", "O")}
+    ranges = {"B": AxisRange(1, MOST), "O": AxisRange(0, MOST)}
     return GraphSpec(name, BOXES, f"onnx/{name}.onnx", inputs, box_tensors("B", grid.tokens), ranges)
 
 
@@ -80,7 +83,7 @@ def profile(low: Value, high: Value, side: Side, cells: int, grid: TokenGrid, co
 
 
 def dilated_profile(low: Value, high: Value, side: Side, cells: int, grid: TokenGrid) -> Value:
-    """The release's mask along one side, in whole numbers as in the runtime, because a position may fall on a centre."""
+    """The release's mask along one side, in whole numbers as in the runtime: a position may fall on a centre."""
     length, resized, offset = (value.cast(np.int64) for value in (side.length, side.resized, side.offset))
     start, end = low.floor().cast(np.int64), high.floor().cast(np.int64)  # [B, O, 1]
     pixels = offset + np.arange(cells * grid.patch)

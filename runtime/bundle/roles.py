@@ -17,7 +17,7 @@ PREPROCESS = "preprocess"
 BOXES = "boxes"
 
 HOST_ROLES = (PREPROCESS, BOXES)
-"""Graphs of what the Python runtime computes itself, for applications without Python. They are opened on request only."""
+"""Graphs of what the runtime computes in Python, for applications without Python. They are opened on request only."""
 
 PIXELS = "pixels"
 IMAGE_TOKENS = "image_tokens"

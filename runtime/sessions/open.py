@@ -41,6 +41,19 @@ def open_sessions(bundle: Bundle, provider: str = "cpu", *, threads: int = 0) ->
     return sessions
 
 
+def open_host_graph(bundle: Bundle, role: str) -> Session | None:
+    """The graph of one of `roles.HOST_ROLES` in ONNX Runtime on the CPU; None where the bundle has none.
+
+    Nothing else opens it: the runtime computes the same in Python.
+
+    Raises:
+        UnavailableError: ONNX Runtime is not installed.
+        BundleError: the file is not the graph that the manifest describes.
+    """
+    spec = bundle.manifest.find(role)
+    return None if spec is None else open_session(bundle.graph_path(spec), spec, "cpu")
+
+
 def open_session(path: Path, spec: GraphSpec, provider: str = "cpu", *, threads: int = 0) -> Session:
     """Open one ONNX file in ONNX Runtime on exactly the provider that was asked for, `cpu` or `cuda`.
 
