@@ -99,16 +99,16 @@ class Value:
         """For whole numbers the quotient without its fraction."""
         return self._with("Div", other)
 
-    def __lt__(self, other: Operand) -> Value:
+    def __lt__(self, other: Value | float) -> Value:
         return self._with("Less", other, bool)
 
-    def __le__(self, other: Operand) -> Value:
+    def __le__(self, other: Value | float) -> Value:
         return self._with("LessOrEqual", other, bool)
 
-    def __gt__(self, other: Operand) -> Value:
+    def __gt__(self, other: Value | float) -> Value:
         return self._with("Greater", other, bool)
 
-    def __ge__(self, other: Operand) -> Value:
+    def __ge__(self, other: Value | float) -> Value:
         return self._with("GreaterOrEqual", other, bool)
 
     def __and__(self, other: Value) -> Value:
