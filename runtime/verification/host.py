@@ -38,12 +38,14 @@ def host_gates(encoder: Encoder, samples: Samples) -> list[Gate]:
 def preprocessing_gate(encoder: Encoder, samples: Samples) -> Gate:
     """Pixels made here against the reference's; 1e-5 is float32 rounding of (x/255 − mean)/std."""
     rows_first = may_resize_rows_first(encoder.manifest, samples)
-
-    def made(picture: np.ndarray) -> np.ndarray:
-        return preprocess_images([picture], encoder.manifest.preprocessing)[0]
-
-    distances = [pixel_distance(made, picture, pixels, rows_first=rows_first) for picture, pixels in samples.pictures]
+    make = runtime_pixels(encoder.manifest)
+    distances = [pixel_distance(make, picture, pixels, rows_first=rows_first) for picture, pixels in samples.pictures]
     return Gate("preprocessing: max abs difference", max(distances), 1e-5)
+
+
+def runtime_pixels(manifest: Manifest) -> Callable[[np.ndarray], np.ndarray]:
+    """What the runtime makes of a picture uint8 [H,W,3]: float32 [3,S,S]."""
+    return lambda picture: preprocess_images([picture], manifest.preprocessing)[0]
 
 
 def pixel_distance(
