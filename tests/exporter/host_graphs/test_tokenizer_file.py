@@ -107,7 +107,7 @@ def test_vocabulary_and_frame_stay(vocabulary, tmp_path):
 
 
 def test_an_appended_decoder_token_keeps_its_id(vocabulary):
-    rows = len(vocabulary.read_text(encoding="utf-8").splitlines()) + 1
+    rows = len(vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")) + 1
     backend = build_tokenizer(vocabulary, vocab_size=rows)
     made = self_contained(backend, TokenizerSpec("", 35, rows))
     assert made.token_to_id("[DEC]") == backend.token_to_id("[DEC]") == rows - 1
