@@ -1,6 +1,7 @@
 """`qpert export`: checkpoint → graphs → bundle.
 
 checkpoint ─ trace ─ fold weights ─ passes ─┬─ onnx/*.onnx (+ weights written once)
+           └─ geometry, settings ───────────┼─ onnx/preprocess.onnx, onnx/boxes.onnx
                                             ├─ tokenizer.json
            └─ PyTorch reference ────────────┴─ samples.safetensors, manifest.json
 """
@@ -12,7 +13,7 @@ import importlib.metadata
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from qpert.exporter.checkpoints.checkpoint import Checkpoint
 from qpert.exporter.families import find_family
 from qpert.exporter.families.base import Family, Host
 from qpert.exporter.families.declare import Limits
+from qpert.exporter.host_graphs.tokenizer import self_contained
+from qpert.exporter.host_graphs.write import write_host_graphs
 from qpert.exporter.perturbation import graph_perturbation
 from qpert.exporter.references.boxes import box_samples
 from qpert.exporter.references.eager import TorchReference
@@ -34,6 +37,7 @@ from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle import Bundle
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from qpert.runtime.bundle.roles import QUERY_HEAD
 from qpert.runtime.bundle.staging import check_target, staged_folder
 from qpert.runtime.errors import InputError, QpertWarning
 from qpert.runtime.files import sha256_of
@@ -161,15 +165,18 @@ class _Export:
         host = self.family.host(checkpoint, request.limits)
         grid = TokenGrid(*host.patches, host.patch_size, host.prefix_tokens, checkpoint.preprocessing)
         noted = RecordedProgress(self.progress)
-        tokenizer = self.family.tokenizer(checkpoint, request.tokenizer, noted)
+        tokenizer = self_contained(self.family.tokenizer(checkpoint, request.tokenizer, noted), host.tokenizer)
         (folder / host.tokenizer.file).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         traced = trace_graphs(self.family, request, checkpoint, graphs, self.progress)
         weight_files = {name: self.family.card.weight_file(graph) for name, graph in graphs.items()}
         write_graphs(folder / "onnx", traced, weight_files, checkpoint.tensors, self.progress)
         for spec in graphs.values():
             check_graph(folder / spec.file, spec)
+        head = next(spec for spec in graphs.values() if spec.role == QUERY_HEAD)
+        host_graphs = write_host_graphs(folder, grid, request.perturbation, head)
         self.write_samples(folder, graphs, host, grid)
         manifest = self.manifest(folder, graphs, host, (*checkpoint.notes, *noted.lines))
+        manifest = replace(manifest, host_graphs=host_graphs)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
     def manifest(self, folder: Path, graphs: dict[str, GraphSpec], host: Host, notes: tuple[str, ...]) -> Manifest:

@@ -7,11 +7,13 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click import Context
 from raw_yolox import export_raw_yolox
 
 from qpert.exporter.commands.export import command as export_command
+from qpert.runtime import Boxes, Retriever
 from qpert.runtime.cli import cli, run
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,13 +40,27 @@ def reader(tmp_path: Path, demo_bundle: Path, copy_of, monkeypatch: pytest.Monke
 
 
 def test_the_ten_lines_run_and_give_what_their_comments_say(reader: Path) -> None:
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     names: dict = {}
     exec(code, names)
     assert names["itc"].shape == (2, 2)
     assert names["itm"].shape == (2, 1)
     assert [hit.rank_itc for hit in sorted(names["hits"], key=lambda hit: hit.rank_itc)] == [1, 2]
     assert {hit.image for hit in names["hits"]} == set(names["photos"])
+
+
+def test_the_lines_without_qpert_give_what_the_runtime_gives(reader: Path) -> None:
+    """1e-5: the networks are the same sessions on the same inputs, but threads may share the work out differently."""
+    _, code = blocks("python")
+    assert "qpert." not in code
+    names: dict = {}
+    exec(code, names)
+    boxes = Boxes(xyxy=[[132, 347, 209, 423]], size=(512, 512))
+    with Retriever.open("qpert-blip2-demo-fp32") as retriever:
+        features = retriever.encode_images(["examples/photos/astronaut.jpg"], boxes=[boxes])
+        tokens = retriever.encoder.tokenizer.encode(["A round, BLUE patch!"])
+    np.testing.assert_allclose(names["queries"], features.query_embeds, rtol=0, atol=1e-5)
+    assert names["ids"] == tokens.input_ids[0].tolist()
 
 
 def is_quick(line: list[str]) -> bool:

@@ -1,7 +1,8 @@
 """A bundle with other perturbation settings, as if exported with them, and with their provenance.
 
-α, weight and reduction are defaults in the manifest. The threshold is a number inside the graphs, so it is replaced
-there; the reference outputs with boxes depend on it too and are recorded again, from the checkpoint.
+α, weight and reduction are defaults in the manifest, and constants of `boxes.onnx`, which is written anew. The
+threshold is a number inside the graphs, so it is replaced there; the reference outputs with boxes depend on it too and
+are recorded again, from the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from qpert.calibration.perturbation.split_graph import threshold_names
 from qpert.runtime.bundle.folder import REPORTS, Bundle
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest
-from qpert.runtime.bundle.roles import IMAGE_TOKENS
+from qpert.runtime.bundle.roles import BOXES, IMAGE_TOKENS
 from qpert.runtime.bundle.samples import Case, Samples
 from qpert.runtime.errors import BundleError, InputError
 from qpert.runtime.files import sha256_of, write_atomically
@@ -55,6 +56,7 @@ def apply_settings(
     Raises:
         InputError: the target exists, or the checkpoint is not the exported one. UnavailableError: it is not available.
     """
+    from qpert.exporter.host_graphs.write import write_boxes_graph
     from qpert.runtime.bundle.staging import staged_folder
 
     progress = progress or Silent()
@@ -65,15 +67,18 @@ def apply_settings(
         samples = new_samples(bundle, settings, checkpoint)
     in_place = target.resolve() == bundle.folder.resolve()
     with progress.stage("writing the bundle"), staged_folder(target, force=in_place) as folder:
-        changed = {graph.file for graph in graphs} | {manifest.samples}
+        boxes = manifest.find(BOXES)
+        changed = {graph.file for graph in (*graphs, *filter(None, [boxes]))} | {manifest.samples}
         carry_files(bundle, folder, leave_out=changed, engines=not retuned, link=in_place)
         for graph in graphs:
             write_threshold(bundle.graph_path(graph), folder / graph.file, settings.threshold)
+        if boxes is not None:
+            write_boxes_graph(folder, boxes, manifest.token_grid, settings)
         save_samples(samples, folder / manifest.samples)
         for name, text in reports.items():
             (folder / REPORTS).mkdir(exist_ok=True)
             write_atomically(folder / REPORTS / name, text)
-        written = [*(graph.file for graph in graphs), manifest.samples, *(REPORTS + name for name in reports)]
+        written = [*changed, *(REPORTS + name for name in reports)]
         kept = {name: digest for name, digest in manifest.files.items() if not name.startswith(REPORTS)}
         files = kept | {name: sha256_of(folder / name) for name in written}
         new = replace(

@@ -150,7 +150,8 @@ def write_bundle(folder: Path, bundle: Bundle, request: QuantizeRequest, plan: P
         models[name] = plan.model(name) if name in plan.graphs else load(path)
         locations[name] = data_location(path)
     write_models(folder / "onnx", models, locations)
-    for name in (manifest.tokenizer.file, manifest.samples):
+    host_graphs = (graph.file for graph in manifest.host_graphs.values())
+    for name in (manifest.tokenizer.file, manifest.samples, *host_graphs):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.path(name), folder / name)
     write_manifest(folder, quantized_manifest(manifest, request, plan, data))

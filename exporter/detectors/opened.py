@@ -12,7 +12,7 @@ import numpy as np
 
 from qpert.runtime.bundle.graph_spec import AxisRange, GraphSpec, TensorSpec
 from qpert.runtime.bundle.manifest import CheckpointRecord
-from qpert.runtime.bundle.roles import BOXES, DETECTOR, IMAGE_SIZES, LABEL_IDS, PIXELS, SCORES
+from qpert.runtime.bundle.roles import BOX_CORNERS, DETECTOR, IMAGE_SIZES, LABEL_IDS, PIXELS, SCORES
 from qpert.runtime.detection.geometry import DetectorGeometry
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def graph_spec(geometry: DetectorGeometry, detections: int, max_batch: int | Non
             TensorSpec(INPUTS[1], IMAGE_SIZES, "float32", (rows, 2)),
         ),
         (
-            TensorSpec(OUTPUTS[0], BOXES, "float32", (rows, detections, 4)),
+            TensorSpec(OUTPUTS[0], BOX_CORNERS, "float32", (rows, detections, 4)),
             TensorSpec(OUTPUTS[1], SCORES, "float32", (rows, detections)),
             TensorSpec(OUTPUTS[2], LABEL_IDS, "int64", (rows, detections)),
         ),

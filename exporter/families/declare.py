@@ -17,6 +17,8 @@ GRAPH_NAMES: Mapping[str, str] = {
     roles.QUERY_HEAD: "image_query",
     roles.TEXT_TOWER: "text",
     roles.PAIR_SCORER: "itm",
+    roles.PREPROCESS: "preprocess",
+    roles.BOXES: "boxes",
 }
 """The name of each role's graph, in files and messages."""
 
@@ -30,6 +32,9 @@ TENSOR_NAMES: Mapping[str, str] = {
     roles.IMAGE_VECTORS: "query_embeds",
     roles.TEXT_VECTORS: "text_embeds",
     roles.PAIR_SCORES: "itm_scores",
+    roles.PICTURE: "image",
+    roles.BOX_CORNERS: "boxes",
+    roles.IMAGE_SIZE: "image_size",
 }
 
 FEATURE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "float32"}

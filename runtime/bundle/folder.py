@@ -35,7 +35,12 @@ class GraphManifest(Protocol):
     """What every manifest says, whatever its graphs are for: the graphs, their precision, and SHA-256 by path."""
 
     @property
-    def graphs(self) -> dict[str, GraphSpec]: ...
+    def graphs(self) -> dict[str, GraphSpec]:
+        """Those that sessions and engines are made from."""
+        ...
+
+    @property
+    def all_graphs(self) -> dict[str, GraphSpec]: ...
 
     @property
     def precision(self) -> str: ...

@@ -13,7 +13,16 @@ from typing import Any
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.paths import bundle_path
-from qpert.runtime.bundle.roles import DETECTOR, IMAGE_TOKENS, IMAGE_TOWER, PAIR_SCORER, QUERY_HEAD, ROLES, TEXT_TOWER
+from qpert.runtime.bundle.roles import (
+    DETECTOR,
+    HOST_ROLES,
+    IMAGE_TOKENS,
+    IMAGE_TOWER,
+    PAIR_SCORER,
+    QUERY_HEAD,
+    ROLES,
+    TEXT_TOWER,
+)
 from qpert.runtime.bundle.score_rules import ScoreRules
 from qpert.runtime.bundle.upgrade import upgrade_schema_1
 from qpert.runtime.errors import BundleError, InputError
@@ -49,6 +58,8 @@ class Manifest:
     `family` and `architecture` are the exporter's: the runtime only shows them. `patches`: rows and columns of image
     tokens, `patch_size` pixels each, after `prefix_tokens`. `quantization`: what `qpert quantize` did. `calibration`:
     the search in which `qpert calibrate` found the perturbation settings. Both are None for a bundle as exported.
+    `graphs`: the network's; `host_graphs`: those of `roles.HOST_ROLES`, which no session, engine or recorded case has
+    (in the file, `graphs` holds both). Older bundles have none.
     `schema_read`: the schema that the file has; this class always writes the newest.
     """
 
@@ -73,6 +84,7 @@ class Manifest:
     verification: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    host_graphs: dict[str, GraphSpec] = field(default_factory=dict)
     schema_read: int = field(default=SCHEMA_VERSION, compare=False)
 
     @property
@@ -80,9 +92,14 @@ class Manifest:
         """Where the image tokens lie in the picture."""
         return TokenGrid(*self.patches, self.patch_size, self.prefix_tokens, self.preprocessing)
 
+    @property
+    def all_graphs(self) -> dict[str, GraphSpec]:
+        """The network's graphs, then the host graphs."""
+        return self.graphs | self.host_graphs
+
     def find(self, role: str) -> GraphSpec | None:
         """The graph of a role, or None."""
-        return next((graph for graph in self.graphs.values() if graph.role == role), None)
+        return next((graph for graph in self.all_graphs.values() if graph.role == role), None)
 
     def graph(self, role: str) -> GraphSpec:
         """The graph of a role.
@@ -92,9 +109,9 @@ class Manifest:
         """
         found = self.find(role)
         if found is None:
+            roles = ", ".join(graph.role for graph in self.all_graphs.values())
             raise BundleError(
-                f"this bundle has no graph of role {role!r}, only {', '.join(g.role for g in self.graphs.values())}; "
-                "export a model that has one",
+                f"this bundle has no graph of role {role!r}, only {roles}; export a model that has one",
                 code="bundle-role-missing",
             )
         return found
@@ -123,7 +140,7 @@ class Manifest:
             "architecture": self.architecture,
             "checkpoint": {key: value for key, value in asdict(self.checkpoint).items() if value is not None},
             "precision": self.precision,
-            "graphs": {name: graph.to_dict() for name, graph in self.graphs.items()},
+            "graphs": {name: graph.to_dict() for name, graph in self.all_graphs.items()},
             "patches": list(self.patches),
             "patch_size": self.patch_size,
             "prefix_tokens": self.prefix_tokens,
@@ -146,12 +163,14 @@ class Manifest:
         if schema == 1:
             values = upgrade_schema_1(values)
         rows, columns = values["patches"]
+        graphs = {name: GraphSpec.from_dict(name, graph) for name, graph in values["graphs"].items()}
         manifest = cls(
             family=values["family"],
             architecture=values["architecture"],
             checkpoint=CheckpointRecord(**values["checkpoint"]),
             precision=values["precision"],
-            graphs={name: GraphSpec.from_dict(name, graph) for name, graph in values["graphs"].items()},
+            graphs={name: graph for name, graph in graphs.items() if graph.role not in HOST_ROLES},
+            host_graphs={name: graph for name, graph in graphs.items() if graph.role in HOST_ROLES},
             patches=(int(rows), int(columns)),
             patch_size=int(values["patch_size"]),
             prefix_tokens=int(values["prefix_tokens"]),
@@ -175,7 +194,7 @@ class Manifest:
 
     def check_roles(self) -> None:
         """Raises BundleError where a required role is missing, or the graphs and the patches disagree."""
-        roles = [graph.role for graph in self.graphs.values()]
+        roles = [graph.role for graph in self.all_graphs.values()]
         missing = [role.name for role in ROLES.values() if role.required and role.name not in roles]
         twice = sorted({role for role in roles if role in ROLES and roles.count(role) > 1})
         if missing or twice:
@@ -261,7 +280,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = Manifest.from_dict(values)
-        used = (manifest.samples, manifest.tokenizer.file, *(graph.file for graph in manifest.graphs.values()))
+        used = (manifest.samples, manifest.tokenizer.file, *(graph.file for graph in manifest.all_graphs.values()))
         for name in (*manifest.files, *used):
             bundle_path(folder, name)
     except BundleError:

@@ -14,6 +14,11 @@ QUERY_HEAD = "query_head"
 TEXT_TOWER = "text_tower"
 PAIR_SCORER = "pair_scorer"
 DETECTOR = "detector"
+PREPROCESS = "preprocess"
+BOXES = "boxes"
+
+HOST_ROLES = (PREPROCESS, BOXES)
+"""Graphs of what the runtime computes in Python, for applications without Python. They are opened on request only."""
 
 PIXELS = "pixels"
 IMAGE_TOKENS = "image_tokens"
@@ -25,9 +30,11 @@ IMAGE_VECTORS = "image_vectors"
 TEXT_VECTORS = "text_vectors"
 PAIR_SCORES = "pair_scores"
 IMAGE_SIZES = "image_sizes"
-BOXES = "boxes"
 SCORES = "scores"
 LABEL_IDS = "label_ids"
+PICTURE = "image"
+BOX_CORNERS = "boxes"
+IMAGE_SIZE = "image_size"
 
 BOX_SLOTS = (OBJECT_MASKS, BOX_WEIGHTS)
 TOKEN_SLOTS = (TOKEN_IDS, TOKEN_MASK)
@@ -51,7 +58,9 @@ ROLES: Mapping[str, Role] = {
         Role(QUERY_HEAD, (IMAGE_TOKENS,), (IMAGE_VECTORS,), BOX_SLOTS, required=True),
         Role(TEXT_TOWER, (TOKEN_IDS,), (TEXT_VECTORS,), (TOKEN_MASK,), required=True),
         Role(PAIR_SCORER, (IMAGE_TOKENS, TOKEN_IDS), (PAIR_SCORES,), (TOKEN_MASK, *BOX_SLOTS)),
-        Role(DETECTOR, (PIXELS, IMAGE_SIZES), (BOXES, SCORES, LABEL_IDS)),
+        Role(DETECTOR, (PIXELS, IMAGE_SIZES), (BOX_CORNERS, SCORES, LABEL_IDS)),
+        Role(PREPROCESS, (PICTURE,), (PIXELS,)),
+        Role(BOXES, (BOX_CORNERS, IMAGE_SIZE), BOX_SLOTS),
     )
 }
 """Roles that the runtime knows. `required` are those that every searchable bundle has; `pair_scorer` turns re-ranking

@@ -99,7 +99,7 @@ def graph_table(manifest: GraphManifest) -> Table:
             tensors(graph.outputs),
             "\n".join(f"{axis} {length.min}–{length.max}" for axis, length in graph.ranges.items()),
         )
-        for graph in manifest.graphs.values()
+        for graph in manifest.all_graphs.values()
     )
     return Table(("graph", "inputs", "outputs", "lengths"), tuple(rows), words=4)
 

@@ -56,6 +56,10 @@ class DetectorManifest:
     def graphs(self) -> dict[str, GraphSpec]:
         return {self.graph.name: self.graph}
 
+    @property
+    def all_graphs(self) -> dict[str, GraphSpec]:
+        return self.graphs
+
     def to_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = {
             "kind": DETECTOR,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qpert.runtime.bundle.roles import BOXES, IMAGE_SIZES, LABEL_IDS, PIXELS, SCORES
+from qpert.runtime.bundle.roles import BOX_CORNERS, IMAGE_SIZES, LABEL_IDS, PIXELS, SCORES
 from qpert.runtime.detection.bundle import DetectorBundle, largest_batch
 from qpert.runtime.detection.geometry import image_sizes
 from qpert.runtime.detection.options import DetectionOptions, suppressed
@@ -124,7 +124,7 @@ class Detector:
         """
         slots = {PIXELS: self.manifest.preprocessing.pixel_values(images), IMAGE_SIZES: image_sizes(images)}
         outputs: Mapping[str, np.ndarray] = BoundGraph(self._session).run(slots)
-        return list(zip(outputs[BOXES], outputs[SCORES], outputs[LABEL_IDS], strict=True))
+        return list(zip(outputs[BOX_CORNERS], outputs[SCORES], outputs[LABEL_IDS], strict=True))
 
     def _chosen(self, xyxy: np.ndarray, scores: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Boxes | None:
         """The detections of one picture that the options keep, the best first, clipped to the picture."""

@@ -22,11 +22,14 @@ def bundle_identity(manifest: Manifest) -> str:
     """SHA-256 over what decides features and scores: graph files with their weights, tokenizer, preprocessing.
 
     Reports, recorded samples, engines and dates do not count: a bundle that is verified again stays the same bundle.
+    Nor do host graphs: what they compute follows from the preprocessing here, and from the perturbation settings, which
+    are compared by themselves.
     """
+    host = {graph.file for graph in manifest.host_graphs.values()}
     deciding = {
         name: digest
         for name, digest in manifest.files.items()
-        if name.startswith(GRAPH_FOLDER) or name == manifest.tokenizer.file
+        if (name.startswith(GRAPH_FOLDER) and name not in host) or name == manifest.tokenizer.file
     }
     document = {
         "files": deciding,

@@ -80,7 +80,7 @@ def preprocess_images(images: Sequence[ImageInput], preprocessing: ImagePreproce
             code="images-kind",
         )
     size = preprocessing.size
-    table = _normalised_bytes(preprocessing)  # [3, 256]
+    table = normalised_bytes(preprocessing)  # [3, 256]
     pixel_values = np.empty((len(images), 3, size, size), np.float32)
     for index, source in enumerate(images):
         name = str(source) if isinstance(source, str | Path) else f"image {index}"
@@ -172,8 +172,8 @@ def _upright(image: Image) -> Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _normalised_bytes(preprocessing: ImagePreprocessing) -> npt.NDArray[np.float32]:
-    """[3,256]: what each byte of each channel becomes."""
+def normalised_bytes(preprocessing: ImagePreprocessing) -> npt.NDArray[np.float32]:
+    """float32 [3,256]: what each byte of each channel becomes, (byte/255 − mean)/std."""
     mean = np.array(preprocessing.mean, np.float32)[:, None]
     std = np.array(preprocessing.std, np.float32)[:, None]
     scaled = np.arange(256, dtype=np.float32) / np.float32(255)

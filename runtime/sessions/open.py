@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qpert.runtime.bundle.folder import GraphBundle
+from qpert.runtime.bundle.folder import Bundle, GraphBundle
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.errors import InputError
 from qpert.runtime.sessions.protocol import Session
@@ -43,6 +43,19 @@ def open_sessions(
             session.close()
         raise
     return sessions
+
+
+def open_host_graph(bundle: Bundle, role: str) -> Session | None:
+    """The graph of one of `roles.HOST_ROLES` in ONNX Runtime on the CPU; None where the bundle has none.
+
+    Nothing else opens it: the runtime computes the same in Python.
+
+    Raises:
+        UnavailableError: ONNX Runtime is not installed.
+        BundleError: the file is not the graph that the manifest describes.
+    """
+    spec = bundle.manifest.find(role)
+    return None if spec is None else open_session(bundle.graph_path(spec), spec, "cpu")
 
 
 def open_session(path: Path, spec: GraphSpec, provider: str = "cpu", *, threads: int = 0, spin: bool = True) -> Session:

@@ -42,7 +42,9 @@ def arrays(bundle):
 def test_graphs_and_samples_are_those_of_an_export_with_the_settings(applied, exported):
     mine, theirs = applied.manifest, exported.manifest
     assert mine.perturbation == theirs.perturbation == SETTINGS
-    for graph in mine.graphs.values():
+    assert mine.host_graphs == theirs.host_graphs
+    assert len(mine.all_graphs) == len(mine.graphs) + 2
+    for graph in mine.all_graphs.values():
         one, other = (onnx.load(bundle.graph_path(graph)) for bundle in (applied, exported))
         assert one.graph == other.graph, graph.name
     (ours, ours_words), (expected, words) = arrays(applied), arrays(exported)
@@ -58,6 +60,28 @@ def test_what_was_recorded_with_boxes_differs_from_the_sources(applied, source):
     assert "image_query/many_boxes/out/query_embeds" in different
     assert "boxes/0/weights" in different
     assert not any(name.startswith(("vision", "text", "itm", "picture", "caption")) for name in different)
+
+
+def test_only_the_boxes_graph_of_the_two_host_graphs_is_written_anew(applied, source):
+    before, after = source.manifest.files, applied.manifest.files
+    assert before["onnx/preprocess.onnx"] == after["onnx/preprocess.onnx"]
+    assert before["onnx/boxes.onnx"] != after["onnx/boxes.onnx"]
+
+
+def test_a_bundle_from_before_the_host_graphs_gets_none(source, copy_of, edit_manifest, tmp_path):
+    old = copy_of(source.folder)
+    edit_manifest(old, without_host_graphs)
+    settings = Perturbation(stages="itc", threshold=THRESHOLD, alpha=2.0)
+    new = apply_settings(Bundle.open(old), settings, tmp_path / "new", provenance={}, reports={})
+    assert new.manifest.host_graphs == {}
+    assert sorted(path.name for path in (new.folder / "onnx").glob("*.onnx")) == sorted(
+        f"{name}.onnx" for name in source.manifest.graphs
+    )
+
+
+def without_host_graphs(values):
+    for name in ("preprocess", "boxes"):
+        del values["graphs"][name], values["files"][f"onnx/{name}.onnx"]
 
 
 def test_it_verifies_against_the_recorded_outputs_and_against_pytorch(applied, capsys):

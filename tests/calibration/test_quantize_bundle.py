@@ -78,6 +78,14 @@ def test_the_manifest_says_what_was_done_with_what(int8_bundle: Bundle, demo_bun
     assert block["source"] == {f"onnx/{name}.onnx": source[f"onnx/{name}.onnx"] for name in GRAPHS}
 
 
+def test_host_graphs_are_carried_over(int8_bundle: Bundle, demo_bundle: Path) -> None:
+    source = Bundle.open(demo_bundle).manifest
+    assert len(source.host_graphs) == 2
+    assert int8_bundle.manifest.host_graphs == source.host_graphs
+    for graph in source.host_graphs.values():
+        assert int8_bundle.manifest.files[graph.file] == source.files[graph.file]
+
+
 def test_no_float_matrix_is_left_in_the_files(int8_bundle: Bundle) -> None:
     """Position embeddings and query tokens are the largest float constants that stay: a tenth of a weight matrix."""
     for name in GRAPHS:

@@ -21,6 +21,7 @@ from qpert.exporter.export import ExportRequest
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.graphs.perturbation.choices import GraphPerturbation
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.bundle.manifest import read_manifest
 from qpert.runtime.errors import InputError, QpertError
 from qpert.runtime.retrieval.encoder import Encoder
 
@@ -46,10 +47,12 @@ def any_bundle(request):
 
 def test_a_bundle_has_the_files_of_the_contract_and_opens(any_bundle):
     found = {path.relative_to(any_bundle).as_posix() for path in any_bundle.rglob("*") if path.is_file()}
+    host_graphs = ("preprocess", "boxes") if read_manifest(any_bundle).query_head.takes_boxes else ("preprocess",)
     exported = {name for name in found if not name.startswith("reports/")}  # other tests' commands report on it
     assert exported == {
         *("manifest.json", "tokenizer.json", "samples.safetensors", "onnx/vision.data", "onnx/qformer.data"),
         *(f"onnx/{graph}.onnx" for graph in GRAPHS),
+        *(f"onnx/{graph}.onnx" for graph in host_graphs),
     }
     assert all(state.ok for state in Bundle.open(any_bundle).check_files())
 

@@ -21,6 +21,7 @@ from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retriever import Gallery, Retriever
 
 COUNT = 11
+HOST_FILES = ("onnx/preprocess.onnx", "onnx/boxes.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -334,9 +335,21 @@ def test_reports_leave_a_bundle_the_same_and_other_weights_do_not(tiny_bundle, e
     edit_manifest(copy, lambda values: values["files"].update({"reports/new.json": "0" * 64}))
     assert bundle_identity(read_manifest(copy)) == bundle_identity(original.manifest)
     values = json.loads((copy / "manifest.json").read_text())
-    values["files"][next(name for name in values["files"] if name.startswith("onnx/"))] = "0" * 64
+    values["files"]["onnx/vision.onnx"] = "0" * 64
     changed = dataclasses.replace(original.manifest, files=values["files"])
     assert bundle_identity(changed) != bundle_identity(original.manifest)
+
+
+def test_host_graphs_are_no_part_of_a_bundles_identity(tiny_bundle):
+    """Their settings are compared by themselves, and bundles exported before they existed keep their galleries."""
+    manifest = read_manifest(tiny_bundle)
+    files = {name: digest for name, digest in manifest.files.items() if name not in HOST_FILES}
+    assert len(files) == len(manifest.files) - 2
+    before = dataclasses.replace(manifest, files=files, host_graphs={})
+    changed = dataclasses.replace(manifest, files=manifest.files | dict.fromkeys(HOST_FILES, "0" * 64))
+    assert bundle_identity(before) == bundle_identity(changed) == bundle_identity(manifest)
+    other = dataclasses.replace(manifest, preprocessing=dataclasses.replace(manifest.preprocessing, resample="lanczos"))
+    assert bundle_identity(other) != bundle_identity(manifest)
 
 
 def test_names_given_twice_are_refused(tmp_path, encoder, entries):

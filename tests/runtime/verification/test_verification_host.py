@@ -10,7 +10,7 @@ import pytest
 from qpert.runtime.bundle.manifest import Manifest, read_manifest
 from qpert.runtime.bundle.samples import Samples
 from qpert.runtime.inputs.images import preprocess_images
-from qpert.runtime.verification.host import pixel_distance, preprocessing_gate
+from qpert.runtime.verification.host import pixel_distance, preprocessing_gate, runtime_pixels
 
 OLD = Path(__file__).parents[2] / "fixtures" / "schema1" / "bundle"
 """Exported by 94133b9 with Pillow 13.0.0: schema 1; its second picture is 97×640."""
@@ -58,8 +58,8 @@ def test_another_filter_or_other_pixels_fail_an_old_bundle_all_the_same(manifest
     one_level = np.float32(1 / 255 / max(manifest.preprocessing.std))
     changed = recorded.copy()
     changed[0, 3, 3] += one_level
-    assert pixel_distance(manifest, tall, recorded, rows_first=True) <= 1e-5
-    assert pixel_distance(manifest, tall, changed, rows_first=True) > 1e-3
+    assert pixel_distance(runtime_pixels(manifest), tall, recorded, rows_first=True) <= 1e-5
+    assert pixel_distance(runtime_pixels(manifest), tall, changed, rows_first=True) > 1e-3
 
 
 def test_a_picture_that_is_not_tall_has_no_other_order(manifest):
@@ -67,7 +67,7 @@ def test_a_picture_that_is_not_tall_has_no_other_order(manifest):
     turned = preprocess_images([wide.transpose(1, 0, 2)], manifest.preprocessing)[0].transpose(0, 2, 1)
     ours = preprocess_images([wide], manifest.preprocessing)[0]
     assert np.abs(turned - ours).max() > 1e-3
-    assert pixel_distance(manifest, wide, turned, rows_first=True) == np.abs(turned - ours).max()
+    assert pixel_distance(runtime_pixels(manifest), wide, turned, rows_first=True) == np.abs(turned - ours).max()
     tall = np.ascontiguousarray(wide.transpose(1, 0, 2))
-    assert pixel_distance(manifest, tall, ours.transpose(0, 2, 1), rows_first=True) == 0
-    assert pixel_distance(manifest, tall, ours.transpose(0, 2, 1), rows_first=False) > 1e-3
+    assert pixel_distance(runtime_pixels(manifest), tall, ours.transpose(0, 2, 1), rows_first=True) == 0
+    assert pixel_distance(runtime_pixels(manifest), tall, ours.transpose(0, 2, 1), rows_first=False) > 1e-3
