@@ -125,7 +125,7 @@ def explore(retriever: Retriever, dataset: RetrievalDataset, boxes: list[Boxes],
             }
     largest = np.array([given.areas.max() if len(given) else np.nan for given in boxes])
     before, after = ranks[WITHOUT]["smallest"], ranks[DETECTED]["smallest"]
-    up, down = chosen(before, after), chosen(after, before)
+    up, down = (one_a_picture(moved, owners["smallest"]) for moved in (chosen(before, after), chosen(after, before)))
     with retriever.open_gallery(gallery_of(DETECTED)) as gallery:
 
         def case(number: int) -> Case:
@@ -149,8 +149,13 @@ def explore(retriever: Retriever, dataset: RetrievalDataset, boxes: list[Boxes],
     )
 
 
+def one_a_picture(captions: list[int], owners: Ranks) -> list[int]:
+    """The first caption of each picture."""
+    return list({int(owners[number]): number for number in reversed(captions)}.values())[::-1]
+
+
 def chosen(worse: Ranks, better: Ranks) -> list[int]:
-    """Captions that moved up, by how many times: from rank 100 to 1 before 150 to 3. One for each pair of ranks."""
+    """Captions that moved up, by how many times: from rank 100 to 1 before 150 to 3."""
     gains = np.log((worse + 1) / (better + 1))
     return [int(number) for number in np.argsort(-gains, kind="stable") if gains[number] > 0]
 

@@ -112,16 +112,14 @@ def conditions_table(page: Page) -> Table:
     rows = tuple(
         (
             one.name,
-            f"{one.smallest:.1f} %",
-            "" if place == 0 else signed(one.smallest_interval),
-            f"{one.usual:.1f} %",
-            "" if place == 0 else signed(one.usual_interval),
+            (Bold(f"{one.smallest:.1f} %"), "" if place == 0 else f" ({signed(one.smallest_interval)})"),
+            (Bold(f"{one.usual:.1f} %"), "" if place == 0 else f" ({signed(one.usual_interval)})"),
         )
         for place, one in enumerate(page.conditions)
     )
-    head = ("text to image, R@1, ITC", "captions of the smallest object", "change", "usual captions", "change")
-    legend = f"change: {LEVEL} % interval of the difference to no boxes, in points (pictures resampled, same for all)"
-    return Table(head, rows, legend=(legend,))
+    head = ("text to image, R@1 by ITC", "captions of the smallest object", "usual captions")
+    legend = f"in brackets: {LEVEL} % interval of the difference to no boxes, in points (pictures resampled)"
+    return Table(head, rows, words=3, legend=(legend,))
 
 
 def signed(interval: Interval) -> str:

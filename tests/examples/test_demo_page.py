@@ -26,6 +26,7 @@ def test_what_moved_most_comes_first_in_either_direction(demo):
     before, after = np.array([99, 9, 0, 4, 149]), np.array([0, 4, 9, 4, 2])
     assert demo.chosen(before, after) == [0, 4, 1], "100 → 1, 150 → 3, 10 → 5; ranks count from 0"
     assert demo.chosen(after, before) == [2]
+    assert demo.one_a_picture([4, 1, 0, 3, 2], np.array([7, 7, 8, 8, 7])) == [4, 3]
 
 
 def test_the_table_gives_recall_and_the_interval_of_the_difference(demo):
