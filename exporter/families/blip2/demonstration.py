@@ -23,6 +23,6 @@ def open_demo(image_size: int | None = None, name: str = "demo") -> Checkpoint:
     store = open_tensors(file)
     origins = {name: Origin(name) for name in store.entries}
     record = CheckpointRecord(name, name, "demo", sha256_of(file), "Apache-2.0")
-    note = "the demonstration model was trained on generated scenes and knows nothing else (see its MODEL_CARD.md)"
+    note = "the demonstration model was trained on generated scenes and knows nothing else (see its model card)"
     tensors = LazyTensors(store, origins, positions_for(config, size))
     return Checkpoint(at_image_size(config, size), record, tensors, demo.VOCABULARY, (note,), ImagePreprocessing(size))
