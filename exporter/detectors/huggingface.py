@@ -23,6 +23,7 @@ from qpert.exporter.hub.stock import load_stock
 from qpert.exporter.tracing.readable import IR_VERSION
 from qpert.runtime.bundle.manifest import CheckpointRecord
 from qpert.runtime.errors import CheckpointError
+from qpert.runtime.libraries import turn_off_telemetry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,6 +100,7 @@ class HubDetector(OpenedDetector):
     @torch.no_grad()
     def reference(self, images: Sequence[Image]) -> list[Detections]:
         """All K detections of the stock model, with the folder's stock image processor and its post-processing."""
+        turn_off_telemetry()
         from transformers import AutoImageProcessor
 
         processor = AutoImageProcessor.from_pretrained(str(self.folder), backend="pil")

@@ -76,7 +76,7 @@ def test_named_axes_are_named_in_the_files(tiny_bundle):
         for declared, values in ((spec.inputs, found.input), (spec.outputs, found.output)):
             for tensor, value in zip(declared, values, strict=True):
                 dims = value.type.tensor_type.shape.dim
-                assert [dim.dim_param or dim.dim_value for dim in dims] == list(tensor.shape)
+                assert [dim.dim_param or dim.dim_value for dim in dims] == list(tensor.file_shape)
 
 
 def test_keys_and_values_of_an_image_are_projected_once_for_all_texts(tiny_bundle):
