@@ -83,13 +83,17 @@ def profile(low: Value, high: Value, side: Side, cells: int, grid: TokenGrid, co
 
 
 def dilated_profile(low: Value, high: Value, side: Side, cells: int, grid: TokenGrid) -> Value:
-    """The release's mask along one side, in whole numbers as in the runtime: a position may fall on a centre."""
-    length, resized, offset = (value.cast(np.int64) for value in (side.length, side.resized, side.offset))
-    start, end = low.floor().cast(np.int64), high.floor().cast(np.int64)  # [B, O, 1]
-    pixels = offset + np.arange(cells * grid.patch)
+    """The release's mask along one side, in whole numbers as in the runtime: a position may fall on a centre.
+
+    The whole numbers are float64, which is exact below 2^53. ONNX Runtime 1.31's Max and Min of int64 compare the lower
+    32 bits alone on some processors, and numerators of long pictures pass 2^31.
+    """
+    length, resized, offset = side.length, side.resized, side.offset
+    start, end = low.floor(), high.floor()  # [B, O, 1]
+    pixels = offset + np.arange(cells * grid.patch, dtype=np.float64)
     numerator = ((pixels * 2 + 1) * length - resized).at_least(0)
     divisor = resized * 2
-    quotient = numerator / divisor
+    quotient = (numerator / divisor).floor()
     rest = numerator - quotient * divisor
     last = length - 1
     left, right = quotient.at_most(last), (quotient.at_most(last) + 1).at_most(last)  # original pixels

@@ -167,3 +167,12 @@ def test_another_alpha_is_another_graph():
     grid, spec = GRIDS["blip2"], boxes_spec(GRIDS["blip2"])
     one, other = (boxes_graph(spec, grid, dataclasses.replace(Perturbation(), alpha=alpha)) for alpha in (8.0, 4.0))
     assert one != other
+
+
+def test_long_pictures_whose_positions_pass_two_to_the_31(tmp_path):
+    """Of 1×3000 pixels the crop shows less than one, in the middle: a box over it covers every patch, another none."""
+    image = ImagePreprocessing(224, fit="crop", shortest_side=256, rounding="half_even")
+    run = runner(TokenGrid(7, 7, 32, 1, image), Perturbation(coverage="dilated"), tmp_path)
+    masks, _ = run([[[0, 900, 1, 2700], [0, 0, 1, 100]]], [[1, 3000]])
+    assert masks[0, 0].tolist() == [0, *[1] * 49]
+    assert masks[0, 1].tolist() == [0] * 50
