@@ -13,8 +13,6 @@ loss. Runs repeat by seed; an interrupted one resumes from its last checkpoint w
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from safetensors.torch import load_file
 from small_objects_data import ReadOutSet, load, prepare, write_shares
 from student import Student, new_student
 from torch import Tensor
+from training_loop import stage_at, train, write_state
 
 from qpert.exporter import demo
 from qpert.graphs.families.blip2.config import CONFIGS
@@ -64,13 +63,9 @@ class Plan:
 
     def at(self, step: int) -> tuple[Stage, float]:
         """The stage of a step, and its learning rate."""
-        for index, stage in enumerate(self.stages):
-            if step < stage.steps:
-                end = self.stages[index + 1].rate if index + 1 < len(self.stages) else stage.rate * 0.02
-                warm = min(1.0, (step + 1) / 60) if index == 0 else 1.0
-                return stage, warm * (stage.rate + (end - stage.rate) * step / stage.steps)
-            step -= stage.steps
-        raise ValueError("the plan has no such step")
+        index, local, stage, rate = stage_at(self.stages, step)
+        warm = min(1.0, (local + 1) / 60) if index == 0 else 1.0
+        return stage, warm * rate
 
 
 class Trainer:
@@ -141,9 +136,7 @@ class Trainer:
             "step": self.step,
             "plan": asdict(self.plan),
         }
-        temporary = self.work / ".checkpoint.pt"
-        torch.save(state, temporary)
-        temporary.replace(self.work / "checkpoint.pt")
+        write_state(self.work, state)
 
     def resume(self, progress: Progress) -> None:
         path = self.work / "checkpoint.pt"
@@ -190,25 +183,15 @@ def run(plan: Plan, work: Path, progress: Progress, *, scenes: Path, save_every:
     prepare(scenes, plan.scenes, seed=plan.seed, progress=progress)
     trainer = Trainer(plan, load(scenes, plan.scenes), work)
     trainer.resume(progress)
-    log = (work / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-    saved = evaluated = time.monotonic()
-    with log, progress.stage("training", plan.steps) as advance:
-        advance(trainer.step)
-        while trainer.step < plan.steps:
-            began = time.monotonic()
-            said = trainer.train_step()
-            said["seconds"] = time.monotonic() - began
-            advance(1)
-            last = trainer.step == plan.steps
-            if last or time.monotonic() - evaluated > evaluate_every:
-                said |= trainer.held_back_recall()
-                evaluated = time.monotonic()
-            if trainer.step % 10 == 0 or "held_back_t2i_r1" in said:
-                line = {"time": time.strftime("%H:%M:%S"), **{key: round(value, 5) for key, value in said.items()}}
-                log.write(json.dumps(line) + "\n")
-            if last or time.monotonic() - saved > save_every:
-                trainer.save()
-                saved = time.monotonic()
+    train(
+        trainer,
+        plan.steps,
+        work,
+        progress,
+        evaluate=trainer.held_back_recall,
+        save_every=save_every,
+        evaluate_every=evaluate_every,
+    )
 
 
 def main() -> None:

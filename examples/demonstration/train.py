@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from evaluation import quick_recall
 from losses import concept_loss, itc_loss, itc_similarities, itm_loss, many_hot, patch_loss, slot_loss
 from student import new_student
 from torch import Tensor
+from training_loop import stage_at, train, write_state
 
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.runtime.progress import Progress, Terminal
@@ -58,13 +58,9 @@ class Plan:
 
     def at(self, step: int) -> tuple[Stage, float]:
         """The stage of a step, and its learning rate."""
-        for index, stage in enumerate(self.stages):
-            if step < stage.steps:
-                end = self.stages[index + 1].rate if index + 1 < len(self.stages) else stage.rate * 0.02
-                warm = min(1.0, (step + 1) / (150 if index == 0 else 40))
-                return stage, warm * (stage.rate + (end - stage.rate) * step / stage.steps)
-            step -= stage.steps
-        raise ValueError("the plan has no such step")
+        index, local, stage, rate = stage_at(self.stages, step)
+        warm = min(1.0, (local + 1) / (150 if index == 0 else 40))
+        return stage, warm * rate
 
 
 class Trainer:
@@ -138,9 +134,7 @@ class Trainer:
             "step": self.step,
             "plan": asdict(self.plan),
         }
-        temporary = self.work / ".checkpoint.pt"
-        torch.save(state, temporary)
-        temporary.replace(self.work / "checkpoint.pt")
+        write_state(self.work, state)
 
     def resume(self, progress: Progress) -> None:
         path = self.work / "checkpoint.pt"
@@ -163,28 +157,15 @@ def run(plan: Plan, work: Path, progress: Progress, *, save_every: float, evalua
     prepare(work / "scenes", plan.scenes, seed=plan.seed, workers=os.cpu_count() or 1, progress=progress)
     trainer = Trainer(plan, load(work / "scenes", plan.scenes), work)
     trainer.resume(progress)
-    log = (work / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-    saved = evaluated = time.monotonic()
-    with log, progress.stage("training", plan.steps) as advance:
-        advance(trainer.step)
-        while trainer.step < plan.steps:
-            began = time.monotonic()
-            said = trainer.train_step()
-            said["seconds"] = round(time.monotonic() - began, 3)
-            advance(1)
-            last = trainer.step == plan.steps
-            if trainer.step % 10 == 0:
-                log.write(
-                    json.dumps({"time": time.strftime("%H:%M:%S"), **{k: round(v, 5) for k, v in said.items()}}) + "\n"
-                )
-            if last or time.monotonic() - saved > save_every:
-                trainer.save()
-                saved = time.monotonic()
-            if last or time.monotonic() - evaluated > evaluate_every:
-                recall = quick_recall(trainer.student)
-                log.write(json.dumps({"time": time.strftime("%H:%M:%S"), "step": trainer.step, **recall}) + "\n")
-                progress.say(f"step {trainer.step}: {recall}")
-                evaluated = time.monotonic()
+    train(
+        trainer,
+        plan.steps,
+        work,
+        progress,
+        evaluate=lambda: quick_recall(trainer.student),
+        save_every=save_every,
+        evaluate_every=evaluate_every,
+    )
 
 
 def main() -> None:

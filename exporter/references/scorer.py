@@ -103,8 +103,9 @@ class ReferenceScorer:
         settings = self.manifest.perturbation
         weights = np.zeros((len(boxes), most), np.float32)
         for image, one in enumerate(boxes):
-            for place, corners in enumerate([] if one is None else one.xyxy.tolist()):
-                assert one is not None
+            if one is None:
+                continue
+            for place, corners in enumerate(one.xyxy.tolist()):
                 box = tuple(corners)
                 masks[image, place] = mask(box, one.size, settings.coverage, self.grid)
                 weights[image, place] = weight(box, one.size, settings, len(one))

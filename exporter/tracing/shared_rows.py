@@ -16,7 +16,7 @@ def name_shared_rows(graph: gs.Graph, spec: GraphSpec) -> gs.Graph:
     """Give everything that depends on no other input than the shared one its own name for the first axis.
 
     The exporter may take a length from any input that has it. Where a reshape of shared values takes the number of rows
-    from another input, it is told to keep the rows that there are.
+    from another input, it is changed to keep the number of rows of its data.
     """
     for tensor in spec.inputs:
         if not tensor.shared:

@@ -89,7 +89,7 @@ class Manifest:
 
     @property
     def token_grid(self) -> TokenGrid:
-        """Where the image tokens lie in the picture."""
+        """Which part of the picture each image token covers."""
         return TokenGrid(*self.patches, self.patch_size, self.prefix_tokens, self.preprocessing)
 
     @property

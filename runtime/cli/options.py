@@ -85,7 +85,14 @@ def detection_options(
     options = (
         option("threshold", NumberRange(0, 1), "keep detections with a score above this", usual.threshold),
         *(
-            (option("max-boxes", IntegerRange(min=1), "keep so many a picture, the best", usual.max_boxes),)
+            (
+                option(
+                    "max-boxes",
+                    IntegerRange(min=1),
+                    "keep at most this many boxes a picture, the best",
+                    usual.max_boxes,
+                ),
+            )
             if most
             else ()
         ),

@@ -1,6 +1,6 @@
 """Boxes of many pictures to a box file: resumable, and written whole or not at all.
 
-While it runs, `.NAME.partial` beside the file holds a line for each finished picture; the same call goes on from there.
+While it runs, `.NAME.partial` beside the file holds a line for each finished picture; the same call resumes from it.
 The box file itself is written at the end, and the partial file deleted.
 """
 
@@ -112,7 +112,7 @@ def check_out(out: Path, *, force: bool) -> None:
 def write_failure(path: Path, error: OSError) -> UnavailableError:
     return UnavailableError(
         f"{path} cannot be written ({error.strerror or error}); make room or choose another --out. What was found is "
-        "kept: the same command goes on from there",
+        "kept: the same command resumes from it",
         code="boxes-not-written",
     )
 
@@ -131,9 +131,9 @@ def stamp_of(entry: ImageEntry) -> list[int]:
 def record(entry: ImageEntry, boxes: Boxes | None) -> dict[str, Any]:
     """A picture's line in the partial file."""
     rows: list[dict[str, Any]] = []
-    for place in range(0 if boxes is None else len(boxes)):
-        assert boxes is not None
-        row: dict[str, Any] = dict(zip(("x1", "y1", "x2", "y2"), boxes.xyxy[place].tolist(), strict=True))
+    boxes = Boxes.empty((1, 1)) if boxes is None else boxes
+    for place, corners in enumerate(boxes.xyxy.tolist()):
+        row: dict[str, Any] = dict(zip(("x1", "y1", "x2", "y2"), corners, strict=True))
         if boxes.scores is not None:
             row["score"] = float(boxes.scores[place])
         if boxes.labels is not None:
@@ -188,7 +188,7 @@ def finished(
 def journal(
     partial: Path, identity: Mapping[str, Any] | None, done: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[TextIO]:
-    """The partial file, begun anew with what is done already."""
+    """The partial file, rewritten with what is already done, and open for more."""
     try:
         rows = "".join(json.dumps(row) + "\n" for row in done.values())
         write_atomically(partial, json.dumps({"identity": identity}) + "\n" + rows)

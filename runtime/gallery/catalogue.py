@@ -81,7 +81,7 @@ IMAGE_COLUMNS = ", ".join(ImageRecord.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Block:
-    """So many rows of a column from `first` on, and their SHA-256."""
+    """`rows` rows of a column, starting at `first`, and their SHA-256."""
 
     name: str
     first: int

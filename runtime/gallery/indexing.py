@@ -16,7 +16,7 @@ from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
 from qpert.runtime.files import local_path, portable_name, sha256_of
-from qpert.runtime.gallery.catalogue import Catalogue, boxes_to_json
+from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord, boxes_to_json
 from qpert.runtime.gallery.detected import DetectedBoxes, without_source
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.spec import FeatureMode
@@ -86,7 +86,7 @@ def index_images(
             `replace` is false; two entries have one name.
         ImageError, BoxError: an image that cannot be read (unless `skip_unreadable`), boxes that do not fit it.
         LimitError: more boxes on an image than the bundle takes.
-        UnavailableError: the disk is full. What was committed stays, and the same call goes on from there.
+        UnavailableError: the disk is full. What was committed stays, and the same call resumes from there.
     """
     if records_a_shard < 1:
         raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1", code="records-per-shard")
@@ -147,7 +147,7 @@ def _plan(
     for entry in entries:
         record = present.get(entry.name)
         if record is not None:
-            difference = _difference(catalogue, entry, detected)
+            difference = _difference(catalogue, record, entry, detected)
             if difference is None:
                 continue
             changed[entry.name] = difference
@@ -162,10 +162,10 @@ def _plan(
     return _Plan(todo, frozenset(changed))
 
 
-def _difference(catalogue: Catalogue, entry: ImageEntry, detected: DetectedBoxes | None) -> str | None:
+def _difference(
+    catalogue: Catalogue, record: ImageRecord, entry: ImageEntry, detected: DetectedBoxes | None
+) -> str | None:
     """In what an image differs from the one of its name in the gallery, or None."""
-    record = catalogue.image(entry.name)
-    assert record is not None
     if detected is not None and entry.boxes is None:
         if not detected.made(record.boxes):
             return "detector or its options"
@@ -196,8 +196,8 @@ class _Run:
         self.skipped: list[tuple[str, str]] = []
 
     def add(self, entries: Sequence[ImageEntry]) -> None:
-        """Encode one shard's images and commit them. Batches start with the shard, so that a run that goes on from
-        here makes the same batches as one that was never interrupted."""
+        """Encode one shard's images and commit them. Batches start with the shard, so that a resumed run
+        makes the same batches as one that was never interrupted."""
         step = min(self.encoder.limit(IMAGE_TOWER, "B"), IMAGES_AT_ONCE)
         images: list[NewImage] = []
         parts: list[ImageFeatures] = []

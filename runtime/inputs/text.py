@@ -84,8 +84,8 @@ class TokenizedTexts:
     """T texts as graphs take them, padded on the right: to the longest, L tokens, or to the tokenizer's full length.
 
     `input_ids` int64 [T,L], special tokens included. `attention_mask` int64 [T,L]: 1 for tokens, 0 for padding.
-    `fixed_length`: the graphs want every text at full length, whatever its tokens. `length_step`: L is a multiple of
-    it where there are so many columns.
+    `fixed_length`: the graphs want every text at full length, whatever its tokens. `length_step`: L is a
+    multiple of it, up to the full length.
     """
 
     input_ids: npt.NDArray[np.int64]

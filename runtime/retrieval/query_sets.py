@@ -126,7 +126,7 @@ def best_of_sets(scores: Floats, starts: Indices) -> Floats:
 
 
 def image_sets(boxes: int, perturbation: Perturbation) -> Indices:
-    """int64 [sets]: the box of each query set of an image with so many boxes, under these settings.
+    """int64 [sets]: the box of each query set of an image with this number of boxes, under these settings.
 
     With reduction `each` a set for every box, in order; with `keep_stock` the stock set (NO_BOX) before them. Without
     boxes, and with every other reduction, one set.

@@ -197,7 +197,7 @@ class Service:
             for text in texts:
                 await self.rerank(text, [picture], deadline)
         if self.gallery is not None:
-            with contextlib.suppress(InputError):  # a gallery without features: whoever searches is told
+            with contextlib.suppress(InputError):  # a gallery without features: each search gets the error
                 await self.search("a", 10, None, deadline)
         await asyncio.gather(*(self.encode_texts(["a"], deadline) for _ in range(self.settings.worker_count)))
 

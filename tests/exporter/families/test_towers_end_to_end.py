@@ -242,7 +242,7 @@ def test_a_query_set_for_each_box_is_the_pooled_vector_of_that_box_alone(exporte
     """The head gets an image's tokens once for all its boxes; the expected vectors come from calls of one box."""
     family, _, bundle = exported
     if family == "clip":
-        pytest.skip("CLIP takes no boxes")
+        pytest.skip("CLIP pools by its class token, so there are no queries for boxes to perturb")
     size = Image.open(photos[0]).size
     corners = [[0, 0, size[0] / 3, size[1] / 2], [size[0] / 2, 10, size[0] - 5, size[1] / 2], [5, 5, 40, 60]]
     with Retriever.open(bundle) as retriever:

@@ -216,9 +216,13 @@ def test_tensors_that_retrieval_does_not_use_may_be_absent(lavis_folder: Path, t
         for name in [name for name in model if "cls." in name or name == "temp" or name.endswith("position_ids")]:
             del model[name]
 
+    ids = {"input_ids": np.full((1, 4), 5), "attention_mask": np.ones((1, 4), np.int64)}
     stripped = break_checkpoint(lavis_folder / "eva", tmp_path, strip)
-    with LavisReference.open(stripped, config=config_of(lavis_folder / "eva")):
-        pass
+    found = []
+    for checkpoint in (stripped, lavis_folder / "eva" / "checkpoint.pth"):
+        with LavisReference.open(checkpoint, config=config_of(lavis_folder / "eva")) as opened:
+            found.append(opened.run("text", ids)["text_embeds"])
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 @pytest.mark.lavis
