@@ -56,24 +56,21 @@ def apply_settings(
     Raises:
         InputError: the target exists, or the checkpoint is not the exported one. UnavailableError: it is not available.
     """
-    from qpert.exporter.host_graphs.write import write_boxes_graph
     from qpert.runtime.bundle.staging import staged_folder
 
     progress = progress or Silent()
     manifest = bundle.manifest
     retuned = settings.threshold != manifest.perturbation.threshold
     graphs = perturbed_graphs(manifest) if retuned else []
+    graphs += filter(None, [manifest.find(BOXES)])
     with progress.stage("recording reference outputs from PyTorch" if retuned else "recording box weights"):
         samples = new_samples(bundle, settings, checkpoint)
     in_place = target.resolve() == bundle.folder.resolve()
     with progress.stage("writing the bundle"), staged_folder(target, force=in_place) as folder:
-        boxes = manifest.find(BOXES)
-        changed = {graph.file for graph in (*graphs, *filter(None, [boxes]))} | {manifest.samples}
+        changed = {graph.file for graph in graphs} | {manifest.samples}
         carry_files(bundle, folder, leave_out=changed, engines=not retuned, link=in_place)
         for graph in graphs:
-            write_threshold(bundle.graph_path(graph), folder / graph.file, settings.threshold)
-        if boxes is not None:
-            write_boxes_graph(folder, boxes, manifest.token_grid, settings)
+            write_graph(bundle, graph, folder, settings)
         save_samples(samples, folder / manifest.samples)
         for name, text in reports.items():
             (folder / REPORTS).mkdir(exist_ok=True)
@@ -97,6 +94,16 @@ def apply_settings(
 def perturbed_graphs(manifest: Manifest) -> list[GraphSpec]:
     """The graphs that hold the threshold."""
     return [graph for graph in manifest.graphs.values() if graph.takes_boxes]
+
+
+def write_graph(bundle: Bundle, graph: GraphSpec, folder: Path, settings: Perturbation) -> None:
+    """Write a graph of the bundle, below `folder`, as it is with `settings`."""
+    from qpert.exporter.host_graphs.write import write_boxes_graph
+
+    if graph.role == BOXES:
+        write_boxes_graph(folder, graph, bundle.manifest.token_grid, settings)
+    else:
+        write_threshold(bundle.graph_path(graph), folder / graph.file, settings.threshold)
 
 
 def write_threshold(source: Path, target: Path, threshold: float) -> None:
