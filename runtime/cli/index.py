@@ -13,7 +13,7 @@ import click
 
 from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.detector_options import DetectorChoice, detector_options
+from qpert.runtime.cli.detector_options import detector_options
 from qpert.runtime.cli.options import (
     PATH,
     bundle_argument,
@@ -22,6 +22,7 @@ from qpert.runtime.cli.options import (
     provider_option,
     skip_bad_option,
 )
+from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.entries import Listing, list_images
 from qpert.runtime.gallery.entries import with_boxes as entries_with_boxes

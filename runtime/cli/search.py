@@ -11,7 +11,7 @@ import click
 
 from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.detector_options import DetectorChoice, detector_options
+from qpert.runtime.cli.detector_options import detector_options
 from qpert.runtime.cli.number_types import Integer
 from qpert.runtime.cli.options import (
     PATH,
@@ -22,6 +22,7 @@ from qpert.runtime.cli.options import (
     print_result,
     provider_option,
 )
+from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import local_path, portable_name
 from qpert.runtime.gallery.catalogue import open_catalogue

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
+from qpert.runtime.cli.detector_options import detector_options
 from qpert.runtime.cli.number_types import IntegerRange, NumberRange
-from qpert.runtime.cli.options import PATH, bundle_argument, provider_option, require
+from qpert.runtime.cli.options import PATH, bundle_argument, max_boxes_option, provider_option, require
+from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
 from qpert.runtime.files import local_path
 from qpert.runtime.inputs.boxes import BoxWarning
@@ -23,6 +25,8 @@ COUNT = IntegerRange(min=1)
 @click.command("serve", short_help="a bundle and a gallery behind HTTP", context_settings={"show_default": True})
 @bundle_argument
 @click.option("--gallery", type=PATH, help="search and change this gallery; made where there is none")
+@detector_options
+@max_boxes_option
 @click.option("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 serves other machines")
 @click.option("--port", type=IntegerRange(min=0, max=65535), default=8000, help="0 takes any free one")
 @click.option("--token-file", type=PATH, help=f"clients must send the token in this file [default: ${TOKEN_VARIABLE}]")
@@ -47,6 +51,8 @@ COUNT = IntegerRange(min=1)
 def command(
     bundle: Path,
     gallery: Path | None,
+    detector: DetectorChoice,
+    max_boxes: int | None,
     host: str,
     port: int,
     token_file: Path | None,
@@ -70,6 +76,13 @@ def command(
     /openapi.json describes the requests; /health/ready, /metrics and /v2 (the raw graphs) are for machines. SIGTERM
     answers what has been asked, and ends.
     """
+    detector.check(None)
+    if max_boxes is not None and detector.folder is None:
+        raise InputError(
+            "--max-boxes needs --detector: it says how many of the boxes that are found are used; add it, or leave "
+            "--max-boxes out",
+            code="detector-missing",
+        )
     require("qpert serve", ("fastapi", "uvicorn", "prometheus_client", "python_multipart"), "serve")
     limits = Limits(
         body_bytes=max_body,
@@ -93,6 +106,8 @@ def command(
         names=names,
         url_hosts=hosts,
         pictures=pictures,
+        detector=detector,
+        max_boxes=max_boxes,
         limits=limits,
     )
     if not settings.is_loopback and not settings.token:

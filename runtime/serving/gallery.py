@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, QpertError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.gallery.catalogue import CATALOGUE_NAME, ImageRecord, has_catalogue, open_catalogue
@@ -79,21 +80,25 @@ class Snapshot:
 class LiveGallery:
     """Use `open`. `current` may be called by any thread; `change` by one at a time."""
 
-    def __init__(self, folder: Path, encoder: Encoder, pictures: Path | None = None) -> None:
-        self.folder, self.encoder = folder, encoder
+    def __init__(
+        self, folder: Path, encoder: Encoder, pictures: Path | None = None, detector: BoxSource | None = None
+    ) -> None:
+        self.folder, self.encoder, self.detector = folder, encoder, detector
         self.pictures = (pictures or folder / PICTURES).absolute()  # as the catalogue keeps paths
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
     @classmethod
-    def open(cls, folder: Path, encoder: Encoder, pictures: Path | None = None) -> LiveGallery:
-        """Open a gallery; a new one is made where there is none.
+    def open(
+        cls, folder: Path, encoder: Encoder, pictures: Path | None = None, detector: BoxSource | None = None
+    ) -> LiveGallery:
+        """Open a gallery; a new one is made where there is none. `detector`: for pictures that come without boxes.
 
         Raises:
             GalleryError: it is damaged, or was made with another bundle or other settings.
             UnavailableError: it cannot be read, or not be made.
         """
-        gallery = cls(folder, encoder, pictures)
+        gallery = cls(folder, encoder, pictures, detector)
         if not has_catalogue(folder):
             with open_writer(folder, encoder):
                 pass
@@ -150,7 +155,7 @@ class LiveGallery:
         before = self._records([upload.name for upload in uploads])
         entries = [self._kept(upload) for upload in uploads]
         try:
-            index_images(self.folder, self.encoder, entries, replace=first.replace)
+            index_images(self.folder, self.encoder, entries, boxes=self.detector, replace=first.replace)
         finally:
             self._sweep([*(entry.path for entry in entries), *(Path(record.path) for record in before.values())])
         after = self._records([upload.name for upload in uploads])

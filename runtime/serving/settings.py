@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qpert.runtime.benchmark.machine import usable_cores
+from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
 
 LENGTH_STEP = 8
@@ -51,7 +52,8 @@ class Settings:
     among the workers. token: what clients have to send as `Authorization: Bearer …`; empty for none. origins: pages of
     other sites that may call the service (CORS). names: host names that a service of this machine alone answers to,
     besides this machine's own: those of a proxy in front of it. url_hosts: hosts from which pictures may be fetched.
-    pictures: where pictures sent to `POST /v1/images` are kept.
+    pictures: where pictures sent to `POST /v1/images` are kept. detector: finds the boxes of pictures that come
+    without; max_boxes: as many of them, the best.
     """
 
     bundle: Path
@@ -66,6 +68,8 @@ class Settings:
     names: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     pictures: Path | None = None
+    detector: DetectorChoice = field(default_factory=DetectorChoice)
+    max_boxes: int | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property
