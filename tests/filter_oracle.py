@@ -8,7 +8,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 KEYS = ("album", "year", "ok", "_x1")
-STRINGS = ("x", "X", "", "1", "true", "null", "it's", 'say "a"', "back\\slash", "café", "cafe\u0301", "日本", "a\nb", "%")
+STRINGS = (
     "x",
     "X",
     "",
