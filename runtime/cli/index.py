@@ -52,7 +52,11 @@ from qpert.runtime.retrieval.encoder import Encoder
     help="keep image features for re-ranking, or re-encode the shortlist at each search "
     "[default: as in the gallery; for a new one stored, or none if the bundle has no pair scorer]",
 )
-@click.option("--replace", is_flag=True, help="re-encode images whose file, boxes or captions have changed")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="re-encode images whose file, boxes or captions have changed, and take over changed metadata",
+)
 @skip_bad_option
 @max_boxes_option
 @click.option("--skip-unreadable", is_flag=True, help="skip images that cannot be read, instead of stopping")
@@ -79,7 +83,8 @@ def command(
     provider: str,
     as_json: bool,
 ) -> None:
-    """Encode IMAGES into a gallery: a folder, a .txt list of files, or LAVIS annotation JSON (captions come along).
+    """Encode IMAGES into a gallery: a folder, a .txt or .jsonl list of files, or LAVIS annotation JSON (captions come
+    along). The keys of a .jsonl list, besides image and captions, are metadata for `qpert search --where`.
 
     If interrupted or killed, run the same command again to resume. Images already in the gallery are not encoded again;
     IMAGES may be omitted with --delete and --compact.
@@ -89,7 +94,8 @@ def command(
         boxes is not None or detector.folder is not None or replace or repair or not (deleted or compact)
     ):
         raise InputError(
-            "IMAGES is missing: a folder, a .txt list or annotation JSON; only --delete and --compact work without it",
+            "IMAGES is missing: a folder, a .txt or .jsonl list, or annotation JSON; only --delete and --compact work "
+            "without it",
             code="images-missing",
         )
     detector.check(boxes)
@@ -153,7 +159,7 @@ def size_of(folder: Path) -> int:
 
 
 def show(report: dict[str, object]) -> None:
-    counts = [f"{report[key]} {key}" for key in ("added", "replaced", "unchanged", "deleted", "compacted")
+    counts = [f"{report[key]} {key}" for key in ("added", "replaced", "relabelled", "unchanged", "deleted", "compacted")
               if report.get(key)]  # fmt: skip
     size = f"{int(str(report['bytes'])) / 1e6:.1f} MB"
     holds = f"holds {report['images']} images, {report['texts']} texts, " if "images" in report else ""

@@ -25,6 +25,8 @@ from qpert.runtime.cli.options import (
 from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import local_path, portable_name
+from qpert.runtime.filters.parsing import parse
+from qpert.runtime.filters.tree import Condition
 from qpert.runtime.gallery.catalogue import open_catalogue
 from qpert.runtime.gallery.hits import Hit, TextHit
 from qpert.runtime.gallery.page import hits_report, images_page, texts_page
@@ -60,6 +62,9 @@ from qpert.runtime.retriever import Retriever
 )
 @click.option("-k", "k", type=Integer(), default=10, help="number of results")
 @click.option("--rerank", type=Integer(), help=RERANK_HELP)
+@click.option(
+    "--where", help="search only images of which this is true of the metadata: 'album = \"x\" and year >= 2020'"
+)
 @click.option("--exact", is_flag=True, help="scan in float32 only, without the 8-bit codes; same results")
 @click.option("--bundle", type=PATH, help="the bundle that made the gallery [default: its original folder]")
 @html_option
@@ -76,6 +81,7 @@ def command(
     texts_file: Path | None,
     k: int,
     rerank: int | None,
+    where: str | None,
     exact: bool,
     bundle: Path | None,
     html: Path | None,
@@ -89,6 +95,9 @@ def command(
     """
     check_usage(texts, image, boxes, texts_file, detector)
     texts = tuple(map(portable_name, texts))  # under LC_ALL=C, `café` arrives as undecoded bytes
+    condition = None if where is None else parse(portable_name(where))
+    if condition is not None and texts_file is not None:
+        raise InputError("--where is about images and --texts about none; give one of them", code="search-options")
     with open_retriever(gallery, bundle, provider) as retriever, retriever.open_gallery(gallery) as opened:
         found: Sequence[Sequence[Hit | TextHit]]
         encoder = retriever.encoder
@@ -97,7 +106,7 @@ def command(
         if notice is not None:
             Terminal().say(notice)
         if image is None:
-            hits = retriever.search_batch(texts, opened, k=k, rerank=rerank, exact=exact)
+            hits = retriever.search_batch(texts, opened, k=k, rerank=rerank, exact=exact, where=condition)
             page = to_html(image_page(opened, texts, hits, notice)) if html is not None else ""
             queries, found = list(texts), hits
         else:
@@ -107,7 +116,7 @@ def command(
                     (given,) = source.boxes([load_image(image)])
             if given is not None and max_boxes is not None:
                 given = given.best(max_boxes)
-            candidates = retriever.text_gallery(lines(texts_file)) if texts_file else captions(opened)
+            candidates = retriever.text_gallery(lines(texts_file)) if texts_file else captions(opened, condition)
             ranked = retriever.search_texts(image, candidates, boxes=given, k=k, rerank=rerank)
             page = to_html(texts_page(Picture(image, given), ranked, notice)) if html is not None else ""
             queries, found = [str(image)], [ranked]
@@ -144,14 +153,15 @@ def open_retriever(gallery: Path, bundle: Path | None, provider: str) -> Retriev
     return Retriever(Encoder(opened, provider, Perturbation.from_dict(spec.perturbation)))
 
 
-def captions(gallery: StoredGallery) -> TextGallery:
+def captions(gallery: StoredGallery, where: Condition | None = None) -> TextGallery:
+    """The captions of the gallery's images, of those of which `where` is true."""
     if not gallery.texts:
         raise GalleryError(
             f"the gallery {gallery.folder} has no texts to search for an image; index annotation JSON with captions, "
             "or pass --texts FILE with one text per line",
             code="gallery-without-texts",
         )
-    return TextGallery(gallery.texts, gallery.text_embeds, tuple(gallery.images[row] for row in gallery.image_of_text))
+    return gallery.captions(where)
 
 
 def lines(path: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -16,9 +16,12 @@ from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
 from qpert.runtime.files import local_path, portable_name, sha256_of
-from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord, boxes_to_json
+from qpert.runtime.filters.metadata import Metadata, checked_metadata
+from qpert.runtime.gallery.box_json import boxes_to_json
+from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord
 from qpert.runtime.gallery.detected import DetectedBoxes, without_source
 from qpert.runtime.gallery.entries import ImageEntry
+from qpert.runtime.gallery.fields import read_fields
 from qpert.runtime.gallery.spec import FeatureMode
 from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
 from qpert.runtime.inputs.images import load_image
@@ -37,7 +40,7 @@ IMAGES_AT_ONCE = 16
 @dataclass(frozen=True)
 class IndexSummary:
     """What one call did, in images: `skipped` holds (name, reason) of those that could not be read; in `without_boxes`
-    of those added or replaced, the given `boxes` source found nothing."""
+    of those added or replaced, the given `boxes` source found nothing; of `relabelled`, the metadata alone changed."""
 
     images: int
     added: int
@@ -46,6 +49,7 @@ class IndexSummary:
     skipped: tuple[tuple[str, str], ...] = ()
     texts: int = 0
     without_boxes: int = 0
+    relabelled: int = 0
 
 
 def index_images(
@@ -75,7 +79,8 @@ def index_images(
         features: `stored` keeps image features for re-ranking; `recomputed` keeps none (16 to 60 times less space) and
             encodes the shortlist again at each search; `none` keeps none and never re-ranks. None means what the
             gallery has; for a new one `stored`, or `none` where the bundle has no pair scorer.
-        replace: encode again what is there under the same name with another file, other boxes or captions.
+        replace: encode again what is there under the same name with another file, other boxes or captions. Where
+            only the metadata differ, nothing is encoded.
         skip_unreadable: leave out, and count, images that cannot be read, instead of stopping at them.
         records_a_shard: images that are committed together.
         progress: where to say how far it is.
@@ -96,6 +101,7 @@ def index_images(
     detected = None if boxes is None else DetectedBoxes.of(boxes, encoder)
     with open_writer(folder, encoder, features) as writer:
         plan = _plan(writer.catalogue, listed, detected, replace=replace)
+        writer.set_metadata(plan.relabelled)
         run = _Run(writer, encoder, detected, skip_unreadable=skip_unreadable)
         shown = progress or Silent()
         with shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
@@ -109,24 +115,30 @@ def index_images(
             images=len(writer.catalogue.images()),
             added=len(run.added) - replaced,
             replaced=replaced,
-            unchanged=len(listed) - len(plan.todo),
+            unchanged=len(listed) - len(plan.todo) - len(plan.relabelled),
             skipped=tuple(run.skipped),
             texts=len(writer.catalogue.texts()),
             without_boxes=run.without_boxes,
+            relabelled=len(plan.relabelled),
         )
 
 
 def portable(entry: ImageEntry) -> ImageEntry:
-    """The entry with a name that can be stored, and a path that this process can open, whatever the locale is."""
-    return replace_fields(entry, name=portable_name(entry.name), path=local_path(entry.path))
+    """The entry with a name that can be stored, a path that this process can open, whatever the locale is, and
+    metadata that a filter can name."""
+    name = portable_name(entry.name)
+    metadata = checked_metadata(entry.metadata, f"the image {name}")
+    return replace_fields(entry, name=name, path=local_path(entry.path), metadata=metadata)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What has to be encoded, in order, and which of it replaces an image of the same name."""
+    """What has to be encoded, in order; which of it replaces an image of the same name; and the new metadata, by name,
+    of images that differ in nothing else."""
 
     todo: Sequence[ImageEntry]
     replaced: frozenset[str]
+    relabelled: Mapping[str, Metadata]
 
 
 def _check_names(entries: Sequence[ImageEntry]) -> None:
@@ -142,15 +154,20 @@ def _plan(
     catalogue: Catalogue, entries: Sequence[ImageEntry], detected: DetectedBoxes | None, *, replace: bool
 ) -> _Plan:
     present = {record.name: record for record in catalogue.images()}
+    fields = read_fields(catalogue)
     todo: list[ImageEntry] = []
     changed: dict[str, str] = {}
+    relabelled: dict[str, Metadata] = {}
     for entry in entries:
         record = present.get(entry.name)
         if record is not None:
             difference = _difference(catalogue, record, entry, detected)
-            if difference is None:
+            if difference is None and dict(entry.metadata) == fields.get(record.row, {}):
                 continue
-            changed[entry.name] = difference
+            changed[entry.name] = difference or "metadata"
+            if difference is None:
+                relabelled[entry.name] = entry.metadata
+                continue
         todo.append(entry)
     if changed and not replace:
         name, difference = next(iter(changed.items()))
@@ -159,7 +176,7 @@ def _plan(
             f"its {difference} for instance; pass --replace to encode them again, or index into a new gallery",
             code="image-changed",
         )
-    return _Plan(todo, frozenset(changed))
+    return _Plan(todo, frozenset(changed) - relabelled.keys(), relabelled)
 
 
 def _difference(
@@ -258,7 +275,8 @@ def _state(entry: ImageEntry) -> NewImage:
         ) from error
     path = os.path.abspath(entry.path)  # noqa: PTH100, resolve() would follow the links of a data set
     boxes = boxes_to_json(entry.boxes)
-    return NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, entry.captions)
+    captions, metadata = entry.captions, entry.metadata
+    return NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, captions, metadata)
 
 
 def _loaded(entry: ImageEntry) -> Image:

@@ -34,6 +34,8 @@ ROUNDING = 5e-5
 """What float32 sums of some hundred products may be off by, in either scan."""
 FAST_FROM = 4096
 """Query sets from which the fast scan is used: below, the exact one takes a few milliseconds."""
+SPARSE = 4
+"""A filter that leaves fewer than one image in this many has its images copied and scanned alone."""
 TEXTS_AT_ONCE = 256
 
 
@@ -97,16 +99,23 @@ def nearest(
         )
     sets = QuerySets.single(query_embeds) if counts is None else QuerySets(query_embeds, counts)
     mask = np.ones(len(sets), bool) if alive is None else alive
-    count = min(count, int(mask.sum()))
+    left = int(mask.sum())
+    count = min(count, left)
+    if not count:
+        return Nearest(np.empty((len(text_embeds), 0), np.int64), np.empty((len(text_embeds), 0), np.float32))
+    if SPARSE * left < len(sets) and left < FAST_FROM:  # after a filter: the others need not be read
+        rows = np.flatnonzero(mask)
+        found = nearest(sets.of(rows).vectors, text_embeds, count, counts=sets.counts[rows], exact=True)
+        return Nearest(rows[found.rows], found.scores)
     fast = codes is not None and not exact and len(query_embeds) >= FAST_FROM and 4 * count < len(sets)
-    found: list[tuple[Rows, Floats]] = []
+    best: list[tuple[Rows, Floats]] = []
     for start in range(0, len(text_embeds), TEXTS_AT_ONCE):
         texts = text_embeds[start : start + TEXTS_AT_ONCE]
         if fast and codes is not None:
-            found += _fast(sets, codes, texts, count, mask)
+            best += _fast(sets, codes, texts, count, mask)
         else:
-            found += _exact(sets, texts, count, mask)
-    return Nearest.stack(found)
+            best += _exact(sets, texts, count, mask)
+    return Nearest.stack(best)
 
 
 def _exact(sets: QuerySets, texts: Floats, count: int, alive: npt.NDArray[np.bool_]) -> Iterator[Any]:

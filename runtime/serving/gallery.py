@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, QpertError
 from qpert.runtime.files import write_atomically
+from qpert.runtime.filters.metadata import Metadata
 from qpert.runtime.gallery.catalogue import CATALOGUE_NAME, ImageRecord, has_catalogue, open_catalogue
 from qpert.runtime.gallery.entries import ImageEntry
+from qpert.runtime.gallery.fields import read_fields
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
 from qpert.runtime.gallery.search import TextGallery
@@ -42,6 +44,7 @@ class Upload:
     data: bytes
     boxes: Boxes | None
     captions: tuple[str, ...]
+    metadata: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Snapshot:
     images: StoredGallery
     captions: TextGallery
     stamp: object
+
+
+Kept = tuple[ImageRecord, Metadata]
 
 
 class LiveGallery:
@@ -111,9 +117,7 @@ class LiveGallery:
             stamp = self._stamp()
             if self._snapshot is None or self._snapshot.stamp != stamp:
                 images = StoredGallery.open(self.folder, self.encoder)
-                owners = tuple(images.images[row] for row in images.image_of_text) if images.texts else ()
-                captions = TextGallery(images.texts, images.text_embeds, owners)
-                self._snapshot = Snapshot(images, captions, stamp)
+                self._snapshot = Snapshot(images, images.captions(), stamp)
             return self._snapshot
 
     def forget(self) -> None:
@@ -152,13 +156,14 @@ class LiveGallery:
             return [self._delete(first.name)]
         added = [request for request in group if isinstance(request, AddRequest)]
         uploads = [upload for request in added for upload in request.uploads]
-        before = self._records([upload.name for upload in uploads])
+        names = [upload.name for upload in uploads]
+        before = self._records(names)
         entries = [self._kept(upload) for upload in uploads]
         try:
             index_images(self.folder, self.encoder, entries, boxes=self.detector, replace=first.replace)
         finally:
-            self._sweep([*(entry.path for entry in entries), *(Path(record.path) for record in before.values())])
-        after = self._records([upload.name for upload in uploads])
+            self._sweep([*(entry.path for entry in entries), *(Path(record.path) for record, _ in before.values())])
+        after = self._records(names)
         images = len(self.current().images)
         return [changed([upload.name for upload in request.uploads], before, after, images) for request in added]
 
@@ -179,7 +184,7 @@ class LiveGallery:
             os.utime(path)
         else:
             write_atomically(path, upload.data)
-        return ImageEntry(upload.name, path, upload.boxes, upload.captions)
+        return ImageEntry(upload.name, path, upload.boxes, upload.captions, upload.metadata)
 
     def _sweep(self, paths: Sequence[Path]) -> None:
         """Delete those kept files that no picture of the gallery refers to."""
@@ -193,11 +198,15 @@ class LiveGallery:
             oldest = time.time() - SWEEP_SECONDS
             self._sweep([path for path in self.pictures.iterdir() if path.stat().st_mtime < oldest])
 
-    def _records(self, names: Sequence[str]) -> dict[str, ImageRecord]:
-        """Those pictures that are there."""
+    def _records(self, names: Sequence[str]) -> dict[str, Kept]:
+        """Those pictures that are there, with their metadata."""
         with closing(open_catalogue(self.folder)) as catalogue:
             found = {name: catalogue.image(name) for name in names}
-        return {name: record for name, record in found.items() if record is not None}
+            return {
+                name: (record, read_fields(catalogue, record.row).get(record.row, {}))
+                for name, record in found.items()
+                if record is not None
+            }
 
 
 def together(requests: Sequence[AddRequest | DeleteRequest]) -> Iterator[list[AddRequest | DeleteRequest]]:
@@ -217,12 +226,10 @@ def together(requests: Sequence[AddRequest | DeleteRequest]) -> Iterator[list[Ad
         yield group
 
 
-def changed(
-    names: Sequence[str], before: Mapping[str, ImageRecord], after: Mapping[str, ImageRecord], images: int
-) -> Change:
+def changed(names: Sequence[str], before: Mapping[str, Kept], after: Mapping[str, Kept], images: int) -> Change:
     """What became of the pictures of one request: one that was encoded again has another row."""
     added = sum(name not in before for name in names)
-    unchanged = sum(name in before and name in after and before[name].row == after[name].row for name in names)
+    unchanged = sum(name in before and name in after and before[name] == after[name] for name in names)
     return Change(added, len(names) - added - unchanged, unchanged, images=images)
 
 

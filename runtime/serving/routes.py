@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 
 from qpert.runtime.bundle.roles import IMAGE_VECTORS, QUERY_HEAD
 from qpert.runtime.errors import QpertError
+from qpert.runtime.filters.parsing import as_condition
 from qpert.runtime.retrieval.scores import ranking
 from qpert.runtime.serving import schemas
 from qpert.runtime.serving.errors import RequestError
@@ -162,14 +163,14 @@ async def search(request: Request) -> Response:
 
 
 async def find(service: Service, wanted: schemas.SearchRequest) -> Response:
-    deadline, hits = deadline_of(service), list[Any]()
+    deadline, hits, where = deadline_of(service), list[Any](), as_condition(wanted.where)
     if wanted.text is not None:
         query = wanted.text
-        hits += await service.search(wanted.text, wanted.k, wanted.rerank, deadline)
+        hits += await service.search(wanted.text, wanted.k, wanted.rerank, deadline, where)
     else:
         query = "image"
         (picture,) = await pictures_of([RawPicture(wanted.image or "", wanted.boxes, "image")], service)
-        hits += await service.search_captions(picture, wanted.k, wanted.rerank, deadline)
+        hits += await service.search_captions(picture, wanted.k, wanted.rerank, deadline, where)
     return JSONResponse({"query": query, "hits": [dataclasses.asdict(hit) for hit in hits]})
 
 

@@ -16,6 +16,7 @@ from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS, QUERY_HEAD, TEXT_TOWER
 from qpert.runtime.detection.detector import Detector
 from qpert.runtime.errors import GalleryError, InputError, LimitError
+from qpert.runtime.filters.tree import Condition
 from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
 from qpert.runtime.gallery.detected import DetectedBoxes
 from qpert.runtime.gallery.hits import Hit, TextHit
@@ -156,23 +157,28 @@ class Service:
         (scores,) = await self.scheduler.run(self._pair, [(None, score, 1)], deadline)
         return np.asarray(scores, np.float32)
 
-    async def search(self, text: str, k: int, rerank: int | None, deadline: float) -> list[Hit]:
+    async def search(
+        self, text: str, k: int, rerank: int | None, deadline: float, where: Condition | None = None
+    ) -> list[Hit]:
         """As `Retriever.search` in the gallery."""
         require_gallery(self.gallery)
         self.encoder.shortlist(rerank)
         await self.tokenize([text])
-        (hits,) = await self.scheduler.run(self._search, [(None, (text, k, rerank), 1)], deadline)
+        (hits,) = await self.scheduler.run(self._search, [(None, (text, k, rerank, where), 1)], deadline)
         return list(hits)
 
-    async def search_captions(self, picture: Picture, k: int, rerank: int | None, deadline: float) -> list[TextHit]:
-        """As `Retriever.search_texts` among the captions of the gallery."""
+    async def search_captions(
+        self, picture: Picture, k: int, rerank: int | None, deadline: float, where: Condition | None = None
+    ) -> list[TextHit]:
+        """As `Retriever.search_texts` among the captions of the gallery, of those images of which `where` is true."""
         gallery = require_gallery(self.gallery)
         self.encoder.shortlist(rerank)
         (features,) = await self.encode_pictures([picture], deadline)
 
         def find() -> list[TextHit]:
-            captions = gallery.current().captions
-            if not len(captions):
+            snapshot = gallery.current()
+            captions = snapshot.captions if where is None else snapshot.images.captions(where)
+            if not len(snapshot.captions):
                 raise GalleryError(
                     f"the gallery {gallery.folder} has no captions to find for a picture; add pictures with captions, "
                     "or send the texts to /v1/rerank",
@@ -235,18 +241,18 @@ class Service:
         features = self.encoder.encode_features(tokens, [picture.boxes for picture in pictures])
         return [features.rows(slice(row, row + 1)) for row in range(len(pictures))]
 
-    def _run_search(self, query: tuple[str, int, int | None]) -> list[Hit]:
+    def _run_search(self, query: tuple[str, int, int | None, Condition | None]) -> list[Hit]:
         """One text. Searches share no scan: a product with more texts adds up in another order, and the last bit of a
         score would depend on who else searches."""
         gallery = require_gallery(self.gallery)
-        text, k, rerank = query
+        text, k, rerank, where = query
         try:
-            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank)
+            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank, where=where)
         except GalleryError as error:
             if error.code != "gallery-compacted":
                 raise
             gallery.forget()
-            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank)
+            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank, where=where)
 
     def _run_changes(self, requests: list[AddRequest | DeleteRequest]) -> Results:
         return list(require_gallery(self.gallery).change(requests))
