@@ -14,6 +14,7 @@ import click
 from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli.detector_options import detector_options
+from qpert.runtime.cli.number_types import IntegerRange
 from qpert.runtime.cli.options import (
     PATH,
     bundle_argument,
@@ -32,6 +33,7 @@ from qpert.runtime.gallery.writer import open_writer
 from qpert.runtime.inputs.box_files import XmlCoordinates
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.sessions.workers import thread_count, worker_count
 
 
 @click.command("index", short_help="images to a gallery on disk", context_settings={"show_default": True})
@@ -63,6 +65,12 @@ from qpert.runtime.retrieval.encoder import Encoder
 @click.option("--delete", "deleted", multiple=True, metavar="NAME", help="remove an image; may be repeated")
 @click.option("--compact", is_flag=True, help="reclaim the space of deleted and replaced images")
 @click.option("--repair", is_flag=True, help="check every hash and re-encode damaged images")
+@click.option(
+    "--workers",
+    type=IntegerRange(min=0),
+    default=0,
+    help="batches read and encoded at a time, which share the cores; 0: 2 on a CPU, 1 on a GPU",
+)
 @provider_option
 @json_option
 def command(
@@ -80,6 +88,7 @@ def command(
     deleted: tuple[str, ...],
     compact: bool,
     repair: bool,
+    workers: int,
     provider: str,
     as_json: bool,
 ) -> None:
@@ -106,7 +115,10 @@ def command(
     if images is not None:
         listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes, max_boxes=max_boxes)
         wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
-        with closing(Encoder(Bundle.open(bundle), provider)) as encoder, detector.open(provider, max_boxes) as source:
+        wanted["workers"] = count = worker_count(provider, workers)
+        threads = thread_count(count)
+        opened = Encoder(Bundle.open(bundle), provider, threads=threads, spin=count == 1)
+        with closing(opened) as encoder, detector.open(provider, max_boxes, threads=threads) as source:
             given = any(entry.boxes is not None and len(entry.boxes) for entry in listing.entries)
             with_boxes = given or source is not None
             notice = calibration_notice(encoder.manifest, encoder.perturbation, bundle) if with_boxes else None

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord
 from qpert.runtime.gallery.detected import DetectedBoxes, without_source
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.fields import read_fields
+from qpert.runtime.gallery.pipeline import ordered
 from qpert.runtime.gallery.spec import FeatureMode
 from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
+from qpert.runtime.inputs.arguments import as_count
 from qpert.runtime.inputs.images import load_image
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
@@ -61,6 +64,7 @@ def index_images(
     features: FeatureMode | None = None,
     replace: bool = False,
     skip_unreadable: bool = False,
+    workers: int = 1,
     records_a_shard: int = RECORDS_A_SHARD,
     progress: Progress | None = None,
 ) -> IndexSummary:
@@ -82,6 +86,8 @@ def index_images(
         replace: encode again what is there under the same name with another file, other boxes or captions. Where
             only the metadata differ, nothing is encoded.
         skip_unreadable: leave out, and count, images that cannot be read, instead of stopping at them.
+        workers: batches that are read and encoded at the same time. Two keep a machine's cores busy where a batch alone
+            does not; give the encoder its share of them (`threads`).
         records_a_shard: images that are committed together.
         progress: where to say how far it is.
 
@@ -95,6 +101,7 @@ def index_images(
     """
     if records_a_shard < 1:
         raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1", code="records-per-shard")
+    workers = as_count(workers, "workers", least=1)
     listed = [portable(entry) for entry in entries]
     _check_names(listed)
     folder = Path(folder)
@@ -105,10 +112,15 @@ def index_images(
         run = _Run(writer, encoder, detected, skip_unreadable=skip_unreadable)
         shown = progress or Silent()
         with shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
-            for start in range(0, len(plan.todo), records_a_shard):
-                part = plan.todo[start : start + records_a_shard]
-                run.add(part)
-                advance(len(part))
+            shards = [
+                run.batches(plan.todo[start : start + records_a_shard])
+                for start in range(0, len(plan.todo), records_a_shard)
+            ]
+            every = [batch for shard in shards for batch in shard]
+            with ordered(run.encode, every, workers) as encoded:
+                for shard in shards:
+                    run.commit(list(islice(encoded, len(shard))))
+                    advance(sum(map(len, shard)))
         writer.remember()
         replaced = len([name for name in run.added if name in plan.replaced])
         return IndexSummary(
@@ -201,6 +213,16 @@ def _difference(
     return None if state.st_size == record.bytes and sha256_of(entry.path) == record.sha256 else "file"
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What became of some images: those that were encoded with their features, and those that cannot be read."""
+
+    images: Sequence[NewImage]
+    features: ImageFeatures | None
+    skipped: Sequence[tuple[str, str]]
+    without_boxes: int
+
+
 class _Run:
     """Encodes shards of images into a gallery; `added` and `skipped` say what became of them."""
 
@@ -212,16 +234,19 @@ class _Run:
         self.added: list[str] = []
         self.skipped: list[tuple[str, str]] = []
 
-    def add(self, entries: Sequence[ImageEntry]) -> None:
-        """Encode one shard's images and commit them. Batches start with the shard, so that a resumed run
-        makes the same batches as one that was never interrupted."""
+    def batches(self, entries: Sequence[ImageEntry]) -> list[Sequence[ImageEntry]]:
+        """The calls of one shard. Batches start with the shard, so that a resumed run makes the same batches as one
+        that was never interrupted."""
         step = min(self.encoder.limit(IMAGE_TOWER, "B"), IMAGES_AT_ONCE)
-        images: list[NewImage] = []
-        parts: list[ImageFeatures] = []
-        for start in range(0, len(entries), step):
-            new, part = self._encode(entries[start : start + step])
-            images += new
-            parts += [] if part is None else [part]
+        return [entries[start : start + step] for start in range(0, len(entries), step)]
+
+    def commit(self, batches: Sequence[_Batch]) -> None:
+        """Write the images of one shard."""
+        for batch in batches:
+            self.skipped += batch.skipped
+            self.without_boxes += batch.without_boxes
+        images = [image for batch in batches for image in batch.images]
+        parts = [batch.features for batch in batches if batch.features is not None]
         if not parts:
             return
         captions = [caption for image in images for caption in image.captions]
@@ -230,9 +255,10 @@ class _Run:
         self.writer.append(images, concatenated(parts), texts)
         self.added += [image.name for image in images]
 
-    def _encode(self, entries: Sequence[ImageEntry]) -> tuple[list[NewImage], ImageFeatures | None]:
-        """One batch, without the images that cannot be read where these are to be skipped."""
+    def encode(self, entries: Sequence[ImageEntry]) -> _Batch:
+        """One batch, without the images that cannot be read where these are to be skipped. In any thread."""
         found: list[tuple[ImageEntry, Image, NewImage]] = []
+        skipped: list[tuple[str, str]] = []
         for entry in entries:
             try:
                 state = _state(entry)
@@ -240,28 +266,30 @@ class _Run:
             except ImageError as error:
                 if not self.skip_unreadable:
                     raise
-                self.skipped.append((entry.name, str(error)))
+                skipped.append((entry.name, str(error)))
         if not found:
-            return [], None
+            return _Batch([], None, skipped, 0)
+        without_boxes = 0
         if self.detected is not None:
-            found = self._with_detected(self.detected, found)
+            found, without_boxes = _with_detected(self.detected, found)
         features = self.encoder.encode_images([image for _, image, _ in found], [entry.boxes for entry, _, _ in found])
         _check_finite([entry.name for entry, _, _ in found], features)
-        return [new for _, _, new in found], features
+        return _Batch([new for _, _, new in found], features, skipped, without_boxes)
 
-    def _with_detected(
-        self, detected: DetectedBoxes, found: Sequence[tuple[ImageEntry, Image, NewImage]]
-    ) -> list[tuple[ImageEntry, Image, NewImage]]:
-        """The same with the source's boxes where an entry has none."""
-        boxes = iter(detected.find([image for entry, image, _ in found if entry.boxes is None]))
-        filled = []
-        for entry, image, new in found:
-            if entry.boxes is None:
-                its = next(boxes)
-                self.without_boxes += not len(its)
-                entry, new = replace_fields(entry, boxes=its), replace_fields(new, boxes=detected.to_json(its))
-            filled.append((entry, image, new))
-        return filled
+
+def _with_detected(
+    detected: DetectedBoxes, found: Sequence[tuple[ImageEntry, Image, NewImage]]
+) -> tuple[list[tuple[ImageEntry, Image, NewImage]], int]:
+    """The same with the source's boxes where an entry has none, and in how many of these it found nothing."""
+    boxes = iter(detected.find([image for entry, image, _ in found if entry.boxes is None]))
+    filled, empty = [], 0
+    for entry, image, new in found:
+        if entry.boxes is None:
+            its = next(boxes)
+            empty += not len(its)
+            entry, new = replace_fields(entry, boxes=its), replace_fields(new, boxes=detected.to_json(its))
+        filled.append((entry, image, new))
+    return filled, empty
 
 
 def _state(entry: ImageEntry) -> NewImage:

@@ -6,9 +6,9 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qpert.runtime.benchmark.machine import usable_cores
 from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
+from qpert.runtime.sessions.workers import thread_count, worker_count
 
 LENGTH_STEP = 8
 """Texts are padded to a multiple of this many tokens: BLIP-2's 35 give five lengths, so that memory does not grow with
@@ -84,11 +84,8 @@ class Settings:
 
     @property
     def worker_count(self) -> int:
-        """On a CPU two, so that the host's work on one batch overlaps the graphs of another; one on a GPU, whose
-        sessions run one call at a time."""
-        return self.workers or (min(2, usable_cores()) if self.provider == "cpu" else 1)
+        return worker_count(self.provider, self.workers)
 
     @property
     def thread_count(self) -> int:
-        """CPU threads of an operator: the cores divided among the workers."""
-        return self.threads or max(1, usable_cores() // self.worker_count)
+        return thread_count(self.worker_count, self.threads)
