@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from qpert.runtime.evaluation import bootstrap
 from qpert.runtime.evaluation.methods.choices import FIXED, LABELS, MEANINGS, Method
@@ -74,19 +74,36 @@ def opening(comparison: Comparison) -> Iterator[m.Block]:
 def verdicts(comparison: Comparison, stage: str) -> m.Section:
     """R@1 of every other method against q-pert (or against the reference), in words and numbers."""
     against = main_method(comparison)
-    others = [method for method in comparison.methods if method != against]
-    rows = tuple(
-        verdict_row(method, name, comparison.contrast(method, against, stage).metrics[way]["r1"])
-        for method in others
+    found = {
+        (method, name): comparison.contrast(method, against, stage).metrics[way]["r1"]
+        for method in comparison.methods
+        if method != against
         for way, name in DIRECTIONS.items()
-    )
+    }
+    rows = tuple(verdict_row(*named, one) for named, one in found.items())
     legend = (
         f"difference of R@1 to {LABELS[against]} in points, with {bootstrap.LEVEL} % intervals of "
         f"{bootstrap.RESAMPLES:,} draws of pictures (paired: all methods on the same draws; not corrected for several "
         "comparisons)",
     )
     title = f"Against {LABELS[against]}: {scored_by(comparison.evaluations[0], stage)}"
-    return m.Section(title, (m.Table(("method", "direction", "", "R@1"), rows, words=3, legend=legend),))
+    table = m.Table(("method", "direction", "", "R@1"), rows, words=3, legend=legend)
+    return m.Section(title, (plain_words(found, against), table))
+
+
+def plain_words(found: Mapping[tuple[Method, str], Difference], against: Method) -> m.Paragraph:
+    """One sentence: what is better than `against`, by R@1 with an interval above 0; or that nothing is shown to be."""
+    better = [
+        f"{LABELS[method]} ({way}, by {one.gain:.2f} points)"
+        for (method, way), one in found.items()
+        if one.verdict > 0 and one.gain is not None
+    ]
+    name = LABELS[against]
+    if better:
+        return m.Paragraph(f"Better than {name} in R@1: {', '.join(better)}.", "bad")
+    if all(one.verdict < 0 for one in found.values()):
+        return m.Paragraph(f"{name} is better than every other method in R@1, in both directions.", "good")
+    return m.Paragraph(f"No other method is shown to be better than {name} in R@1.", "unsure")
 
 
 def verdict_row(method: Method, way: str, one: Difference) -> tuple[m.Text, ...]:
@@ -141,19 +158,26 @@ def differences(comparison: Comparison, stage: str) -> Iterator[m.Block]:
     others = [method for method in comparison.methods if method != against]
     found = [comparison.contrast(method, against, stage) for method in others]
     yield m.Paragraph(f"less {LABELS[against]}, with {bootstrap.LEVEL} % intervals", "quiet")
-    plots = [interval_chart(one, way) for one in found for way in DIRECTIONS]
+    reach = max([0.1, *(largest(value) for one in found for way in DIRECTIONS for value in headline(one, way))])
+    plots = [interval_chart(one, way, reach) for one in found for way in DIRECTIONS]
     yield m.Grid(tuple(plots), 24)
     yield from (difference_table(found, way) for way in DIRECTIONS)
 
 
-def interval_chart(one: Contrast, way: str) -> m.Card:
+def largest(one: Difference) -> float:
+    """How far from 0 a difference or its interval reaches."""
+    return max(abs(value) for value in (one.gain or 0.0, one.low or 0.0, one.high or 0.0))
+
+
+def interval_chart(one: Contrast, way: str, reach: float) -> m.Card:
+    """Of one method and direction, on the scale of all."""
     rows = [
         charts.Interval(name, value.gain, value.low, value.high)
         for name, value in zip(METRICS, headline(one, way), strict=True)
         if value.gain is not None and value.low is not None and value.high is not None
     ]
     title = f"{LABELS[one.method]} − {LABELS[one.against]}, {DIRECTIONS[way]}"
-    return m.Card((m.Section(title, (charts.interval_plot(rows, title),)),))
+    return m.Card((m.Section(title, (charts.interval_plot(rows, title, reach=reach),)),))
 
 
 def headline(one: Contrast, way: str) -> list[Difference]:
