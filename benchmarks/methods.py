@@ -22,18 +22,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 from full_size import machine
 
 from qpert.runtime.bundle.folder import Bundle
+from qpert.runtime.evaluation.evaluate import opened_images
 from qpert.runtime.evaluation.inputs import EvaluationData, open_data
 from qpert.runtime.evaluation.methods.choices import Choices, Method, Pooling, SeveralBoxes, Similarity
-from qpert.runtime.evaluation.methods.compare import compare
+from qpert.runtime.evaluation.methods.compare import STOCK_GALLERY, compare, opened_journal, without_boxes
 from qpert.runtime.evaluation.methods.comparison import Comparison
+from qpert.runtime.evaluation.methods.images import MethodImages, MethodReader
+from qpert.runtime.evaluation.methods.report import comparison_report
+from qpert.runtime.evaluation.metrics import image_to_text_ranks, text_to_image_ranks
 from qpert.runtime.evaluation.result import Evaluation
+from qpert.runtime.evaluation.running import Watch, encode_all_texts
 from qpert.runtime.evaluation.work import Binding, open_work
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.report.files import environment
+from qpert.runtime.report.html import to_html
 from qpert.runtime.retrieval.encoder import Encoder
+from qpert.runtime.retrieval.query_sets import QuerySets
 
 READINGS: tuple[tuple[Method, Choices], ...] = (
     ("none", Choices()),
@@ -44,6 +52,7 @@ READINGS: tuple[tuple[Method, Choices], ...] = (
         for pooling, similarity in product(get_args(Pooling), get_args(Similarity))
     ),
 )
+"""The two similarities of a pooling are neighbours: they share their vectors."""
 
 
 class Split:
@@ -57,12 +66,35 @@ class Split:
         return compare(self.encoder, self.data, methods, choices, rerank=rerank, work=self.work, progress=self.progress)
 
     def readings(self) -> list[dict[str, Any]]:
-        """Every reading by ITC alone."""
-        return [self.reading(method, choices) for method, choices in READINGS]
+        """R@1 of every reading by ITC alone, in percent."""
+        found = []
+        stored = opened_images(
+            self.encoder, without_boxes(self.data), self.work, self.progress, Watch(), name=STOCK_GALLERY
+        )
+        with stored as base, opened_journal(self.work) as journal:
+            watch, texts = Watch(), self.encoder.tokenize(self.data.dataset.captions)
+            embeds = encode_all_texts(self.encoder, texts, journal, self.progress, watch)
+            images: MethodImages | None = None
+            for method, choices in READINGS:
+                if choices.similarity == "mean" and images is not None and images.objects is not None:
+                    images = replace(images, objects=averaged(images.objects))
+                else:
+                    reader = MethodReader(self.encoder, self.data, base, choices, journal, self.progress, watch)
+                    images = reader.images(method)
+                objects = images.object_scores(embeds)
+                scores = images.itc_scores(embeds) + (0 if objects is None else objects)
+                found.append({"method": method, "choices": choices.of(method), **self.recall_at_1(scores)})
+        return found
 
-    def reading(self, method: Method, choices: Choices) -> dict[str, Any]:
-        (one,) = self.compare((method,), choices, 0).evaluations
-        return {"method": method, "choices": choices.of(method), **recalls(one)}
+    def recall_at_1(self, scores: np.ndarray) -> dict[str, dict[str, float]]:
+        owners = self.data.dataset.image_of_caption
+        ranks = {"t2i": text_to_image_ranks(scores, owners), "i2t": image_to_text_ranks(scores, owners)}
+        return {way: {"r1": round(100 * float(np.mean(found == 0)), 3)} for way, found in ranks.items()}
+
+
+def averaged(objects: QuerySets) -> QuerySets:
+    """What similarity `mean` makes of the vectors of `max`."""
+    return QuerySets(objects.vectors.mean(axis=1, keepdims=True), objects.counts)
 
 
 def recalls(one: Evaluation) -> dict[str, Any]:
@@ -110,41 +142,50 @@ def compared(found: Comparison) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     bundle = Bundle.open(options.bundle)
-    report: dict[str, Any] = {}
     with closing(Encoder(bundle, "cpu", threads=options.threads)) as encoder:
-        splits = {
-            name: Split(encoder, open_data(options.dataset, name, limit=options.limit), options.work / name, progress)
+        val, test = (
+            Split(encoder, open_data(options.dataset, name, limit=options.limit), options.work / name, progress)
             for name in ("val", "test")
-        }
-        test = splits["test"]
-        report = {
-            "environment": environment(bundle, "cpu"),
+        )
+        splits = {"val": val, "test": test}
+        facts = environment(bundle, "cpu")
+        report: dict[str, Any] = {
+            "environment": facts,
             "machine": machine(),
             "load": [round(value, 1) for value in os.getloadavg()],
             "images": {name: len(split.data.dataset) for name, split in splits.items()},
             "texts": {name: len(split.data.dataset.captions) for name, split in splits.items()},
             "boxes": {name: split.data.boxes_from for name, split in splits.items()},
             "perturbation": encoder.perturbation.to_dict(),
-            "val": splits["val"].readings(),
-            "test": test.readings(),
+            "val": val.readings(),
         }
-        write(options, report)
-        choices = chosen(report["val"], "or-q-pert")
-        tokens, crops = (chosen(report["val"], "oes", crops=way) for way in (False, True))
+        several = chosen(report["val"], "or-q-pert").several_boxes
+        tokens, crops = (
+            replace(chosen(report["val"], "oes", crops=crop), several_boxes=several) for crop in (False, True)
+        )
         four: tuple[Method, ...] = ("none", "q-pert", "or-q-pert", "oes")
-        for name, oes in (("tokens", tokens), ("crops", crops)):
-            both = replace(oes, several_boxes=choices.several_boxes)
-            report.setdefault("itc", {})[name] = compared(test.compare(four, both, 0))
-            write(options, report)
+        found = test.compare(four, tokens, 0)
+        report["itc"] = {"tokens": compared(found)}
+        write(options, report, page_of(found, facts))
+        report["itc"]["crops"] = compared(test.compare(("none", "q-pert", "oes"), crops, 0))
+        write(options, report)
+        report["test"] = test.readings()
+        write(options, report)
         if options.rerank:
-            both = replace(tokens, several_boxes=choices.several_boxes)
-            report["reranked"] = {"tokens": compared(test.compare(four, both, options.rerank))}
-            write(options, report)
+            found = test.compare(four, tokens, options.rerank)
+            report["reranked"] = {"tokens": compared(found)}
+            write(options, report, page_of(found, facts))
     return report
 
 
-def write(options: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Under the data set's name; those of other data sets stay."""
+def page_of(found: Comparison, facts: dict[str, str]) -> str:
+    return to_html(comparison_report(found.described(facts, None)))
+
+
+def write(options: argparse.Namespace, report: dict[str, Any], page: str | None = None) -> None:
+    """The report under the data set's name, where those of other data sets stay; and the comparison page."""
+    if options.html is not None and page is not None:
+        options.html.write_text(page)
     if options.out is None:
         return
     before = json.loads(options.out.read_text()) if options.out.exists() else {}
@@ -160,6 +201,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, required=True, help="features and scores; the same call resumes")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--html", type=Path, help="write the comparison page here")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(json.dumps(measure(options, Terminal()), indent=1))

@@ -1,11 +1,16 @@
 """`qpert eval --method`: JSON, page, exit codes."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from evaluation_sets import write_set
 
 from qpert.runtime.cli import run
+
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "methods.md"
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +100,13 @@ def test_a_person_gets_the_methods_side_by_side(evaluated):
     assert code == 0
     for words in ("Against Q-Pert", "no boxes", "mR@1", "The paper's Table A", "What the paper leaves open"):
         assert words in out
+
+
+def test_the_guides_command_makes_its_page(demo_bundle, copy_of, tmp_path, monkeypatch, capsys):
+    copy_of(demo_bundle).rename(tmp_path / "qpert-blip2-demo-fp32")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    words = shlex.split(block)
+    assert run([*words[1:], "--threads", "1"]) == 0
+    assert "no boxes" in capsys.readouterr().out
+    assert "Against Q-Pert" in (tmp_path / "methods.html").read_text()
