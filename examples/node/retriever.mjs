@@ -3,6 +3,7 @@ import { check, checkBoxes } from './bundle.mjs';
 
 export const NO_BOX = -1; // in place of a box's number: a query set that is stock, or perturbed by all boxes together
 const LONGEST_TEXT = 10_000; // characters, as in `qpert serve`
+const WORD = /[^\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]/; // not what Python calls a space
 
 export class Retriever {
   /**
@@ -86,7 +87,7 @@ export class Retriever {
 
   /** Token ids of a text: tokenizer.json cleans and frames; it is cut here, as the library ignores `truncation`. */
   tokenIds(text, name = 'the text') {
-    check(text.trim(), `${name} is blank; expected at least one word`);
+    check(WORD.test(text), `${name} is blank; expected at least one word`);
     check(text.isWellFormed(), `${name} holds lone surrogates; expected text that was decoded from UTF-8`);
     check(text.length <= LONGEST_TEXT, `${name} has ${text.length} characters; expected at most ${LONGEST_TEXT}`);
     const ids = this.tokenizer.encode(text).ids.map(Number), most = this.manifest.tokenizer.max_length;
