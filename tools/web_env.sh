@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the Node and browser examples need: their npm packages, as their package-lock.json names them, and Chromium.
 #
-#     sh tools/web_env.sh [--if-possible]
+#     sh tools/web_env.sh [--without-browser] [--if-possible]
 #
 # npm packages go to examples/node/node_modules and examples/web/node_modules (500 MB); Chromium comes from the system's
 # packages, which takes root on Debian and its kin. Does nothing for what is there already. What cannot be had is said;
@@ -11,7 +11,14 @@ set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 missing=3
-[ "${1:-}" = --if-possible ] && missing=0
+browser=${QPERT_CHROMIUM:-chromium}
+for option in "$@"; do
+    case $option in
+    --if-possible) missing=0 ;;
+    --without-browser) browser=true ;; # a command that is always there
+    *) echo "unknown option $option" >&2 && exit 2 ;;
+    esac
+done
 
 if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
     echo "Node is not here: the examples for Node and the browser need version 20 or later with npm" >&2
@@ -25,11 +32,14 @@ for folder in "$root/examples/node" "$root/examples/web"; do
     stamp=$folder/node_modules/.qpert
     if ! cmp -s "$folder/package-lock.json" "$stamp"; then
         echo "installing the npm packages of $folder" >&2
-        (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2)
+        if ! (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2); then
+            echo "npm could not install them: is the registry reached?" >&2
+            exit $missing
+        fi
         cp "$folder/package-lock.json" "$stamp"
     fi
 done
-if ! command -v "${QPERT_CHROMIUM:-chromium}" >/dev/null; then
+if ! command -v "$browser" >/dev/null; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "installing chromium (300 MB)" >&2
         export DEBIAN_FRONTEND=noninteractive

@@ -28,7 +28,7 @@ async function start() {
     await addGallery();
     begin();
     document.body.dataset.state = 'ready';
-    render();
+    show(state.picture);
   } catch (error) {
     find('failed-text').textContent = error.message;
     document.body.dataset.state = 'failed';
@@ -81,7 +81,6 @@ function begin() {
   state.alpha = alpha;
   state.picture = state.pictures[state.page.start.picture];
   state.sentence = state.sentences.find(({ text }) => text === state.page.start.sentence) ?? state.sentences[0];
-  stage.show(state.picture);
 }
 
 // Scores ------------------------------------------------------------------------------------------------------------
@@ -119,6 +118,7 @@ function render() {
   const { picture, sentence } = state;
   const looks = { picture, sentence, features: featuresOf(picture), selected: stage.selected, look: state.look, info: state.info };
   document.body.classList.toggle('no-attention', !picture.stock.attention.length);
+  document.body.classList.toggle('boxed', Boolean(picture.boxed));
   if (picture.stock.attention.length) showLooks(looks, choose);
   find('alpha-value').textContent = `α = ${Number(state.alpha.toPrecision(3))}`;
   find('picture-note').textContent = picture.boxes.length ? 'drag to move, corner to resize' : 'drag over something small';
@@ -324,5 +324,7 @@ document.addEventListener('drop', (event) => {
   if (document.body.dataset.state === 'ready') addFiles([...event.dataTransfer.files]);
 });
 
-globalThis.qpert = { state, ask: (...request) => model.ask(...request) }; // for the console, and for tests
+// For the console, and for tests.
+const scores = () => state.pictures.map((picture) => state.sentences.map((one) => scoreOf(featuresOf(picture), one)));
+globalThis.qpert = { state, scores, ask: (...request) => model.ask(...request) };
 start();

@@ -127,7 +127,7 @@ def test_pixels_are_bit_equal(probe, demo_bundle, photos, tmp_path) -> None:
 
 
 def test_pictures_are_decoded_as_python_decodes_them(probe, photos, tmp_path) -> None:
-    """JPEG by libjpeg-turbo on both sides; every EXIF orientation; grey, palette, alpha; a colour profile (rocket.jpg)."""
+    """libjpeg-turbo on both sides; EXIF orientations; grey, palette, alpha; a colour profile (rocket.jpg)."""
     files = list(photos)
     small = Image.open(photos[0]).convert("RGB").resize((61, 43))
     for orientation in range(1, 9):
