@@ -5,13 +5,26 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,export,rtx,hf,serve,test,lint
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak check format lowest lavis-env modelopt-env clean
+.PHONY: demo test test-node test-web web soak check format lowest lavis-env modelopt-env clean
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU
+test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU; those of Node and the browser where these are
+	sh tools/web_env.sh --if-possible
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-node: $(STAMP)       ## the Node example, with its npm packages
+	sh tools/web_env.sh --without-browser
+	$(BIN)/python -m pytest tests/examples/test_node.py
+
+test-web: $(STAMP)        ## the web page in headless Chromium, with its npm packages
+	sh tools/web_env.sh
+	$(BIN)/python -m pytest tests/examples/test_web.py
+
+web: $(STAMP)             ## the web page with the demonstration, in build/web: any static server serves it
+	sh tools/web_env.sh --without-browser
+	$(BIN)/python examples/web/build.py
 
 soak: $(STAMP)            ## ten thousand hostile inputs; watches for crashes, hangs and leaks
 	PYTHONPATH=tests $(BIN)/python -m soak
