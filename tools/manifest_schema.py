@@ -164,7 +164,9 @@ def checkpoint() -> dict[str, Any]:
 def document(title: str, about: str, properties: Mapping[str, Any], optional: Sequence[str]) -> dict[str, Any]:
     """A whole schema; every property gets its text."""
     described = {name: made | {"description": ABOUT[name]} for name, made in properties.items() if "$ref" not in made}
-    linked = {name: {"allOf": [made], "description": ABOUT[name]} for name, made in properties.items() if "$ref" in made}
+    linked = {
+        name: {"allOf": [made], "description": ABOUT[name]} for name, made in properties.items() if "$ref" in made
+    }
     return {
         "$schema": DRAFT,
         "title": title,

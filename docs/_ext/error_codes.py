@@ -172,7 +172,13 @@ def page() -> str:
         for code in (found for name, found in codes.items() if name in texts and topic_of(name) == title):
             meaning, remedy = texts[code.code]
             exits = " or ".join(map(str, sorted(code.exit_codes)))
-            lines += [f"({code.code})=", f"`{code.code}` (exit {exits})", f": {meaning}", f"  *What to do:* {remedy}", ""]
+            lines += [
+                f"({code.code})=",
+                f"`{code.code}` (exit {exits})",
+                f": {meaning}",
+                f"  *What to do:* {remedy}",
+                "",
+            ]
     return "\n".join(lines)
 
 

@@ -36,6 +36,8 @@ class RepositoryLinks(SphinxTransform):
             return
         page = Path(self.env.doc2path(self.env.docname))
         path = (page.parent / target).resolve()
+        if not path.exists() and path.with_name(path.name + ".md").exists():  # MyST has cut the suffix of a page's link
+            path = path.with_name(path.name + ".md")
         if path.is_relative_to(DOCS) or not path.is_relative_to(ROOT):
             return  # a page or a picture of the site: Sphinx checks it
         if not path.exists():

@@ -114,7 +114,9 @@ def only_readers(values: dict[str, Any], made: dict[str, Any], place: str) -> bo
         known = last in kinds or last.isdigit() or place.count(".") == 1 or ".ranges." in place or ".flops" in place
         return known
     return place in {"graphs", "patches.0", "patches.1", "prefix_tokens", "scores.second", "scores.final"} or (
-        place.startswith(("preprocessing.std", "preprocessing.fit", "perturbation.reduction", "perturbation.keep_stock"))
+        place.startswith(
+            ("preprocessing.std", "preprocessing.fit", "perturbation.reduction", "perturbation.keep_stock")
+        )
     )
 
 
