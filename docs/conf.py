@@ -1,4 +1,4 @@
-"""Sphinx's configuration. `make docs` builds the site strictly into build/docs; it opens from the file system, offline."""
+"""Sphinx's configuration. `make docs` builds the site strictly into build/docs; it opens without server or network."""
 
 from __future__ import annotations
 

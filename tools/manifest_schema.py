@@ -1,6 +1,6 @@
 """Makes the JSON Schemas of manifests from the dataclasses that read them.
 
-    python tools/manifest_schema.py            says whether runtime/bundle/schemas is up to date (exit 1 if not)
+    python tools/manifest_schema.py            says whether runtime/bundle/*.schema.json are up to date (exit 1 if not)
     python tools/manifest_schema.py --write    writes them
 
 Run it after changing a field of a dataclass that a manifest holds. Draft 7, which fastjsonschema and all common
@@ -30,7 +30,7 @@ from qpert.runtime.inputs.perturbation import ADDED_LATER, Perturbation
 from qpert.runtime.inputs.preprocessing import FITS, RESAMPLES, ROUNDINGS, ImagePreprocessing
 from qpert.runtime.inputs.text import CLEANINGS, KINDS, PADDINGS, SIDES, TokenizerSpec
 
-SCHEMAS = Path(__file__).resolve().parents[1] / "runtime" / "bundle" / "schemas"
+SCHEMAS = Path(__file__).resolve().parents[1] / "runtime" / "bundle"
 DRAFT = "http://json-schema.org/draft-07/schema#"
 
 CHOICES: Mapping[tuple[type, str], Sequence[str | None]] = {
@@ -269,7 +269,7 @@ def detector() -> dict[str, Any]:
 def schemas() -> dict[str, str]:
     """Text by file name."""
     made = {MANIFEST: manifest(), DETECTOR_MANIFEST: detector()}
-    return {f"{name}.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in made.items()}
+    return {f"{name}.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in made.items()}
 
 
 def main() -> int:
@@ -282,7 +282,6 @@ def main() -> int:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
             if options.write:
-                path.parent.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8")
     print(f"{'written' if options.write else 'out of date'}: {', '.join(stale)}" if stale else "up to date")
     return 1 if stale and not options.write else 0

@@ -39,6 +39,7 @@ TOPICS = (
 )
 """Where a code goes on the page, by its first word; the rest goes last."""
 REST = "Everything else"
+ERRNO_TABLE = "runtime/cli/edge.py"
 CODE = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
 
@@ -125,9 +126,8 @@ def _codes(node: ast.AST, classes: Mapping[str, int], module: str) -> Iterator[t
     elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("code", "CODES_OF_STATUS"):
         if not isinstance(node.value, ast.Constant):  # a table or a choice; a bare word is no code of an error
             yield from ((code, 2) for code in _constants(node.value, module))
-    elif isinstance(node, ast.Attribute) and module == "runtime/cli/edge.py" and ast.unparse(node.value) == "errno":
-        if node.attr not in ("errorcode", "EPIPE"):
-            yield f"os-{node.attr.lower()}", 3
+    elif module == ERRNO_TABLE and isinstance(node, ast.Attribute) and ast.unparse(node.value) == "errno":
+        yield from ((f"os-{name.lower()}", 3) for name in {node.attr} - {"errorcode", "EPIPE"})
 
 
 def _constants(value: ast.expr, module: str) -> Iterator[str]:

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-SCHEMAS = Path(__file__).resolve().parents[2] / "runtime" / "bundle" / "schemas"
+SCHEMAS = Path(__file__).resolve().parents[2] / "runtime" / "bundle"
 
 
 def page() -> str:
     lines = []
     for name, title in (("manifest", "A bundle's manifest"), ("detector", "A detector's manifest")):
-        schema = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+        schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
         lines += [f"## {title}", "", *table(schema)]
         for part, definition in schema["definitions"].items():
             lines += [f"### {title.split(chr(39))[0]}: {part}", "", definition.get("description", ""), ""]

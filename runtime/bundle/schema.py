@@ -1,6 +1,6 @@
 """The published JSON Schemas of manifests, and checking a manifest against them.
 
-`schemas/manifest.json` and `schemas/detector.json` (draft 7) are made from the dataclasses by
+`manifest.schema.json` and `detector.schema.json` (draft 7) are made from the dataclasses by
 `tools/manifest_schema.py`; a test keeps them up to date. What a schema cannot say (that roles are complete, that paths
 stay inside the bundle, that axes have ranges) the reader checks afterwards.
 """
@@ -18,7 +18,7 @@ MANIFEST, DETECTOR_MANIFEST = "manifest", "detector"
 
 def read_schema(name: str) -> dict[str, Any]:
     """The schema `MANIFEST` or `DETECTOR_MANIFEST`."""
-    text = files("qpert.runtime.bundle").joinpath("schemas", f"{name}.json").read_text(encoding="utf-8")
+    text = files("qpert.runtime.bundle").joinpath(f"{name}.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 

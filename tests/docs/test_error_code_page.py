@@ -1,4 +1,4 @@
-"""The reference of error codes is complete: every code of the source has a meaning and a remedy, and no other is there."""
+"""The reference of error codes is complete: every code of the source has a meaning and a remedy, no other is there."""
 
 from __future__ import annotations
 

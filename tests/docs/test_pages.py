@@ -17,6 +17,7 @@ from qpert.runtime.cli import run
 
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+COMMANDS = [block for block in BLOCKS if block.language in SHELL]
 RUN = ("start.md", "boxes.md", "search.md", "python.md", "without-python.md", "parity.md", "troubleshooting.md")
 """Pages whose quick commands and whose programs are run, from top to bottom, on the demonstration."""
 PROGRAMS = ("qpert", "qpert-export", "make", "pip", "python", "curl", "printf", "hf", "cd", "git", "pytest", "export")
@@ -40,11 +41,7 @@ def test_there_are_pages_with_commands_and_programs() -> None:
     assert {DOCS / "index.md", DOCS / "start.md"} <= set(PAGES)
 
 
-@pytest.mark.parametrize(
-    "block",
-    [block for block in BLOCKS if block.language in SHELL],
-    ids=[b.place for b in BLOCKS if b.language in SHELL],
-)
+@pytest.mark.parametrize("block", COMMANDS, ids=[block.place for block in COMMANDS])
 def test_commands_name_options_and_files_that_exist(block: Block) -> None:
     lines = command_lines(block)
     assert lines, block.place

@@ -72,7 +72,7 @@ def test_the_schemas_are_schemas_and_up_to_date(name: str) -> None:
     spec.loader.exec_module(module)
     schema = read_schema(name)
     Draft7Validator.check_schema(schema)
-    assert json.loads(module.schemas()[f"{name}.json"]) == schema, "run tools/manifest_schema.py --write"
+    assert json.loads(module.schemas()[f"{name}.schema.json"]) == schema, "run tools/manifest_schema.py --write"
     assert all(field.get("description") for field in schema["properties"].values())
 
 
@@ -111,13 +111,10 @@ def only_readers(values: dict[str, Any], made: dict[str, Any], place: str) -> bo
     if place in BEYOND or any(place.startswith(f"graphs.{name}") for name in values["graphs"]):
         last = place.rsplit(".", 1)[-1]
         kinds = {"role", "dtype", "slot", "inputs", "outputs", "shape", "ranges", "flops", "min", "max"}
-        known = last in kinds or last.isdigit() or place.count(".") == 1 or ".ranges." in place or ".flops" in place
-        return known
-    return place in {"graphs", "patches.0", "patches.1", "prefix_tokens", "scores.second", "scores.final"} or (
-        place.startswith(
-            ("preprocessing.std", "preprocessing.fit", "perturbation.reduction", "perturbation.keep_stock")
-        )
-    )
+        return last in kinds or last.isdigit() or place.count(".") == 1 or ".ranges." in place or ".flops" in place
+    related = ("preprocessing.std", "preprocessing.fit", "perturbation.reduction", "perturbation.keep_stock")
+    places = {"graphs", "patches.0", "patches.1", "prefix_tokens", "scores.second", "scores.final"}
+    return place in places or place.startswith(related)
 
 
 def test_a_fault_is_named_with_its_place(tmp_path: Path, values: dict[str, Any]) -> None:
