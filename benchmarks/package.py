@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from qpert.runtime.benchmark.machine import machine
+from qpert.runtime.benchmark.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "package.json"
@@ -66,11 +66,14 @@ def main() -> None:
         "what": "seconds of a fresh process, medians; `above_python` is less what an empty program takes",
         "rounds": ROUNDS,
         "processes": {
-            name: {"median": round(statistics.median(all_), 4), "above_python": round(statistics.median(all_) - bare, 4)}
+            name: {
+                "median": round(statistics.median(all_), 4),
+                "above_python": round(statistics.median(all_) - bare, 4),
+            }
             for name, all_ in taken.items()
         },
         "wheel": wheel(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "note": "a shared machine with two cores, busy with other work",
     }
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"

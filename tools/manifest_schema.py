@@ -269,7 +269,9 @@ def detector() -> dict[str, Any]:
 def schemas() -> dict[str, str]:
     """Text by file name."""
     made = {MANIFEST: manifest(), DETECTOR_MANIFEST: detector()}
-    return {f"{name}.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in made.items()}
+    return {
+        f"{name}.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n" for name, schema in made.items()
+    }
 
 
 def main() -> int:

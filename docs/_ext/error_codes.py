@@ -79,9 +79,10 @@ def collect(root: Path = ROOT) -> dict[str, ErrorCode]:
     classes = _error_classes(parsed.values())
     found = Found()
     for module, tree in parsed.items():
+        owners = _owners(tree, classes)
         for node in ast.walk(tree):
             for code, exit_code in _codes(node, classes, module):
-                found.add(code, exit_code, module)
+                found.add(code, owners.get(id(node), exit_code), module)
     return {
         code: ErrorCode(code, frozenset(found.exit_codes[code]), frozenset(found.modules[code]))
         for code in sorted(found.exit_codes)
@@ -106,6 +107,17 @@ def _error_classes(trees: Iterable[ast.Module]) -> dict[str, int]:
         return known[0]
 
     return {name: code for name in defined if (code := exit_code(name)) is not None}
+
+
+def _owners(tree: ast.Module, classes: Mapping[str, int]) -> dict[int, int]:
+    """The exit code of the class, by the identity of each `super().__init__(…)` in an error class."""
+    return {
+        id(node): classes[owner.name]
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef) and owner.name in classes
+        for node in ast.walk(owner)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__"
+    }
 
 
 def _codes(node: ast.AST, classes: Mapping[str, int], module: str) -> Iterator[tuple[str, int]]:
