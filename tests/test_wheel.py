@@ -6,8 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
+import time
 import urllib.request
+import venv
 import zipfile
 from pathlib import Path
 
