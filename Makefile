@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,export,rtx,hf,serve,test,lint
+EXTRAS := cpu,export,rtx,hf,serve,test,lint,docs
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-node test-web web soak check format lowest lavis-env modelopt-env clean
+.PHONY: demo test test-node test-web web soak check format lowest lavis-env modelopt-env clean docs
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,10 @@ check: $(STAMP)           ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p qpert
+
+docs: $(STAMP)            ## the documentation site in build/docs, strictly: a warning is an error; opens without a network
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 format: $(STAMP)
 	$(BIN)/ruff format .
