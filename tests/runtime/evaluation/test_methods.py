@@ -23,8 +23,8 @@ from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.retrieval.encoder import Encoder
 
 CLOSE = 2e-5
-"""Cosines. Float32 graphs against float64: sums of up to 600 addends in a dozen layers, 1e-7 each. A box changes them by
-1e-3 and more, so that a wrong reading is fifty times as far off."""
+"""Cosines. Float32 graphs against float64: sums of up to 600 addends in a dozen layers, 1e-7 each. A box changes them
+by 1e-3 and more, so that a wrong reading is fifty times as far off."""
 ALL = ("none", "q-pert", "or-q-pert", "oes")
 BOXES = {
     "0000.png": [(2, 3, 31, 22)],
