@@ -8,7 +8,7 @@ a default of ours, and a report records it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from qpert.runtime.bundle.manifest import Manifest
@@ -76,9 +76,6 @@ class Choices:
         """The choices that a method depends on, by the name of their option."""
         names = {"or-q-pert": ("several_boxes",), "oes": ("pooling", "similarity", "joins")}.get(method, ())
         return {OPTIONS[name]: getattr(self, name) for name in names}
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 OPTIONS = {
