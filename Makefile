@@ -35,7 +35,7 @@ check: $(STAMP)           ## lint and types
 	$(BIN)/mypy -p qpert
 
 docs: $(STAMP)            ## the documentation site in build/docs, strictly: a warning is an error; opens without a network
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
 
 format: $(STAMP)

@@ -32,8 +32,8 @@ class RepositoryLinks(SphinxTransform):
 
     def replace(self, node: nodes.Element) -> None:
         target = node.get("reftarget", "").partition("#")[0]
-        if not target or "://" in target:
-            return
+        if not target or "://" in target or "download" in node.get("classes", ()) or node.get("reftype") == "download":
+            return  # an address, or a file that a page offers with the role `download`
         page = Path(self.env.doc2path(self.env.docname))
         path = (page.parent / target).resolve()
         if not path.exists() and path.with_name(path.name + ".md").exists():  # MyST has cut the suffix of a page's link

@@ -103,6 +103,20 @@ def test_every_command_and_every_public_name_is_in_the_reference(site: Path) -> 
         assert re.search(rf'id="qpert\.[\w.]*\.{name}"', text), name
 
 
+def test_no_page_shows_markup_that_was_not_understood(site: Path) -> None:
+    for path, _ in pages(site):
+        text = re.sub(r"<pre.*?</pre>|<code.*?</code>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert re.findall(r">\s*\.\. [\w-]+::|```|\{(?:click|eval-rst|include|image|download)\}", text) == [], path.name
+
+
+def test_the_schemas_can_be_downloaded_from_the_manifest_s_page(site: Path) -> None:
+    text = (site / "reference" / "manifest.html").read_text(encoding="utf-8")
+    for name in ("manifest.schema.json", "detector.schema.json"):
+        (link,) = re.findall(rf'href="([^"]*/{re.escape(name)})"', text)
+        own = ROOT / "runtime" / "bundle" / name
+        assert ((site / "reference" / link).resolve()).read_bytes() == own.read_bytes()
+
+
 def test_every_guide_is_in_the_navigation_without_a_list(site: Path) -> None:
     guides = {path.stem for path in (ROOT / "docs" / "guides").glob("*.md")}
     shown = set(re.findall(r'href="([\w-]+)\.html"', (site / "guides" / "index.html").read_text(encoding="utf-8")))
