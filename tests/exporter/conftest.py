@@ -8,7 +8,7 @@ from pathlib import Path
 import lavis_models
 import pytest
 
-from qpert.exporter.families.blip2.reference_lavis import lavis_python
+from qpert.exporter.families.blip2.reference_lavis import ENVIRONMENT
 from qpert.runtime.errors import UnavailableError
 
 
@@ -16,7 +16,7 @@ from qpert.runtime.errors import UnavailableError
 def lavis_folder(made_once: Callable) -> Path:
     """Folders `eva`, `clip` and `stage1`, made by stock LAVIS (see lavis_models.py); skips where LAVIS is not."""
     try:
-        python = lavis_python()
+        python = ENVIRONMENT.python()
     except UnavailableError as error:
         pytest.skip(str(error))
     return made_once("lavis-models", lambda folder: lavis_models.generate(python, folder))

@@ -227,7 +227,7 @@ def test_a_provider_that_this_machine_lacks_exits_3(refused, tiny_bundle):
 
 def test_a_checkpoint_without_a_live_reference_is_refused(refused, tiny_bundle, tiny_weights):
     message = refused(["verify", tiny_bundle, "--checkpoint", tiny_weights])
-    assert "--checkpoint is for a live reference; add --reference torch, hf or lavis" in message
+    assert "--checkpoint is for a live reference; add --reference torch, hf, lavis or open_clip" in message
 
 
 def test_another_checkpoint_than_the_exported_one_is_refused(refused, tiny_bundle):
