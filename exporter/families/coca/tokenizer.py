@@ -34,7 +34,9 @@ CLEANING = "ftfy without mojibake repair, common HTML entities, whitespace runs 
 OMITTED = "texts with mojibake, or with rare HTML entities, get other ids than from open_clip's own tokenizer"
 
 SPECIAL = "<(?:start|end)_of_text>"
-WORDS = rf"(?i:{SPECIAL}|'s|'t|'re|'ve|'m|'ll|'d)|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
+IOTA = "\u0345"
+"""The combining iota is the one sign that is another case of a letter: stock's pattern, which ignores case, drops it."""
+WORDS = rf"(?i:{SPECIAL}|'s|'t|'re|'ve|'m|'ll|'d)|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}{IOTA}]+"
 SIGN = r"[^\s\p{L}\p{N}]"
 
 
