@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,export,rtx,hf,serve,test,lint
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak check format lowest lavis-env modelopt-env clean
+.PHONY: demo test soak check format lowest lavis-env modelopt-env open-clip-env clean
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU
+test: $(STAMP) lavis-env modelopt-env open-clip-env  ## every test that runs without a GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 soak: $(STAMP)            ## ten thousand hostile inputs; watches for crashes, hangs and leaks
@@ -30,6 +30,9 @@ lowest:                   ## the lower bounds of pyproject.toml, tried in enviro
 
 lavis-env:                ## stock LAVIS in an environment of its own (.cache/lavis), for tests and `verify --reference lavis`
 	bash tools/lavis_env.sh
+
+open-clip-env:            ## stock open_clip in an environment of its own (.cache/open_clip), for tests and `verify --reference open_clip`
+	sh tools/open_clip_env.sh
 
 modelopt-env:             ## NVIDIA ModelOpt in an environment of its own (.cache/modelopt), for FP8
 	sh tools/modelopt_env.sh

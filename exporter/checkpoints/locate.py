@@ -29,9 +29,7 @@ class Located:
     folder: Path | None = None
 
 
-def locate(
-    source: str, published: Collection[str], expected: str, *, files: Collection[str] = HUB_FILES
-) -> Located:
+def locate(source: str, published: Collection[str], expected: str, *, files: Collection[str] = HUB_FILES) -> Located:
     """Find `source`, downloading a hub repository if it is an id.
 
     Args:

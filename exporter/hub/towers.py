@@ -152,7 +152,12 @@ def parameter_shapes(make: Callable[[], nn.Module]) -> dict[str, Shape]:
 
 
 def check_tensors(
-    entries: Mapping[str, TensorInfo], expected: Mapping[str, Shape], unused: frozenset[str], source: str, *, described: str = "its config.json"
+    entries: Mapping[str, TensorInfo],
+    expected: Mapping[str, Shape],
+    unused: frozenset[str],
+    source: str,
+    *,
+    described: str = "its config.json",
 ) -> None:
     """Raise unless the file holds every parameter in its shape, and no others in a part of the network.
 

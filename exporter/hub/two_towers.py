@@ -1,4 +1,4 @@
-"""The common base of the CLIP, SigLIP and CoCa families: two towers that meet in one dot product, and no pair scorer."""
+"""The common base of CLIP, SigLIP and CoCa: two towers that meet in one dot product, and no pair scorer."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ def command(
         check_no_data(data)
         if reference is None:
             progress.say(
-                "comparing with the outputs recorded at export; use --reference torch|hf|lavis|open_clip for a live reference"
+                f"comparing with the outputs recorded at export; use --reference {'|'.join(REFERENCES[1:])} for a live "
+                "reference"
             )
         found = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
     else:

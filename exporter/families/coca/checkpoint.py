@@ -40,9 +40,9 @@ REPOSITORIES = {
 """Published name → hub repository. Source: open_clip 3.3.0 `pretrained.py`."""
 FINE_TUNED = "mscoco_finetuned"
 NOT_FOR_RETRIEVAL = (
-    "WARNING: mscoco_finetuned checkpoints were trained to write captions alone (contrastive weight 0) and are not meant "
-    "for retrieval: of coca_ViT-B-32, open_clip reports a Flickr30K text-to-image R@1 of 0.74 %, against 63.36 % before "
-    "that training; export the laion2B checkpoint to search"
+    "WARNING: mscoco_finetuned checkpoints were trained to write captions alone (contrastive weight 0) and are not "
+    "meant for retrieval: of coca_ViT-B-32, open_clip reports a Flickr30K text-to-image R@1 of 0.74 %, against 63.36 % "
+    "before that training; export the laion2B checkpoint to search"
 )
 
 
@@ -116,7 +116,9 @@ def open_weights(located: Located) -> TensorStore:
         return replace(store, notes=(*store.notes, *left))
     found = shorten(sorted(path.name for path in folder.iterdir())) or "nothing"
     other = (folder / "config.json").is_file()
-    advice = "; it looks like Hugging Face's form, which `qpert export clip`, `siglip` and `blip2` take" if other else ""
+    advice = (
+        "; it looks like Hugging Face's form, which `qpert export clip`, `siglip` and `blip2` take" if other else ""
+    )
     raise CheckpointError(
         f"the folder {folder} has neither {' nor '.join(WEIGHTS)} (it has {found}); expected {EXPECTED}{advice}",
         code="coca-weights-missing",
@@ -180,8 +182,8 @@ def check_all(store: TensorStore, config: CocaConfig, source: str) -> tuple[str,
     entries = store.entries
     if unknown := names.unknown_names(entries):
         raise CheckpointError(
-            f"{source} has {len(unknown)} tensors that no open_clip CoCa has: {shorten(unknown, 4)}; remove them if they "
-            "are not part of the network",
+            f"{source} has {len(unknown)} tensors that no open_clip CoCa has: {shorten(unknown, 4)}; remove them if "
+            "they are not part of the network",
             code="coca-tensors-unknown",
         )
     check_context(entries, config, source)
@@ -220,7 +222,7 @@ def adapting(config: CocaConfig) -> Callable[[str, Tensor], Tensor]:
 
 
 def resized_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings [1 + g², C] for another grid, as open_clip's `resize_pos_embed`: bicubic with antialiasing."""
+    """Position embeddings [1 + g², C] for another grid, as `resize_pos_embed` of open_clip: bicubic, antialiased."""
     patches = positions.float()[1:]
     stored = round(len(patches) ** 0.5)
     image = patches.reshape(1, stored, stored, -1).permute(0, 3, 1, 2)

@@ -164,9 +164,7 @@ def _section(path: Path, values: Mapping[str, Any], name: str) -> Mapping[str, A
     return part
 
 
-def _check(
-    path: Path, section: str, values: Mapping[str, Any], only: Mapping[str, Any], known: frozenset[str]
-) -> None:
+def _check(path: Path, section: str, values: Mapping[str, Any], only: Mapping[str, Any], known: frozenset[str]) -> None:
     """Raise for a field with an unsupported value, or that is unknown. `only`: the value, or several in a tuple."""
     for key, supported in only.items():
         choices = supported if isinstance(supported, tuple) else (supported,)
@@ -204,7 +202,8 @@ def image_preprocessing(
     """How images are prepared. `path` is for messages; `resize` replaces `resize_mode`."""
     if unknown := sorted(values.keys() - PREPROCESS):
         raise CheckpointError(
-            f"{path} has unknown fields in preprocess_cfg: {', '.join(unknown)}; expected {', '.join(sorted(PREPROCESS))}",
+            f"{path} has unknown fields in preprocess_cfg: {', '.join(unknown)}; expected "
+            f"{', '.join(sorted(PREPROCESS))}",
             code="preprocessing-unsupported",
         )
     usual = ImagePreprocessing(image_size)

@@ -144,8 +144,8 @@ def check_kind(names: Iterable[str], source: str) -> None:
         if example is not None:
             lacks = f" and no {', no '.join(needed)}" if needed else ""
             raise CheckpointError(
-                f"{source} has {example}{lacks}: it is {what}, expected an open_clip CoCa of one pooler (coca_ViT-L-14, "
-                f"coca_ViT-B-32){advice}",
+                f"{source} has {example}{lacks}: it is {what}, expected an open_clip CoCa of one pooler "
+                f"(coca_ViT-L-14, coca_ViT-B-32){advice}",
                 code="coca-other-model",
             )
     if needed:

@@ -67,7 +67,7 @@ def build_model(model: dict[str, Any], image_size: int | None = None) -> Any:
 
 
 def load_checkpoint(model: Any, checkpoint: str) -> None:
-    """By open_clip's own loader, which resizes position embeddings. The caption decoder may be missing, nothing else."""
+    """By open_clip's own loader, which resizes position embeddings. Only the caption decoder may be missing."""
     from open_clip import factory
 
     try:

@@ -1,8 +1,8 @@
 """Stock open_clip as a reference, in a separate process and environment (`make open-clip-env`).
 
 open_clip needs torchvision, whose wheels do not load beside a CPU torch: `open_clip_worker.py` runs with the other
-environment's interpreter (see `qpert.exporter.references.worker`). It reads the user's own checkpoint and pictures, with
-open_clip's constructor, loader, preprocessing and tokenizer.
+environment's interpreter (see `qpert.exporter.references.worker`). It reads the user's own checkpoint and pictures,
+with open_clip's constructor, loader, preprocessing and tokenizer.
 """
 
 from __future__ import annotations

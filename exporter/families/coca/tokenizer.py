@@ -1,8 +1,9 @@
 """open_clip's `SimpleTokenizer`, CLIP's byte-level BPE, as one `tokenizer.json` that also cleans.
 
 Stock cleans with ftfy and unescapes HTML before it lowers. The steps of ftfy 6.3 that change single characters or fixed
-sequences are normalisers of the file, and so are HTML 4's named entities and the common numbered ones. Two of stock's steps cannot be: repair
-of text that was decoded with the wrong encoding (mojibake), and the rarer HTML entities (`OMITTED`).
+sequences are normalisers of the file, and so are HTML 4's named entities and the common numbered ones. Two of stock's
+steps cannot be: repair of text that was decoded with the wrong encoding (mojibake), and the rarer HTML entities
+(`OMITTED`).
 
 Source: open_clip 3.3.0 `tokenizer.py`, ftfy 6.3.1 `fixes.py` and `chardata.py`.
 """
@@ -35,7 +36,7 @@ OMITTED = "texts with mojibake, or with rare HTML entities, get other ids than f
 
 SPECIAL = "<(?:start|end)_of_text>"
 IOTA = "\u0345"
-"""The combining iota is the one sign that is another case of a letter: stock's pattern, which ignores case, drops it."""
+"""The combining iota, the one sign that is another case of a letter: stock's pattern, which ignores case, drops it."""
 WORDS = rf"(?i:{SPECIAL}|'s|'t|'re|'ve|'m|'ll|'d)|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}{IOTA}]+"
 SIGN = r"[^\s\p{L}\p{N}]"
 
@@ -121,7 +122,9 @@ def cleaning() -> normalizers.Normalizer:
     """`_clean_lower` of open_clip."""
     from tokenizers import Regex, normalizers
 
-    steps = [normalizers.Replace(old, new) for old, new in (*widths(), *LIGATURES.items())]
+    steps: list[normalizers.Normalizer] = [
+        normalizers.Replace(old, new) for old, new in (*widths(), *LIGATURES.items())
+    ]
     steps += [normalizers.Replace(Regex(pattern), new) for pattern, new in (*entities(), *SEQUENCES)]
     steps += [normalizers.Replace(old, new) for old, new in c1_controls()]
     steps += [normalizers.Replace(Regex(pattern), new) for pattern, new in CHARACTERS]
@@ -134,7 +137,7 @@ def cleaning() -> normalizers.Normalizer:
 
 HIDDEN = (
     rf"(?<={SIGN})(?<!<start_of_text>)(?<!<end_of_text>)<(?=(?:start|end)_of_text>)",
-    rf"(?<=< start_of_text>|< end_of_text>)<(?=(?:start|end)_of_text>)",
+    r"(?<=< start_of_text>|< end_of_text>)<(?=(?:start|end)_of_text>)",
 )
 """Names of special tokens behind a sign: stock's pattern takes their "<" with the signs before it, so they are text. A
 space behind it changes no word, and hides the name from the added tokens."""

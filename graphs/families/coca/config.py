@@ -18,8 +18,8 @@ class CocaConfig:
     """Everything that decides the shapes and numbers of a CoCa model without its caption decoder.
 
     `embed_dim` is the width D of the pooler and of both vectors. `text.max_positions` is the longest text, 76 tokens in
-    the published models; the class token behind it has a position of its own. `resize`: how pictures become squares if that was asked for at export, so that the
-    checkpoint can be opened again in the same way.
+    the published models; the class token behind it has a position of its own. `resize`: how pictures become squares, if
+    that was asked for at export, so that the checkpoint can be opened again in the same way.
     """
 
     name: str
