@@ -17,9 +17,25 @@ from qpert.runtime.inputs.text import TokenizerSpec
 
 LENGTH = 76
 EXTRA = [
-    *("wow!§ cat", "ok!☺", "x!_y", "!", "!!!", "!?", "Tom &amp;amp; Jerry&#39;s &eacute;clair", "&lt;b&gt; &nbsp; &#x27;"),
+    *(
+        "wow!§ cat",
+        "ok!☺",
+        "x!_y",
+        "!",
+        "!!!",
+        "!?",
+        "Tom &amp;amp; Jerry&#39;s &eacute;clair",
+        "&lt;b&gt; &nbsp; &#x27;",
+    ),
     *(f"a {START} b", f"a{END.upper()}b", f"!{START}", f"{START}{END}", f"!{START}{END}", f"_{END}", f"'s{START}"),
-    *("“curly” ‘quotes’ it’s", "ﬁne ﬂuﬃer", "ＬＯＵＤ　ＮＯＩＳＥＳ", "ｶﾀｶﾅ", "\x85 \x91x\x92 \x1b[31mred\x1b[0m", "a\u2028b\x0bc\x1cd"),
+    *(
+        "“curly” ‘quotes’ it’s",
+        "ﬁne ﬂuﬃer",
+        "ＬＯＵＤ　ＮＯＩＳＥＳ",
+        "ｶﾀｶﾅ",
+        "\x85 \x91x\x92 \x1b[31mred\x1b[0m",
+        "a\u2028b\x0bc\x1cd",
+    ),
     *("'ſ it'ſ", "\u0345", "a\u0345b", "ΑΣ ΑΣ'Α", "İ", "x" * 400, "no. 12 of 2024", "e\u0301", "\ufeffbom"),
 ]
 

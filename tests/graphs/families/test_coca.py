@@ -80,7 +80,9 @@ def test_a_box_moves_the_query_by_the_projector_of_its_keys(embed_dim, heads, pr
             query = pooler.q_proj(pooler.ln_q(pooler.query))[0].double()
             context = torch.cat(
                 [
-                    attended(query, keys, values, masks[image].double(), weights[image].double(), head, size, preserve_norm)
+                    attended(
+                        query, keys, values, masks[image].double(), weights[image].double(), head, size, preserve_norm
+                    )
                     for head in range(heads)
                 ]
             )
