@@ -16,7 +16,6 @@ from qpert.exporter.families.coca.names import expected_shapes, origins
 from qpert.graphs.families.coca.config import CONFIGS
 from qpert.graphs.families.coca.model import CocaRetrieval
 from qpert.runtime.cli import run
-from qpert.runtime.errors import CheckpointError
 
 ROWS = 60
 
