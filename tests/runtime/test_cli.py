@@ -37,7 +37,7 @@ def refused(capsys):
 
 def test_an_unknown_architecture_is_refused(refused, tmp_path):
     message = refused(["export", "blip3", "--out", tmp_path / "b"])
-    assert "error: unknown model family 'blip3', expected one of blip2, clip, siglip" in message
+    assert "error: unknown model family 'blip3', expected one of blip2, clip, coca, siglip" in message
     assert not (tmp_path / "b").exists()
 
 

@@ -71,8 +71,6 @@ class CocaFamily(TwoTowers):
 
         config = CocaConfig.from_dict(manifest.architecture)
         options: dict[str, Any] = {"model_config": config, "resize": config.resize}
-        if checkpoint is None and manifest.checkpoint.name in PUBLISHED:
-            return manifest.checkpoint.name, options
         return checkpoint or manifest.checkpoint.source.removeprefix(HUB_URL), options
 
     def text_shape(self, config: Any) -> tuple[int | str, ...]:
@@ -81,7 +79,7 @@ class CocaFamily(TwoTowers):
     def stock_tokenizer(self, checkpoint: Checkpoint) -> HubTokenizer:
         from qpert.exporter.families.coca.tokenizer import build_tokenizer
 
-        return build_tokenizer(checkpoint.config)
+        return build_tokenizer(checkpoint.config, check=False)  # `--tokenizer` may name another vocabulary
 
     def tokenizer(self, checkpoint: Checkpoint, asked: str | None, progress: Terminal) -> Tokenizer:
         from qpert.exporter.families.coca.tokenizer import OMITTED, build_tokenizer

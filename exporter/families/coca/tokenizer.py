@@ -41,10 +41,11 @@ WORDS = rf"(?i:{SPECIAL}|'s|'t|'re|'ve|'m|'ll|'d)|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L
 SIGN = r"[^\s\p{L}\p{N}]"
 
 
-def build_tokenizer(config: CocaConfig, asked: str | None = None) -> HubTokenizer:
+def build_tokenizer(config: CocaConfig, asked: str | None = None, *, check: bool = True) -> HubTokenizer:
     """The tokenizer of a CoCa model, which has no vocabulary of its own.
 
-    `asked`: `--tokenizer`, a file of merges in CLIP's form, `.txt` or `.txt.gz`; None is CLIP's.
+    `asked`: `--tokenizer`, a file of merges in CLIP's form, `.txt` or `.txt.gz`; None is CLIP's. `check`: compare with the token
+    embedding.
 
     Raises:
         InputError: the file cannot be used, or its ids exceed the token embedding.
@@ -52,7 +53,7 @@ def build_tokenizer(config: CocaConfig, asked: str | None = None) -> HubTokenize
     path = MERGES if asked is None else Path(asked)
     backend = _backend(read_merges(path))
     rows, size = config.text.vocab_size, backend.get_vocab_size(with_added_tokens=True)
-    if size > rows:
+    if check and size > rows:
         raise InputError(
             f"{path} makes {size:,} tokens, but text.token_embedding.weight has {rows:,} rows; pass the merges that "
             "the checkpoint was trained with as --tokenizer FILE.txt",

@@ -3,6 +3,7 @@
 import gzip
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 from hostile_captions import hostile_captions
@@ -104,6 +105,9 @@ def test_another_file_of_merges_is_taken_and_other_files_are_refused(tmp_path):
     (tmp_path / "own.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     small = build_tokenizer(CONFIGS["coca_ViT-B-32"], str(tmp_path / "own.txt.gz"))
     assert (small.vocab_size, small.bos_id, small.eos_id) == (614, 612, 613)
+    with pytest.raises(InputError) as beyond:
+        build_tokenizer(replace(CONFIGS["coca_ViT-B-32"], text=replace(CONFIGS["coca_ViT-B-32"].text, vocab_size=99)))
+    assert beyond.value.code == "tokenizer-vocabulary"
     (tmp_path / "vocab.json").write_text('{"a": 1}\n{"b": 2, "c": 3}')
     for name in ("vocab.json", "missing.txt", "."):
         with pytest.raises(InputError) as caught:
