@@ -177,7 +177,7 @@ def check_all(store: TensorStore, config: CocaConfig, source: str) -> tuple[str,
     """Raise unless every tensor of the towers is there, and no unknown one; a note on those that are not used.
 
     Raises:
-        CheckpointError: `context length`, `checkpoint-tensors` or `coca-tensors-unknown`.
+        CheckpointError: `coca-context-length`, `checkpoint-tensors` or `coca-tensors-unknown`.
     """
     entries = store.entries
     if unknown := names.unknown_names(entries):
