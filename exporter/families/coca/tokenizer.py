@@ -44,8 +44,8 @@ SIGN = r"[^\s\p{L}\p{N}]"
 def build_tokenizer(config: CocaConfig, asked: str | None = None, *, check: bool = True) -> HubTokenizer:
     """The tokenizer of a CoCa model, which has no vocabulary of its own.
 
-    `asked`: `--tokenizer`, a file of merges in CLIP's form, `.txt` or `.txt.gz`; None is CLIP's. `check`: compare with the
-    token embedding.
+    `asked`: `--tokenizer`, a file of merges in CLIP's form, `.txt` or `.txt.gz`; None is CLIP's. `check`: compare with
+    the token embedding.
 
     Raises:
         InputError: the file cannot be used, or its ids exceed the token embedding.
