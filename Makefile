@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,export,rtx,hf,serve,test,lint,docs
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-node test-web web soak check format lowest lavis-env modelopt-env clean docs
+.PHONY: demo test test-node test-web web soak check format lowest lavis-env modelopt-env clean docs open-clip-env
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU; those of Node and the browser where these are
 	sh tools/web_env.sh --if-possible
+test: $(STAMP) lavis-env modelopt-env open-clip-env  ## every test that runs without a GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-node: $(STAMP)       ## the Node example, with its npm packages
@@ -47,6 +48,9 @@ lowest:                   ## the lower bounds of pyproject.toml, tried in enviro
 
 lavis-env:                ## stock LAVIS in an environment of its own (.cache/lavis), for tests and `verify --reference lavis`
 	bash tools/lavis_env.sh
+
+open-clip-env:            ## stock open_clip in an environment of its own (.cache/open_clip), for tests and `verify --reference open_clip`
+	sh tools/open_clip_env.sh
 
 modelopt-env:             ## NVIDIA ModelOpt in an environment of its own (.cache/modelopt), for FP8
 	sh tools/modelopt_env.sh

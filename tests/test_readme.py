@@ -88,7 +88,7 @@ def test_commands_that_take_minutes_name_options_that_exist(line: list[str]) -> 
 def test_export_commands_name_options_that_exist(line: list[str]) -> None:
     with export_command.make_context("export", line[1:]) as context:
         name, family_command, options = export_command.resolve_command(context, line[1:])
-        assert name in {"blip2", "clip", "siglip", "detector"}
+        assert name in {"blip2", "clip", "coca", "siglip", "detector"}
         family_command.make_context(name, options, parent=context)  # raises for an option that it does not know
 
 

@@ -243,8 +243,8 @@ def test_options_that_a_family_lacks_are_usage_errors(tmp_path, capsys):
     assert run(["export", "clip", "--checkpoint", str(tmp_path), "--perturb", "itc"]) == 2
     assert run(["export", "clip"]) == 2
     assert "no --checkpoint given" in capsys.readouterr().err
-    assert run(["export", "coca"]) == 2
-    assert "expected one of blip2, clip, siglip" in capsys.readouterr().err
+    assert run(["export", "cocoa"]) == 2
+    assert "expected one of blip2, clip, coca, siglip" in capsys.readouterr().err
 
 
 def test_engines_are_built_of_every_graph_without_a_gpu(exported, capsys):
