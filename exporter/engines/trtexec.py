@@ -128,11 +128,13 @@ def notes_on(bundle: GraphBundle) -> list[str]:
 
 
 def require_float_or_tensorrt(bundle: GraphBundle) -> None:
-    """Raises InputError for a bundle that was quantised for the CPU: TensorRT takes signed, symmetric numbers only."""
+    """Raises InputError for a bundle that was quantised for the CPU. (TensorRT-RTX 1.7.1 parses its text graph and then
+    refuses to build it: a quantised table goes through Gather before it is scaled.)
+    """
     quantization = bundle.manifest.quantization
     if quantization and quantization.get("target") == "cpu":
         raise InputError(
-            f"{bundle.folder} was quantised for the CPU, with unsigned numbers that TensorRT does not take; quantise "
+            f"{bundle.folder} was quantised for the CPU, in a form that TensorRT does not build; quantise "
             "the float bundle with `qpert quantize --target tensorrt`",
             code="quantized-for-cpu",
         )

@@ -80,8 +80,8 @@ class Settings:
 
     @property
     def worker_count(self) -> int:
-        """On a CPU two, so that the host's work on one batch overlaps the graphs of another; one on a GPU, whose
-        sessions run one call at a time."""
+        """On a CPU two, so that the host's work on one batch overlaps the graphs of another; one on a GPU and in
+        OpenVINO, whose sessions run one call at a time."""
         return self.workers or (min(2, usable_cores()) if self.provider == "cpu" else 1)
 
     @property
