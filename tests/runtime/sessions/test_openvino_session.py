@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from qpert.runtime.bundle.folder import Bundle
@@ -19,6 +20,7 @@ from qpert.runtime.bundle.roles import IMAGE_TOKENS, QUERY_HEAD
 from qpert.runtime.cli import run
 from qpert.runtime.errors import BundleError, InputError, LimitError, UnavailableError
 from qpert.runtime.inputs.boxes import Boxes
+from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.sessions.doctor import examine
 from qpert.runtime.sessions.open import open_session, open_sessions
@@ -87,13 +89,13 @@ def test_every_length_gives_what_onnx_runtime_gives(sessions, on_cpu, graph, len
 
 
 def test_query_sets_of_an_image_share_its_tokens(demo_bundle, photos):
-    """The demonstration gives every box a set of its own: the query head gets an image's tokens once for all."""
+    """With a set for every box, the query head gets an image's tokens once for all of them."""
+    each = Perturbation(reduction="each", keep_stock=True)
     boxes = [Boxes(np.array([[10.0, 10, 90, 120], [40, 30, 200, 190]]), (300, 300)), None]
-    size = {"size": (300, 300)}
-    images = [np.asarray(open_rgb(path, **size)) for path in photos[:2]]
+    images = [np.asarray(open_rgb(path)) for path in photos[:2]]
     found = {}
     for provider in ("cpu", "openvino"):
-        encoder = Encoder(Bundle.open(demo_bundle), provider)
+        encoder = Encoder(Bundle.open(demo_bundle), provider, each)
         assert encoder.graph(QUERY_HEAD).spec.input(IMAGE_TOKENS).shared
         found[provider] = encoder.encode_images(images, boxes).query_sets
         encoder.close()
@@ -101,11 +103,9 @@ def test_query_sets_of_an_image_share_its_tokens(demo_bundle, photos):
     assert np.abs(found["openvino"].vectors - found["cpu"].vectors).max() < CLOSE
 
 
-def open_rgb(path, size):
-    from PIL import Image
-
+def open_rgb(path):
     with Image.open(path) as image:
-        return image.convert("RGB").resize(size)
+        return image.convert("RGB").resize((300, 300))
 
 
 def test_every_graph_computes_in_float32_with_the_threads_asked_for(sessions):
