@@ -2,17 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,export,rtx,hf,serve,test,lint,docs
+EXTRAS := cpu,openvino,export,rtx,hf,serve,test,lint,docs
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-node test-web web soak check format lowest lavis-env modelopt-env clean docs open-clip-env
+.PHONY: demo test test-node test-web web soak check docs format lowest lavis-env modelopt-env open-clip-env trt-bindings clean
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU; those of Node and the browser where these are
+# Every test that runs without a GPU; those of other languages and engines where these are, or can be installed.
+test: $(STAMP) lavis-env modelopt-env open-clip-env trt-bindings
 	sh tools/web_env.sh --if-possible
-test: $(STAMP) lavis-env modelopt-env open-clip-env  ## every test that runs without a GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-node: $(STAMP)       ## the Node example, with its npm packages
@@ -54,6 +54,9 @@ open-clip-env:            ## stock open_clip in an environment of its own (.cach
 
 modelopt-env:             ## NVIDIA ModelOpt in an environment of its own (.cache/modelopt), for FP8
 	sh tools/modelopt_env.sh
+
+trt-bindings: $(STAMP)    ## NVIDIA's Python bindings of TensorRT 10.3 to 11 (.cache/trt-bindings), for tests of what is called
+	PYTHON=$(BIN)/python sh tools/trt_bindings_env.sh
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -7,7 +7,7 @@ from qpert.runtime.benchmark.machine import usable_cores
 
 def worker_count(provider: str, asked: int = 0) -> int:
     """`asked`, or where that is 0 two on a CPU, so that the host's work on one batch (decoding, preprocessing, writing)
-    overlaps the graphs of another; one on a GPU, whose sessions run one call at a time."""
+    overlaps the graphs of another; one on a GPU and in OpenVINO, whose sessions run one call at a time."""
     return asked or (min(2, usable_cores()) if provider == "cpu" else 1)
 
 

@@ -27,7 +27,8 @@ from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.writer import open_writer
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.sessions.device import Device, DeviceArray, DeviceMemory
-from qpert.runtime.sessions.onnx import CudaSession, GraphSource
+from qpert.runtime.sessions.graph_files import GraphSource
+from qpert.runtime.sessions.onnx import CudaSession
 from qpert.runtime.sqlite import Connection
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
