@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,29 +11,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.detection.source import BoxSource
-from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
-from qpert.runtime.files import local_path, portable_name, sha256_of
+from qpert.runtime.errors import GalleryError, InputError
+from qpert.runtime.files import local_path, portable_name
 from qpert.runtime.filters.metadata import Metadata, checked_metadata
-from qpert.runtime.gallery.box_json import boxes_to_json
+from qpert.runtime.gallery.batches import ImageBatches, boxes_difference
 from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord
-from qpert.runtime.gallery.detected import DetectedBoxes, without_source
+from qpert.runtime.gallery.detected import DetectedBoxes
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.fields import read_fields
+from qpert.runtime.gallery.files import file_differs
 from qpert.runtime.gallery.spec import FeatureMode
-from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
-from qpert.runtime.inputs.images import load_image
+from qpert.runtime.gallery.writer import GalleryWriter, open_writer
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
-from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 RECORDS_A_SHARD = 64
-IMAGES_AT_ONCE = 16
-"""Decoded photographs held in memory (a batch of the vision graph may be smaller)."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +91,14 @@ def index_images(
     if records_a_shard < 1:
         raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1", code="records-per-shard")
     listed = [portable(entry) for entry in entries]
-    _check_names(listed)
+    check_names(listed)
     folder = Path(folder)
     detected = None if boxes is None else DetectedBoxes.of(boxes, encoder)
     with open_writer(folder, encoder, features) as writer:
         plan = _plan(writer.catalogue, listed, detected, replace=replace)
         writer.set_metadata(plan.relabelled)
-        run = _Run(writer, encoder, detected, skip_unreadable=skip_unreadable)
+        batches = ImageBatches(encoder, detected, skip_unreadable=skip_unreadable)
+        run = _Run(writer, batches)
         shown = progress or Silent()
         with shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
             for start in range(0, len(plan.todo), records_a_shard):
@@ -116,9 +112,9 @@ def index_images(
             added=len(run.added) - replaced,
             replaced=replaced,
             unchanged=len(listed) - len(plan.todo) - len(plan.relabelled),
-            skipped=tuple(run.skipped),
+            skipped=tuple(batches.skipped),
             texts=len(writer.catalogue.texts()),
-            without_boxes=run.without_boxes,
+            without_boxes=batches.without_boxes,
             relabelled=len(plan.relabelled),
         )
 
@@ -141,7 +137,7 @@ class _Plan:
     relabelled: Mapping[str, Metadata]
 
 
-def _check_names(entries: Sequence[ImageEntry]) -> None:
+def check_names(entries: Sequence[ImageEntry]) -> None:
     twice = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if twice:
         raise GalleryError(
@@ -183,119 +179,28 @@ def _difference(
     catalogue: Catalogue, record: ImageRecord, entry: ImageEntry, detected: DetectedBoxes | None
 ) -> str | None:
     """In what an image differs from the one of its name in the gallery, or None."""
-    if detected is not None and entry.boxes is None:
-        if not detected.made(record.boxes):
-            return "detector or its options"
-    elif without_source(record.boxes) != boxes_to_json(entry.boxes):
-        return "boxes"
+    if (difference := boxes_difference(record.boxes, entry, detected)) is not None:
+        return difference
     if catalogue.captions(record.row) != entry.captions:
         return "captions"
-    try:
-        state = entry.path.stat()
-    except OSError as error:
-        raise ImageError(
-            f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
-        ) from error
-    if state.st_size == record.bytes and state.st_mtime_ns == record.mtime:
-        return None
-    return None if state.st_size == record.bytes and sha256_of(entry.path) == record.sha256 else "file"
+    return "file" if file_differs(record, entry) else None
 
 
 class _Run:
-    """Encodes shards of images into a gallery; `added` and `skipped` say what became of them."""
+    """Encodes shards of images into a gallery; `added` says which."""
 
-    def __init__(
-        self, writer: GalleryWriter, encoder: Encoder, detected: DetectedBoxes | None, *, skip_unreadable: bool
-    ) -> None:
-        self.writer, self.encoder, self.skip_unreadable = writer, encoder, skip_unreadable
-        self.detected, self.without_boxes = detected, 0
+    def __init__(self, writer: GalleryWriter, batches: ImageBatches) -> None:
+        self.writer, self.batches = writer, batches
         self.added: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
 
     def add(self, entries: Sequence[ImageEntry]) -> None:
         """Encode one shard's images and commit them. Batches start with the shard, so that a resumed run
         makes the same batches as one that was never interrupted."""
-        step = min(self.encoder.limit(IMAGE_TOWER, "B"), IMAGES_AT_ONCE)
-        images: list[NewImage] = []
-        parts: list[ImageFeatures] = []
-        for start in range(0, len(entries), step):
-            new, part = self._encode(entries[start : start + step])
-            images += new
-            parts += [] if part is None else [part]
-        if not parts:
+        images, features = self.batches.encode(entries)
+        if features is None:
             return
         captions = [caption for image in images for caption in image.captions]
         width = self.writer.spec.width
-        texts = self.encoder.encode_texts(captions) if captions else np.empty((0, width), np.float32)
-        self.writer.append(images, concatenated(parts), texts)
+        texts = self.batches.encoder.encode_texts(captions) if captions else np.empty((0, width), np.float32)
+        self.writer.append(images, features, texts)
         self.added += [image.name for image in images]
-
-    def _encode(self, entries: Sequence[ImageEntry]) -> tuple[list[NewImage], ImageFeatures | None]:
-        """One batch, without the images that cannot be read where these are to be skipped."""
-        found: list[tuple[ImageEntry, Image, NewImage]] = []
-        for entry in entries:
-            try:
-                state = _state(entry)
-                found.append((entry, _loaded(entry), state))
-            except ImageError as error:
-                if not self.skip_unreadable:
-                    raise
-                self.skipped.append((entry.name, str(error)))
-        if not found:
-            return [], None
-        if self.detected is not None:
-            found = self._with_detected(self.detected, found)
-        features = self.encoder.encode_images([image for _, image, _ in found], [entry.boxes for entry, _, _ in found])
-        _check_finite([entry.name for entry, _, _ in found], features)
-        return [new for _, _, new in found], features
-
-    def _with_detected(
-        self, detected: DetectedBoxes, found: Sequence[tuple[ImageEntry, Image, NewImage]]
-    ) -> list[tuple[ImageEntry, Image, NewImage]]:
-        """The same with the source's boxes where an entry has none."""
-        boxes = iter(detected.find([image for entry, image, _ in found if entry.boxes is None]))
-        filled = []
-        for entry, image, new in found:
-            if entry.boxes is None:
-                its = next(boxes)
-                self.without_boxes += not len(its)
-                entry, new = replace_fields(entry, boxes=its), replace_fields(new, boxes=detected.to_json(its))
-            filled.append((entry, image, new))
-        return filled
-
-
-def _state(entry: ImageEntry) -> NewImage:
-    """What the catalogue keeps of an image's file."""
-    try:
-        state = entry.path.stat()
-        digest = sha256_of(entry.path)
-    except OSError as error:
-        raise ImageError(
-            f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
-        ) from error
-    path = os.path.abspath(entry.path)  # noqa: PTH100, resolve() would follow the links of a data set
-    boxes = boxes_to_json(entry.boxes)
-    captions, metadata = entry.captions, entry.metadata
-    return NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, captions, metadata)
-
-
-def _loaded(entry: ImageEntry) -> Image:
-    image = load_image(entry.path)
-    if entry.boxes is not None and entry.boxes.size != image.size:
-        raise BoxError(
-            f"the boxes of {entry.name} are for a picture of {entry.boxes.size[0]}×{entry.boxes.size[1]} pixels, "
-            f"it has {image.size[0]}×{image.size[1]}; give boxes in the picture's own pixels (after EXIF rotation)",
-            code="box-image-size",
-        )
-    return image
-
-
-def _check_finite(names: Sequence[str], features: ImageFeatures) -> None:
-    """Half precision can overflow; a NaN in the gallery would spoil every search."""
-    for index, name in enumerate(names):
-        if not (np.isfinite(features.query_embeds[index]).all() and np.isfinite(features.image_embeds[index]).all()):
-            raise ImageError(
-                f"{name} was encoded to NaN or infinity; verify the bundle (`qpert verify`), and export it in fp32 if "
-                "half precision overflows",
-                code="image-not-finite",
-            )
