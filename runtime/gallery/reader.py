@@ -119,6 +119,16 @@ class StoredGallery:
         """The images' files in row order, as they were when indexed."""
         return tuple(Path(record.path) for record in self._records)
 
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.folder.name
+
+    def picture_of(self, name: str) -> tuple[Path, Boxes | None]:
+        """An image's file and boxes, by its name."""
+        row = self._row_of_name[name]
+        return self.paths[row], self.boxes_of(row)
+
     def __len__(self) -> int:
         return len(self._records)
 

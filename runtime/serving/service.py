@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,10 +27,13 @@ from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 from qpert.runtime.retrieval.scores import final_scores, itc_scores
 from qpert.runtime.retriever import Retriever
 from qpert.runtime.serving.batching import Results, Scheduler, Work
-from qpert.runtime.serving.gallery import AddRequest, Change, DeleteRequest, LiveGallery, require_gallery
+from qpert.runtime.serving.gallery import AddRequest, Change, DeleteRequest, LiveGallery, ServedGallery, require_gallery
 from qpert.runtime.serving.metrics import Metrics
 from qpert.runtime.serving.pictures import Picture
 from qpert.runtime.serving.settings import LENGTH_STEP, Settings
+from qpert.runtime.serving.store import ServedStore
+from qpert.runtime.stores.opening import open_store
+from qpert.runtime.stores.protocol import VectorStore
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -40,7 +44,7 @@ FETCHES_AT_ONCE = 8
 class Service:
     """A bundle, perhaps a gallery, and the queue in front of them. Made by `load`, in a thread: that takes long."""
 
-    def __init__(self, settings: Settings, encoder: Encoder, gallery: LiveGallery | None, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, encoder: Encoder, gallery: ServedGallery | None, metrics: Metrics) -> None:
         self.settings, self.limits, self.metrics = settings, settings.limits, metrics
         self.encoder, self.retriever, self.gallery = encoder, Retriever(encoder), gallery
         self.name = encoder.bundle.folder.resolve().name
@@ -60,29 +64,23 @@ class Service:
         Raises:
             BundleError, GalleryError, UnavailableError: what is wrong with them.
         """
-        perturbation = None
-        if settings.gallery is not None and has_catalogue(settings.gallery):
-            catalogue = open_catalogue(settings.gallery)
-            perturbation = Perturbation.from_dict(catalogue.spec.perturbation)
-            catalogue.close()
-        encoder = Encoder(
-            Bundle.open(settings.bundle),
-            settings.provider,
-            perturbation,
-            threads=settings.thread_count,
-            spin=False,
-            length_step=LENGTH_STEP,
-        )
-        try:
-            gallery = (
-                None if settings.gallery is None else LiveGallery.open(settings.gallery, encoder, settings.pictures)
+        with ExitStack() as stack:
+            store = None if settings.store is None else stack.enter_context(open_store(settings.store))
+            encoder = Encoder(
+                Bundle.open(settings.bundle),
+                settings.provider,
+                perturbation_of(settings, store),
+                threads=settings.thread_count,
+                spin=False,
+                length_step=LENGTH_STEP,
             )
+            stack.callback(encoder.close)
+            gallery = opened_gallery(settings, store, encoder)
             if gallery is not None:
                 gallery.sweep()
-            return cls(settings, encoder, gallery, metrics)
-        except BaseException:
-            encoder.close()
-            raise
+            service = cls(settings, encoder, gallery, metrics)
+            stack.pop_all()
+        return service
 
     async def close(self) -> None:
         """Wait for the workers, then release the graphs."""
@@ -90,6 +88,8 @@ class Service:
         self.helpers.shutdown()
         self.fetchers.shutdown()
         self.encoder.close()
+        if self.gallery is not None:
+            self.gallery.close()
 
     async def help(self, call: Callable[[], T]) -> T:
         """The host's work on one request (decoding, tokenising much text), in a thread of its own kind."""
@@ -161,11 +161,10 @@ class Service:
         (features,) = await self.encode_pictures([picture], deadline)
 
         def find() -> list[TextHit]:
-            snapshot = gallery.current()
-            captions = snapshot.captions if where is None else snapshot.images.captions(where)
-            if not len(snapshot.captions):
+            captions = gallery.captions(where)
+            if not len(captions) and not len(gallery.captions()):
                 raise GalleryError(
-                    f"the gallery {gallery.folder} has no captions to find for a picture; add pictures with captions, "
+                    f"the gallery {gallery.name} has no captions to find for a picture; add pictures with captions, "
                     "or send the texts to /v1/rerank",
                     code="gallery-without-texts",
                 )
@@ -228,15 +227,33 @@ class Service:
         gallery = require_gallery(self.gallery)
         text, k, rerank, where = query
         try:
-            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank, where=where)
+            return self.retriever.search(text, gallery.searchable(), k=k, rerank=rerank, where=where)
         except GalleryError as error:
             if error.code != "gallery-compacted":
                 raise
             gallery.forget()
-            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank, where=where)
+            return self.retriever.search(text, gallery.searchable(), k=k, rerank=rerank, where=where)
 
     def _run_changes(self, requests: list[AddRequest | DeleteRequest]) -> Results:
         return list(require_gallery(self.gallery).change(requests))
+
+
+def perturbation_of(settings: Settings, store: VectorStore | None) -> Perturbation | None:
+    """The settings that the gallery or store was made with; None where there is none yet."""
+    if store is not None:
+        spec = store.spec()
+        return None if spec is None else Perturbation.from_dict(spec.gallery.perturbation)
+    if settings.gallery is None or not has_catalogue(settings.gallery):
+        return None
+    with contextlib.closing(open_catalogue(settings.gallery)) as catalogue:
+        return Perturbation.from_dict(catalogue.spec.perturbation)
+
+
+def opened_gallery(settings: Settings, store: VectorStore | None, encoder: Encoder) -> ServedGallery | None:
+    """What is searched, made where it is not there; None where only encoding is served."""
+    if store is not None:
+        return ServedStore(store, encoder, settings.pictures, settings.features)
+    return None if settings.gallery is None else LiveGallery.open(settings.gallery, encoder, settings.pictures)
 
 
 def each(function: Callable[[Any], Any]) -> Callable[[list[Any]], Results]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qpert.runtime.benchmark.machine import usable_cores
 from qpert.runtime.errors import InputError
+from qpert.runtime.stores.address import StoreAddress
 
 LENGTH_STEP = 8
 """Texts are padded to a multiple of this many tokens: BLIP-2's 35 give five lengths, so that memory does not grow with
@@ -51,11 +52,14 @@ class Settings:
     among the workers. token: what clients have to send as `Authorization: Bearer …`; empty for none. origins: pages of
     other sites that may call the service (CORS). names: host names that a service of this machine alone answers to,
     besides this machine's own: those of a proxy in front of it. url_hosts: hosts from which pictures may be fetched.
-    pictures: where pictures sent to `POST /v1/images` are kept.
+    pictures: where pictures sent to `POST /v1/images` are kept. store: a vector store instead of a gallery, and
+    features: the gallery that has the features of its pictures.
     """
 
     bundle: Path
     gallery: Path | None = None
+    store: StoreAddress | None = None
+    features: Path | None = None
     provider: str = "cpu"
     host: str = "127.0.0.1"
     port: int = 8000

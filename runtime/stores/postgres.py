@@ -1,8 +1,8 @@
 """PostgreSQL with pgvector: a row for each image, and a row for each of its query vectors.
 
-    <schema>.store   one row: what the store was made with
-    <schema>.image   id, facts jsonb, metadata jsonb
-    <schema>.vector  image, place (0 to sets·Q − 1), embed vector(E), float32
+    <schema>.store      one row: what the store was made with
+    <schema>.image      id, facts jsonb, metadata jsonb
+    <schema>.embedding  image, place (0 to sets·Q − 1), embed vector(E), float32
 
 The schema is `qpert`, or what the address's `?gallery=` says. Images may have different numbers of vectors; the score
 is the maximum over an image's rows. No approximate index is made or used: every image's score is computed.
@@ -36,12 +36,14 @@ TABLES = (
     "CREATE SCHEMA IF NOT EXISTS {schema}",
     "CREATE TABLE IF NOT EXISTS {schema}.store (one boolean PRIMARY KEY DEFAULT true CHECK (one), spec text NOT NULL)",
     "CREATE TABLE IF NOT EXISTS {schema}.image (id bigint PRIMARY KEY, facts jsonb NOT NULL, metadata jsonb NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS {schema}.vector (image bigint NOT NULL REFERENCES {schema}.image ON DELETE CASCADE, "
+    "CREATE TABLE IF NOT EXISTS {schema}.embedding (image bigint NOT NULL REFERENCES {schema}.image ON DELETE CASCADE, "
     "place integer NOT NULL, embed vector({width}) NOT NULL, PRIMARY KEY (image, place))",
 )
+EXTENSION_SCHEMA = "SELECT nspname FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace \
+WHERE extname = 'vector'"
 SEARCH = """
 SELECT image.id, image.facts, image.metadata, best.score FROM (
-    SELECT image, max(-(embed <#> %s::vector)) AS score FROM {schema}.vector {where}
+    SELECT image, max(-(embed <#> %s::vector)) AS score FROM {schema}.embedding {where}
     GROUP BY image ORDER BY score DESC, image LIMIT %s) AS best
 JOIN {schema}.image ON image.id = best.image ORDER BY best.score DESC, image.id
 """
@@ -72,8 +74,7 @@ class PostgresStore(Closing):
 
     def create(self, spec: StoreSpec) -> None:
         with self._connection() as connection, connection.transaction():
-            found = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'").fetchone()
-            if found is None:
+            if connection.execute(EXTENSION_SCHEMA).fetchone() is None:
                 self._make_extension(connection)
             for statement in TABLES:
                 connection.execute(self._sql(statement, width=self._literal(spec.gallery.width)))
@@ -90,7 +91,7 @@ class PostgresStore(Closing):
                 self._sql("INSERT INTO {schema}.image VALUES (%s, %s::jsonb, %s::jsonb)"),
                 [(image.id, *documents(image)) for image in images],
             )
-            with cursor.copy(self._sql("COPY {schema}.vector (image, place, embed) FROM STDIN")) as copy:
+            with cursor.copy(self._sql("COPY {schema}.embedding (image, place, embed) FROM STDIN")) as copy:
                 for image in images:
                     assert image.vectors is not None
                     for place, vector in enumerate(image.vectors):
@@ -143,7 +144,8 @@ class PostgresStore(Closing):
             self._connected.close()
 
     def _vectors(self, connection: Connection[Any], ids: Sequence[int]) -> dict[int, Floats]:
-        query = self._sql("SELECT image, embed::text FROM {schema}.vector WHERE image = ANY(%s) ORDER BY image, place")
+        chosen = "FROM {schema}.embedding WHERE image = ANY(%s)"
+        query = self._sql(f"SELECT image, embed::text {chosen} ORDER BY image, place")
         found: dict[int, list[Any]] = {}
         for image, text in connection.execute(query, (list(ids),)):
             found.setdefault(image, []).append(json.loads(text))
@@ -164,7 +166,7 @@ class PostgresStore(Closing):
 
     def _make_extension(self, connection: Connection[Any]) -> None:
         try:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
         except self._psycopg.Error as error:
             raise GalleryError(
                 f"the database {self.address} has no pgvector ({first_line(error)}); install it on the server, and let "
@@ -200,6 +202,9 @@ class PostgresStore(Closing):
             self.address.location, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="qpert"
         )
         connection.execute("SET synchronous_commit TO on")  # what was answered survives a crash of the server
+        found = connection.execute(EXTENSION_SCHEMA).fetchone()
+        place = self._psycopg.sql.Identifier("public" if found is None else found[0])
+        connection.execute(self._psycopg.sql.SQL("SET search_path TO {}").format(place))  # nobody's own `vector`
         return connection  # type: ignore[no-any-return]
 
     def _shown(self, error: Exception) -> str:

@@ -20,7 +20,7 @@ from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.features import ImageFeatures
 from qpert.runtime.retrieval.query_sets import QuerySets, sets_of_images
 from qpert.runtime.stores.opening import made_spec
-from qpert.runtime.stores.protocol import Floats, StoredImage, VectorStore
+from qpert.runtime.stores.protocol import Floats, StoredImage, VectorStore, id_of
 
 KEPT = 10_000
 """Images of the last searches whose facts are held: a few hundred bytes each."""
@@ -65,6 +65,21 @@ class StoreGallery:
     @property
     def images(self) -> Names:
         return Names(self)
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.store.name
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether images may have boxes: a store is not read through for that."""
+        return self.encoder.manifest.query_head.takes_boxes
+
+    def picture_of(self, name: str) -> tuple[Path, Boxes | None]:
+        """An image's file and boxes, by its name."""
+        image = self.image(id_of(name))
+        return Path(image.path), boxes_of(image)
 
     def __len__(self) -> int:
         return self.store.count()

@@ -16,7 +16,7 @@ from qpert.runtime.stores.protocol import StoredImage, StoreSpec, id_of
 ENGINES = ("postgresql", "qdrant-edge", "qdrant-local")
 WIDTH, QUERIES = 16, 4
 HALF = 2.0**-11
-"""What float16 rounds a number by, as a share of it; for unit vectors the product is off by no more (Cauchy-Schwarz)."""
+"""What float16 rounds a number by, as a share; of unit vectors the product is off by no more (Cauchy-Schwarz)."""
 SIZES = (QUERIES, WIDTH, 4, 8, "float32", False)
 SPEC = StoreSpec(GallerySpec("identity", "/bundle", "demo", {}, "recomputed", *SIZES))
 
