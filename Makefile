@@ -2,16 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,openvino,export,rtx,hf,serve,test,lint,docs
+EXTRAS := cpu,openvino,export,rtx,hf,serve,qdrant,postgres,test,lint,docs
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-node test-web web soak check docs format lowest lavis-env modelopt-env open-clip-env trt-bindings clean
+ENVIRONMENTS := lavis-env modelopt-env open-clip-env trt-bindings postgres-env
+
+.PHONY: demo test test-node test-web web soak check docs format lowest clean $(ENVIRONMENTS)
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
 # Every test that runs without a GPU; those of other languages and engines where these are, or can be installed.
-test: $(STAMP) lavis-env modelopt-env open-clip-env trt-bindings
+test: $(STAMP) $(ENVIRONMENTS)
 	sh tools/web_env.sh --if-possible
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
@@ -57,6 +59,9 @@ modelopt-env:             ## NVIDIA ModelOpt in an environment of its own (.cach
 
 trt-bindings: $(STAMP)    ## NVIDIA's Python bindings of TensorRT 10.3 to 11 (.cache/trt-bindings), for tests of what is called
 	PYTHON=$(BIN)/python sh tools/trt_bindings_env.sh
+
+postgres-env:             ## a PostgreSQL with pgvector in an environment of its own (.cache/postgres), which tests start
+	sh tools/postgres_env.sh
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

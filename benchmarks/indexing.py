@@ -25,8 +25,9 @@ from qpert.runtime.benchmark.machine import describe_machine, usable_cores
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS
 from qpert.runtime.files import sha256_of
+from qpert.runtime.gallery.batches import IMAGES_AT_ONCE
 from qpert.runtime.gallery.entries import read_entries
-from qpert.runtime.gallery.indexing import IMAGES_AT_ONCE, index_images
+from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.inputs.images import load_image, preprocess_images
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.scenes import draw_scene, sample_scene

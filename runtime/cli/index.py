@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +23,15 @@ from qpert.runtime.cli.options import (
     provider_option,
     skip_bad_option,
 )
+from qpert.runtime.cli.store_options import (
+    copy_into,
+    delete_from,
+    index_into,
+    recall_of,
+    recall_option,
+    store_address,
+    store_option,
+)
 from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.entries import Listing, list_images
@@ -34,12 +43,14 @@ from qpert.runtime.inputs.box_files import XmlCoordinates
 from qpert.runtime.progress import Progress, Terminal
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.sessions.workers import thread_count, worker_count
+from qpert.runtime.stores.opening import open_store
 
 
 @click.command("index", short_help="images to a gallery on disk", context_settings={"show_default": True})
 @bundle_argument
 @click.argument("images", type=PATH, required=False)
-@click.option("--out", type=PATH, required=True, help="the gallery's folder; an existing gallery is resumed")
+@click.option("--out", type=PATH, help="the gallery's folder; an existing gallery is resumed")
+@store_option
 @click.option("--boxes", type=PATH, help="box file, or folder of XML files: JSONL, CSV, COCO JSON, Entities/VOC XML")
 @click.option(
     "--xml-coordinates",
@@ -63,6 +74,7 @@ from qpert.runtime.sessions.workers import thread_count, worker_count
 @max_boxes_option
 @click.option("--skip-unreadable", is_flag=True, help="skip images that cannot be read, instead of stopping")
 @click.option("--delete", "deleted", multiple=True, metavar="NAME", help="remove an image; may be repeated")
+@recall_option
 @click.option("--compact", is_flag=True, help="reclaim the space of deleted and replaced images")
 @click.option("--repair", is_flag=True, help="check every hash and re-encode damaged images")
 @click.option(
@@ -76,7 +88,8 @@ from qpert.runtime.sessions.workers import thread_count, worker_count
 def command(
     bundle: Path,
     images: Path | None,
-    out: Path,
+    out: Path | None,
+    store: str | None,
     boxes: Path | None,
     xml_coordinates: XmlCoordinates,
     skip_bad_boxes: bool,
@@ -86,6 +99,7 @@ def command(
     replace: bool,
     skip_unreadable: bool,
     deleted: tuple[str, ...],
+    recall_queries: int,
     compact: bool,
     repair: bool,
     workers: int,
@@ -96,7 +110,7 @@ def command(
     along). The keys of a .jsonl list, besides image and captions, are metadata for `qpert search --where`.
 
     If interrupted or killed, run the same command again to resume. Images already in the gallery are not encoded again;
-    IMAGES may be omitted with --delete and --compact.
+    IMAGES may be omitted with --delete and --compact. With --store, the vectors go to Qdrant or PostgreSQL.
     """
     started = time.perf_counter()
     if images is None and (
@@ -108,9 +122,14 @@ def command(
             code="images-missing",
         )
     detector.check(boxes)
+    address = store_address(store, out, features, keeps=compact or repair)
     progress = Terminal()
-    removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
-    report: dict[str, object] = {"gallery": str(out), "deleted": removed}
+    removed = compacted = 0
+    if out is not None:
+        removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
+    elif deleted and address is not None:
+        removed = delete_from(address, deleted)
+    report: dict[str, object] = {"gallery": str(out or address), "deleted": removed}
     left_out: list[str] = []
     if images is not None:
         listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes, max_boxes=max_boxes)
@@ -124,12 +143,24 @@ def command(
             notice = calibration_notice(encoder.manifest, encoder.perturbation, bundle) if with_boxes else None
             if notice is not None:
                 progress.say(notice)
-            summary = index_images(out, encoder, listing.entries, boxes=source, **wanted, progress=progress)
-        report |= summary_json(summary, listing)
+            with ExitStack() as stack:  # an engine that does not answer is said before hours of encoding
+                engine = None if address is None else stack.enter_context(open_store(address))
+                if out is not None:
+                    summary = index_images(out, encoder, listing.entries, boxes=source, **wanted, progress=progress)
+                else:
+                    assert engine is not None
+                    del wanted["features"]
+                    summary = index_into(engine, encoder, listing, source, progress, **wanted)
+                report |= summary_json(summary, listing)
+                if engine is not None:
+                    report |= {"store": str(address)}
+                    report |= {} if out is None else {"copied": copy_into(engine, out, encoder, progress)}
+                    report |= {"recall": recall_of(engine, recall_queries, out, encoder)}
         left_out = listing.left_out_lines()
-        if compact:
+        if compact and out is not None:
             _, compacted = change(out, (), compact=True, repair=False, progress=progress)
-    report |= {"compacted": compacted, "bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
+    report |= {"compacted": compacted, "bytes": None if out is None else size_of(out)}
+    report |= {"seconds": round(time.perf_counter() - started, 3)}
     if as_json:
         click.echo(json.dumps(report))
     else:
@@ -173,11 +204,16 @@ def size_of(folder: Path) -> int:
 def show(report: dict[str, object]) -> None:
     counts = [f"{report[key]} {key}" for key in ("added", "replaced", "relabelled", "unchanged", "deleted", "compacted")
               if report.get(key)]  # fmt: skip
-    size = f"{int(str(report['bytes'])) / 1e6:.1f} MB"
+    size = "its vectors" if report["bytes"] is None else f"{int(str(report['bytes'])) / 1e6:.1f} MB"
     holds = f"holds {report['images']} images, {report['texts']} texts, " if "images" in report else ""
     click.echo(f"{report['gallery']} {holds}{size}; {', '.join(counts) or 'nothing changed'}")
     if report.get("without_boxes"):
         click.echo(f"the detector found nothing in {report['without_boxes']} of them: indexed without boxes")
+    recall = report.get("recall")
+    if isinstance(recall, dict):
+        shares = {depth: recall[key] for depth, key in ((10, "r10"), (64, "r64")) if recall[key] is not None}
+        words = ", ".join(f"R@{depth} {share:.3f}" for depth, share in shares.items()) or "fewer than 10 images"
+        click.echo(f"{report['store']} against exact search, {recall['queries']} queries: {words}")
     skipped = report.get("skipped")
     for entry in skipped if isinstance(skipped, list) else []:
         click.echo(f"skipped {entry['image']}: {entry['reason']}")

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.detection.source import BoxSource
-from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
-from qpert.runtime.files import local_path, portable_name, sha256_of
+from qpert.runtime.errors import GalleryError, InputError
+from qpert.runtime.files import local_path, portable_name
 from qpert.runtime.filters.metadata import Metadata, checked_metadata
-from qpert.runtime.gallery.box_json import boxes_to_json
+from qpert.runtime.gallery.batches import EncodedPart, ImageBatches, boxes_difference
 from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord
-from qpert.runtime.gallery.detected import DetectedBoxes, without_source
+from qpert.runtime.gallery.detected import DetectedBoxes
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.fields import read_fields
-from qpert.runtime.gallery.pipeline import ordered
+from qpert.runtime.gallery.files import file_differs
 from qpert.runtime.gallery.spec import FeatureMode
-from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
+from qpert.runtime.gallery.writer import GalleryWriter, open_writer
 from qpert.runtime.inputs.arguments import as_count
-from qpert.runtime.inputs.images import load_image
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
-from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 RECORDS_A_SHARD = 64
-IMAGES_AT_ONCE = 16
-"""Decoded photographs held in memory (a batch of the vision graph may be smaller)."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +96,22 @@ def index_images(
         raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1", code="records-per-shard")
     workers = as_count(workers, "workers", least=1)
     listed = [portable(entry) for entry in entries]
-    _check_names(listed)
+    check_names(listed)
     folder = Path(folder)
     detected = None if boxes is None else DetectedBoxes.of(boxes, encoder)
     with open_writer(folder, encoder, features) as writer:
         plan = _plan(writer.catalogue, listed, detected, replace=replace)
         writer.set_metadata(plan.relabelled)
-        run = _Run(writer, encoder, detected, skip_unreadable=skip_unreadable)
+        batches = ImageBatches(encoder, detected, skip_unreadable=skip_unreadable, workers=workers)
+        run = _Run(writer, encoder)
         shown = progress or Silent()
-        with shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
-            shards = [
-                run.batches(plan.todo[start : start + records_a_shard])
-                for start in range(0, len(plan.todo), records_a_shard)
-            ]
-            every = [batch for shard in shards for batch in shard]
-            with ordered(run.encode, every, workers) as encoded:
-                for shard in shards:
-                    run.commit(list(islice(encoded, len(shard))))
-                    advance(sum(map(len, shard)))
+        with (
+            shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance,
+            batches.encoded(plan.todo, records_a_shard) as parts,
+        ):
+            for part in parts:
+                run.commit(part)
+                advance(len(part.entries))
         writer.remember()
         replaced = len([name for name in run.added if name in plan.replaced])
         return IndexSummary(
@@ -128,9 +119,9 @@ def index_images(
             added=len(run.added) - replaced,
             replaced=replaced,
             unchanged=len(listed) - len(plan.todo) - len(plan.relabelled),
-            skipped=tuple(run.skipped),
+            skipped=tuple(batches.skipped),
             texts=len(writer.catalogue.texts()),
-            without_boxes=run.without_boxes,
+            without_boxes=batches.without_boxes,
             relabelled=len(plan.relabelled),
         )
 
@@ -153,7 +144,7 @@ class _Plan:
     relabelled: Mapping[str, Metadata]
 
 
-def _check_names(entries: Sequence[ImageEntry]) -> None:
+def check_names(entries: Sequence[ImageEntry]) -> None:
     twice = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if twice:
         raise GalleryError(
@@ -195,135 +186,25 @@ def _difference(
     catalogue: Catalogue, record: ImageRecord, entry: ImageEntry, detected: DetectedBoxes | None
 ) -> str | None:
     """In what an image differs from the one of its name in the gallery, or None."""
-    if detected is not None and entry.boxes is None:
-        if not detected.made(record.boxes):
-            return "detector or its options"
-    elif without_source(record.boxes) != boxes_to_json(entry.boxes):
-        return "boxes"
+    if (difference := boxes_difference(record.boxes, entry, detected)) is not None:
+        return difference
     if catalogue.captions(record.row) != entry.captions:
         return "captions"
-    try:
-        state = entry.path.stat()
-    except OSError as error:
-        raise ImageError(
-            f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
-        ) from error
-    if state.st_size == record.bytes and state.st_mtime_ns == record.mtime:
-        return None
-    return None if state.st_size == record.bytes and sha256_of(entry.path) == record.sha256 else "file"
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What became of some images: those that were encoded with their features, and those that cannot be read."""
-
-    images: Sequence[NewImage]
-    features: ImageFeatures | None
-    skipped: Sequence[tuple[str, str]]
-    without_boxes: int
+    return "file" if file_differs(record, entry) else None
 
 
 class _Run:
-    """Encodes shards of images into a gallery; `added` and `skipped` say what became of them."""
+    """Writes shards of encoded images into a gallery; `added` says which."""
 
-    def __init__(
-        self, writer: GalleryWriter, encoder: Encoder, detected: DetectedBoxes | None, *, skip_unreadable: bool
-    ) -> None:
-        self.writer, self.encoder, self.skip_unreadable = writer, encoder, skip_unreadable
-        self.detected, self.without_boxes = detected, 0
+    def __init__(self, writer: GalleryWriter, encoder: Encoder) -> None:
+        self.writer, self.encoder = writer, encoder
         self.added: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
 
-    def batches(self, entries: Sequence[ImageEntry]) -> list[Sequence[ImageEntry]]:
-        """The calls of one shard. Batches start with the shard, so that a resumed run makes the same batches as one
-        that was never interrupted."""
-        step = min(self.encoder.limit(IMAGE_TOWER, "B"), IMAGES_AT_ONCE)
-        return [entries[start : start + step] for start in range(0, len(entries), step)]
-
-    def commit(self, batches: Sequence[_Batch]) -> None:
-        """Write the images of one shard."""
-        for batch in batches:
-            self.skipped += batch.skipped
-            self.without_boxes += batch.without_boxes
-        images = [image for batch in batches for image in batch.images]
-        parts = [batch.features for batch in batches if batch.features is not None]
-        if not parts:
+    def commit(self, part: EncodedPart) -> None:
+        if part.features is None:
             return
-        captions = [caption for image in images for caption in image.captions]
+        captions = [caption for image in part.images for caption in image.captions]
         width = self.writer.spec.width
         texts = self.encoder.encode_texts(captions) if captions else np.empty((0, width), np.float32)
-        self.writer.append(images, concatenated(parts), texts)
-        self.added += [image.name for image in images]
-
-    def encode(self, entries: Sequence[ImageEntry]) -> _Batch:
-        """One batch, without the images that cannot be read where these are to be skipped. In any thread."""
-        found: list[tuple[ImageEntry, Image, NewImage]] = []
-        skipped: list[tuple[str, str]] = []
-        for entry in entries:
-            try:
-                state = _state(entry)
-                found.append((entry, _loaded(entry), state))
-            except ImageError as error:
-                if not self.skip_unreadable:
-                    raise
-                skipped.append((entry.name, str(error)))
-        if not found:
-            return _Batch([], None, skipped, 0)
-        without_boxes = 0
-        if self.detected is not None:
-            found, without_boxes = _with_detected(self.detected, found)
-        features = self.encoder.encode_images([image for _, image, _ in found], [entry.boxes for entry, _, _ in found])
-        _check_finite([entry.name for entry, _, _ in found], features)
-        return _Batch([new for _, _, new in found], features, skipped, without_boxes)
-
-
-def _with_detected(
-    detected: DetectedBoxes, found: Sequence[tuple[ImageEntry, Image, NewImage]]
-) -> tuple[list[tuple[ImageEntry, Image, NewImage]], int]:
-    """The same with the source's boxes where an entry has none, and in how many of these it found nothing."""
-    boxes = iter(detected.find([image for entry, image, _ in found if entry.boxes is None]))
-    filled, empty = [], 0
-    for entry, image, new in found:
-        if entry.boxes is None:
-            its = next(boxes)
-            empty += not len(its)
-            entry, new = replace_fields(entry, boxes=its), replace_fields(new, boxes=detected.to_json(its))
-        filled.append((entry, image, new))
-    return filled, empty
-
-
-def _state(entry: ImageEntry) -> NewImage:
-    """What the catalogue keeps of an image's file."""
-    try:
-        state = entry.path.stat()
-        digest = sha256_of(entry.path)
-    except OSError as error:
-        raise ImageError(
-            f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
-        ) from error
-    path = os.path.abspath(entry.path)  # noqa: PTH100, resolve() would follow the links of a data set
-    boxes = boxes_to_json(entry.boxes)
-    captions, metadata = entry.captions, entry.metadata
-    return NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, captions, metadata)
-
-
-def _loaded(entry: ImageEntry) -> Image:
-    image = load_image(entry.path)
-    if entry.boxes is not None and entry.boxes.size != image.size:
-        raise BoxError(
-            f"the boxes of {entry.name} are for a picture of {entry.boxes.size[0]}×{entry.boxes.size[1]} pixels, "
-            f"it has {image.size[0]}×{image.size[1]}; give boxes in the picture's own pixels (after EXIF rotation)",
-            code="box-image-size",
-        )
-    return image
-
-
-def _check_finite(names: Sequence[str], features: ImageFeatures) -> None:
-    """Half precision can overflow; a NaN in the gallery would spoil every search."""
-    for index, name in enumerate(names):
-        if not (np.isfinite(features.query_embeds[index]).all() and np.isfinite(features.image_embeds[index]).all()):
-            raise ImageError(
-                f"{name} was encoded to NaN or infinity; verify the bundle (`qpert verify`), and export it in fp32 if "
-                "half precision overflows",
-                code="image-not-finite",
-            )
+        self.writer.append(part.images, part.features, texts)
+        self.added += [image.name for image in part.images]

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import HashMemory
-from qpert.runtime.errors import GalleryError, ImageError, InputError
-from qpert.runtime.files import sha256_of
+from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.filters.metadata import Metadata
 from qpert.runtime.filters.parsing import as_condition
 from qpert.runtime.filters.tree import Condition
@@ -30,6 +29,7 @@ from qpert.runtime.gallery.catalogue import (
     vector_columns,
 )
 from qpert.runtime.gallery.fields import read_fields, rows_where
+from qpert.runtime.gallery.files import check_unchanged
 from qpert.runtime.gallery.hits import MatchedBox
 from qpert.runtime.gallery.scan import Codes, Nearest, nearest
 from qpert.runtime.gallery.search import TextGallery
@@ -118,6 +118,16 @@ class StoredGallery:
     def paths(self) -> tuple[Path, ...]:
         """The images' files in row order, as they were when indexed."""
         return tuple(Path(record.path) for record in self._records)
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.folder.name
+
+    def picture_of(self, name: str) -> tuple[Path, Boxes | None]:
+        """An image's file and boxes, by its name."""
+        row = self._row_of_name[name]
+        return self.paths[row], self.boxes_of(row)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -245,6 +255,23 @@ class StoredGallery:
         (number,) = as_rows([row], len(self))
         return boxes_from_json(self._records[number].boxes)
 
+    def row_of(self, name: str) -> int | None:
+        """The row of an image, or None where there is no such image."""
+        return self._row_of_name.get(name)
+
+    def record(self, row: int) -> ImageRecord:
+        """What the catalogue says of an image."""
+        (number,) = as_rows([row], len(self))
+        return self._records[number]
+
+    def sets_of(self, rows: Rows) -> QuerySets:
+        """The query sets of some images, in that order."""
+        return self._sets_of([self.record(row) for row in rows])
+
+    @cached_property
+    def _row_of_name(self) -> dict[str, int]:
+        return {record.name: row for row, record in enumerate(self._records)}
+
     def require(self, encoder: Encoder) -> None:
         """Raises GalleryError unless `encoder` is of the bundle and settings that made this gallery."""
         self.spec.require(encoder, self.folder)
@@ -364,23 +391,4 @@ class StoredGallery:
             check_unchanged(record)
         return self.encoder.encode_images(
             [record.path for record in records], [boxes_from_json(record.boxes) for record in records]
-        )
-
-
-def check_unchanged(record: ImageRecord) -> None:
-    """Raises ImageError where an image's file is not the one that was indexed."""
-    path = Path(record.path)
-    if not path.is_file():
-        raise ImageError(
-            f"{path}, from which the features of {record.name} are recomputed, is gone; put it back, delete it from "
-            "the gallery, or index with --features stored",
-            code="image-missing",
-        )
-    state = path.stat()
-    if (state.st_size, state.st_mtime_ns) == (record.bytes, record.mtime):
-        return
-    if state.st_size != record.bytes or sha256_of(path) != record.sha256:
-        raise ImageError(
-            f"{path} has changed since it was indexed as {record.name}; index it again with --replace",
-            code="image-changed",
         )

@@ -32,11 +32,17 @@ SHARED = 2
 """Texts that an image of the shortlists has to meet on average for going image by image to be the cheaper order."""
 
 
+class Names(Protocol):
+    """The name of each row."""
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
 class Searchable(Protocol):
     """Images that can be searched: in memory (`Gallery`) or on disk (`StoredGallery`). Rows are numbered from 0."""
 
     @property
-    def images(self) -> tuple[str, ...]: ...
+    def images(self) -> Names: ...
 
     def __len__(self) -> int: ...
 

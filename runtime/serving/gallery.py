@@ -11,17 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, QpertError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.filters.metadata import Metadata
+from qpert.runtime.filters.tree import Condition
 from qpert.runtime.gallery.catalogue import CATALOGUE_NAME, ImageRecord, has_catalogue, open_catalogue
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.fields import read_fields
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
-from qpert.runtime.gallery.search import TextGallery
+from qpert.runtime.gallery.search import Searchable, TextGallery
 from qpert.runtime.gallery.writer import open_writer
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.retrieval.encoder import Encoder
@@ -83,6 +85,46 @@ class Snapshot:
 Kept = tuple[ImageRecord, Metadata]
 
 
+@dataclass(frozen=True, eq=False)
+class GalleryImage:
+    """What is shown of one picture."""
+
+    path: Path
+    boxes: Boxes | None
+    captions: tuple[str, ...]
+    metadata: Metadata
+
+
+class ServedGallery(Protocol):
+    """What a service searches and changes: a gallery's folder, or a vector store. All but `change` may be called by any
+    thread; `change` by one at a time."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    def searchable(self) -> Searchable: ...
+
+    def captions(self, where: Condition | None = None) -> TextGallery: ...
+
+    def count(self) -> int: ...
+
+    def names(self, offset: int, limit: int) -> list[str]: ...
+
+    def image(self, name: str) -> GalleryImage | None: ...
+
+    def forget(self) -> None: ...
+
+    def trouble(self) -> str | None: ...
+
+    def change(self, requests: Sequence[AddRequest | DeleteRequest]) -> list[Change | Exception]: ...
+
+    def sweep(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class LiveGallery:
     """Use `open`. `current` may be called by any thread; `change` by one at a time."""
 
@@ -119,6 +161,39 @@ class LiveGallery:
                 images = StoredGallery.open(self.folder, self.encoder)
                 self._snapshot = Snapshot(images, images.captions(), stamp)
             return self._snapshot
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    def searchable(self) -> StoredGallery:
+        return self.current().images
+
+    def captions(self, where: Condition | None = None) -> TextGallery:
+        """Of the pictures of which `where` is true."""
+        snapshot = self.current()
+        return snapshot.captions if where is None else snapshot.images.captions(where)
+
+    def count(self) -> int:
+        return len(self.current().images)
+
+    def names(self, offset: int, limit: int) -> list[str]:
+        """In the order in which they were added."""
+        return list(self.current().images.images[offset : offset + limit])
+
+    def image(self, name: str) -> GalleryImage | None:
+        images = self.current().images
+        row = images.row_of(name)
+        if row is None:
+            return None
+        texts = (text for text, owner in zip(images.texts, images.image_of_text, strict=True) if owner == row)
+        return GalleryImage(images.paths[row], images.boxes_of(row), tuple(texts), images.metadata[row])
+
+    def trouble(self) -> None:
+        """A folder that cannot be read is said by each request."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def forget(self) -> None:
         """Read everything again at the next use."""
@@ -249,11 +324,11 @@ def check_name(name: str) -> str:
     return name
 
 
-def require_gallery(gallery: LiveGallery | None) -> LiveGallery:
+def require_gallery(gallery: ServedGallery | None) -> ServedGallery:
     """Raises GalleryError where the service has none."""
     if gallery is None:
         raise GalleryError(
-            "this service has no gallery; start it with --gallery DIR to search, add and delete pictures",
+            "this service has no gallery; start it with --gallery DIR or --store URL to search, add and delete",
             code="serve-without-gallery",
         )
     return gallery

@@ -164,8 +164,8 @@ async def list_images(request: Request, offset: int = 0, limit: int = 100) -> Re
             code="request-invalid",
             status=422,
         )
-    names = (await service.help(gallery.current)).images.images
-    return JSONResponse({"images": names[offset : offset + limit], "total": len(names)})
+    listed = await service.help(lambda: {"images": gallery.names(offset, limit), "total": gallery.count()})
+    return JSONResponse(listed)
 
 
 @router.get("/v1/images/{name:path}", **described(schemas.GalleryPicture))
@@ -175,12 +175,10 @@ async def show_image(request: Request, name: str) -> Response:
     gallery = require_gallery(service.gallery)
 
     def read() -> dict[str, Any]:
-        images = gallery.current().images
-        if name not in images.images:
+        shown = gallery.image(name)
+        if shown is None:
             raise RequestError(f"the gallery has no picture named {name!a}", code="gallery-image-unknown", status=404)
-        row = images.images.index(name)
-        image, boxes = load_image(images.paths[row], name=name), images.boxes_of(row)
-        texts = [text for text, owner in zip(images.texts, images.image_of_text, strict=True) if owner == row]
+        image, boxes = load_image(shown.path, name=name), shown.boxes
         width, height = image.size
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         stream = io.BytesIO()
@@ -190,8 +188,8 @@ async def show_image(request: Request, name: str) -> Response:
             "width": width,
             "height": height,
             "boxes": None if boxes is None else boxes.xyxy.tolist(),
-            "captions": texts,
-            "metadata": dict(images.metadata[row]),
+            "captions": list(shown.captions),
+            "metadata": dict(shown.metadata),
             "thumbnail": "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii"),
         }
 

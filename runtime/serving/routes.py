@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ from qpert.runtime.serving.requests import (
 from qpert.runtime.serving.service import Service
 
 router = APIRouter()
+PROBE_SECONDS = 5.0
 
 
 def check_model(service: Service, model: str | None) -> None:
@@ -194,7 +196,7 @@ async def models(request: Request) -> Response:
         "boxes": service.encoder.limit(QUERY_HEAD, "O") if takes_boxes else 0,
         "detector": None if service.detector is None else service.detector.manifest.checkpoint.name,
         "reranks": service.encoder.reranks,
-        "gallery": None if gallery is None else len((await service.help(gallery.current)).images),
+        "gallery": None if gallery is None else await service.help(gallery.count),
     }
     return JSONResponse({"object": "list", "data": [model]})
 
@@ -208,10 +210,23 @@ async def live() -> Response:
 @router.get("/health/ready")
 async def ready(request: Request) -> Response:
     """200 where requests will be answered now; else 503 and why not."""
-    trouble = state_of(request).trouble
+    state = state_of(request)
+    trouble = state.trouble
+    if trouble is None and state.service is not None:
+        trouble = await gallery_trouble(state.service)
     if trouble is not None:
         return JSONResponse({"status": "not ready", "reason": trouble}, 503)
     return JSONResponse({"status": "ready"})
+
+
+async def gallery_trouble(service: Service) -> str | None:
+    """Why the gallery or store cannot be searched, or None: asked at every probe, so that the answer is of now."""
+    if service.gallery is None:
+        return None
+    try:
+        return await asyncio.wait_for(service.help(service.gallery.trouble), PROBE_SECONDS)
+    except asyncio.TimeoutError:
+        return f"{service.gallery.name} does not answer"
 
 
 @router.get("/metrics", response_class=Response)
@@ -223,5 +238,5 @@ async def metrics(request: Request) -> Response:
         state.metrics.waiting.set(state.service.scheduler.waiting_rows)
         gallery = state.service.gallery
         with suppress(QpertError, OSError):  # a gallery that cannot be read is no reason to hide the other figures
-            state.metrics.images.set(0 if gallery is None else len((await state.service.help(gallery.current)).images))
+            state.metrics.images.set(0 if gallery is None else await state.service.help(gallery.count))
     return Response(state.metrics.text(), media_type=CONTENT_TYPE)

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS, QUERY_HEAD, TEXT_TOWER
 from qpert.runtime.detection.detector import Detector
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, LimitError
 from qpert.runtime.filters.tree import Condition
 from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
@@ -28,10 +30,13 @@ from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 from qpert.runtime.retrieval.scores import final_scores, itc_scores
 from qpert.runtime.retriever import Retriever
 from qpert.runtime.serving.batching import Results, Scheduler, Work
-from qpert.runtime.serving.gallery import AddRequest, Change, DeleteRequest, LiveGallery, require_gallery
+from qpert.runtime.serving.gallery import AddRequest, Change, DeleteRequest, LiveGallery, ServedGallery, require_gallery
 from qpert.runtime.serving.metrics import Metrics
 from qpert.runtime.serving.pictures import Picture
 from qpert.runtime.serving.settings import LENGTH_STEP, Settings
+from qpert.runtime.serving.store import ServedStore
+from qpert.runtime.stores.opening import open_store
+from qpert.runtime.stores.protocol import VectorStore
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -46,14 +51,14 @@ class Service:
         self,
         settings: Settings,
         encoder: Encoder,
-        gallery: LiveGallery | None,
+        gallery: ServedGallery | None,
         metrics: Metrics,
         detector: Detector | None = None,
     ) -> None:
         self.settings, self.limits, self.metrics = settings, settings.limits, metrics
         self.encoder, self.retriever, self.gallery, self.detector = encoder, Retriever(encoder), gallery, detector
         self.name = encoder.bundle.folder.resolve().name
-        self.opened = contextlib.ExitStack()
+        self.opened = ExitStack()
         self.scheduler = Scheduler(settings.worker_count, settings.limits.queue, metrics)
         self.helpers = ThreadPoolExecutor(max(2, settings.worker_count), thread_name_prefix="qpert-helper")
         self.fetchers = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="qpert-fetcher")
@@ -71,29 +76,24 @@ class Service:
             BundleError, GalleryError, UnavailableError: what is wrong with them.
             InputError: a detector beside a bundle that takes no boxes, or fewer than it may find.
         """
-        perturbation = None
-        if settings.gallery is not None and has_catalogue(settings.gallery):
-            catalogue = open_catalogue(settings.gallery)
-            perturbation = Perturbation.from_dict(catalogue.spec.perturbation)
-            catalogue.close()
-        encoder = Encoder(
-            Bundle.open(settings.bundle),
-            settings.provider,
-            perturbation,
-            threads=settings.thread_count,
-            spin=False,
-            length_step=LENGTH_STEP,
-        )
-        with contextlib.ExitStack() as opened:
+        with ExitStack() as opened:
+            store = None if settings.store is None else opened.enter_context(open_store(settings.store))
+            encoder = Encoder(
+                Bundle.open(settings.bundle),
+                settings.provider,
+                perturbation_of(settings, store),
+                threads=settings.thread_count,
+                spin=False,
+                length_step=LENGTH_STEP,
+            )
             opened.callback(encoder.close)
             detector = opened.enter_context(
                 settings.detector.open(settings.provider, settings.max_boxes, threads=settings.thread_count)
             )
             if detector is not None:
                 check_detector(detector, encoder)
-            gallery = None
-            if settings.gallery is not None:
-                gallery = LiveGallery.open(settings.gallery, encoder, settings.pictures, detector)
+            gallery = opened_gallery(settings, store, encoder, detector)
+            if gallery is not None:
                 gallery.sweep()
             service = cls(settings, encoder, gallery, metrics, detector)
             service.opened = opened.pop_all()
@@ -105,6 +105,8 @@ class Service:
         self.helpers.shutdown()
         self.fetchers.shutdown()
         self.opened.close()
+        if self.gallery is not None:
+            self.gallery.close()
 
     async def help(self, call: Callable[[], T]) -> T:
         """The host's work on one request (decoding, tokenising much text), in a thread of its own kind."""
@@ -176,11 +178,10 @@ class Service:
         (features,) = await self.encode_pictures([picture], deadline)
 
         def find() -> list[TextHit]:
-            snapshot = gallery.current()
-            captions = snapshot.captions if where is None else snapshot.images.captions(where)
-            if not len(snapshot.captions):
+            captions = gallery.captions(where)
+            if not len(captions) and not len(gallery.captions()):
                 raise GalleryError(
-                    f"the gallery {gallery.folder} has no captions to find for a picture; add pictures with captions, "
+                    f"the gallery {gallery.name} has no captions to find for a picture; add pictures with captions, "
                     "or send the texts to /v1/rerank",
                     code="gallery-without-texts",
                 )
@@ -247,15 +248,37 @@ class Service:
         gallery = require_gallery(self.gallery)
         text, k, rerank, where = query
         try:
-            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank, where=where)
+            return self.retriever.search(text, gallery.searchable(), k=k, rerank=rerank, where=where)
         except GalleryError as error:
             if error.code != "gallery-compacted":
                 raise
             gallery.forget()
-            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank, where=where)
+            return self.retriever.search(text, gallery.searchable(), k=k, rerank=rerank, where=where)
 
     def _run_changes(self, requests: list[AddRequest | DeleteRequest]) -> Results:
         return list(require_gallery(self.gallery).change(requests))
+
+
+def perturbation_of(settings: Settings, store: VectorStore | None) -> Perturbation | None:
+    """The settings that the gallery or store was made with; None where there is none yet."""
+    if store is not None:
+        spec = store.spec()
+        return None if spec is None else Perturbation.from_dict(spec.gallery.perturbation)
+    if settings.gallery is None or not has_catalogue(settings.gallery):
+        return None
+    with contextlib.closing(open_catalogue(settings.gallery)) as catalogue:
+        return Perturbation.from_dict(catalogue.spec.perturbation)
+
+
+def opened_gallery(
+    settings: Settings, store: VectorStore | None, encoder: Encoder, detector: BoxSource | None
+) -> ServedGallery | None:
+    """What is searched, made where it is not there; None where only encoding is served."""
+    if store is not None:
+        return ServedStore(store, encoder, settings.pictures, settings.features, detector)
+    if settings.gallery is None:
+        return None
+    return LiveGallery.open(settings.gallery, encoder, settings.pictures, detector)
 
 
 def each(function: Callable[[Any], Any]) -> Callable[[list[Any]], Results]:

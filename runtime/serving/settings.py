@@ -9,6 +9,7 @@ from pathlib import Path
 from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
 from qpert.runtime.sessions.workers import thread_count, worker_count
+from qpert.runtime.stores.address import StoreAddress
 
 LENGTH_STEP = 8
 """Texts are padded to a multiple of this many tokens: BLIP-2's 35 give five lengths, so that memory does not grow with
@@ -53,11 +54,14 @@ class Settings:
     other sites that may call the service (CORS). names: host names that a service of this machine alone answers to,
     besides this machine's own: those of a proxy in front of it. url_hosts: hosts from which pictures may be fetched.
     pictures: where pictures sent to `POST /v1/images` are kept. detector: finds the boxes of pictures that come
-    without; max_boxes: as many of them, the best.
+    without; max_boxes: as many of them, the best. store: a vector store instead of a gallery, and features: the gallery
+    that has the features of its pictures.
     """
 
     bundle: Path
     gallery: Path | None = None
+    store: StoreAddress | None = None
+    features: Path | None = None
     provider: str = "cpu"
     host: str = "127.0.0.1"
     port: int = 8000

@@ -283,9 +283,7 @@ def attention_session(site: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def test_the_attention_graph_gives_pytorchs_probabilities_and_the_same_vectors(
-    site, bundle, retriever, photos
-) -> None:
+def test_the_attention_graph_gives_pytorchs_probabilities_and_the_same_vectors(site, bundle, retriever, photos) -> None:
     """Against softmax(qKᵀ/√d) of the PyTorch model's own queries and keys, with the perturbation of the float64 oracle;
     1e-5: probabilities below 1, of float32 products."""
     slots = retriever.encoder.box_slots([some_boxes(photo) for photo in photos[:2]])

@@ -16,7 +16,7 @@ from qpert.runtime.evaluation.methods.choices import LABELS, PERTURBING, Choices
 from qpert.runtime.evaluation.methods.complement import ComplementEncoder
 from qpert.runtime.evaluation.methods.objects import ObjectEncoder
 from qpert.runtime.evaluation.running import ImageStore, Watch, recorded
-from qpert.runtime.gallery.indexing import IMAGES_AT_ONCE
+from qpert.runtime.gallery.batches import IMAGES_AT_ONCE
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.progress import Progress
 from qpert.runtime.retrieval.encoder import Encoder
