@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,export,rtx,hf,serve,test,lint
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak check format lowest lavis-env modelopt-env clean
+.PHONY: demo test test-cpp cpp-env soak check format lowest lavis-env modelopt-env clean
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU
+test: $(STAMP) lavis-env modelopt-env cpp-env  ## every test that runs without a GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-cpp: $(STAMP) cpp-env  ## examples/cpp: built, also with sanitizers, and held against Python
+	$(BIN)/python -m pytest tests/examples/test_cpp.py tests/examples/test_cpp_inputs.py
 
 soak: $(STAMP)            ## ten thousand hostile inputs; watches for crashes, hangs and leaks
 	PYTHONPATH=tests $(BIN)/python -m soak
@@ -30,6 +33,9 @@ lowest:                   ## the lower bounds of pyproject.toml, tried in enviro
 
 lavis-env:                ## stock LAVIS in an environment of its own (.cache/lavis), for tests and `verify --reference lavis`
 	bash tools/lavis_env.sh
+
+cpp-env:                  ## what examples/cpp is built with, from apt and in .cache/onnxruntime-headers; says what is missing
+	sh tools/cpp_env.sh
 
 modelopt-env:             ## NVIDIA ModelOpt in an environment of its own (.cache/modelopt), for FP8
 	sh tools/modelopt_env.sh

@@ -5,7 +5,8 @@
 # The headers are those of Debian 13's libonnxruntime-dev (API 21), only unpacked: Python and npm packages have none. The
 # library itself is opened when the program runs, so any ONNX Runtime from 1.21 on will do.
 # Does nothing where all is there. What is missing and cannot be installed (no root, no apt-get, no network) is named on
-# stderr, and the exit code stays 0: the tests of examples/cpp then skip.
+# stderr, and the exit code stays 0: the tests of examples/cpp then skip. With --check nothing is installed or fetched;
+# what is missing is printed, and the exit code is 1 where anything is.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -32,6 +33,13 @@ header nlohmann/json.hpp nlohmann-json3-dev
 header utf8proc.h libutf8proc-dev
 header oniguruma.h libonig-dev
 header openssl/evp.h libssl-dev
+
+if [ "${1:-}" = --check ]; then
+    [ -e "$headers/onnxruntime_cxx_api.h" ] || need "ONNX-Runtime's-headers"
+    [ -z "$missing" ] && exit 0
+    echo "missing:$missing; run \`make test-cpp\`"
+    exit 1
+fi
 
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && has apt-get; then
