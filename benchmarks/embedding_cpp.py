@@ -97,7 +97,10 @@ def compare(program: Path, bundle: Path, file: Path, rounds: int, repeats: int) 
     def middle(found: list[dict[str, float]], name: str) -> float:
         return statistics.median(one[name] for one in found)
 
-    pairs = {name: (name, name) for name in ("decode", "encode_image", "encode_image_2_boxes", "encode_text", "itm", "tokenize")}
+    pairs = {
+        name: (name, name)
+        for name in ("decode", "encode_image", "encode_image_2_boxes", "encode_text", "itm", "tokenize")
+    }
     pairs |= {
         "pixels, native beside Python's preprocessing (PIL and table)": ("pixels_native", "pixels"),
         "pixels, native with resize and table beside PIL's resize alone": ("pixels_native", "pil_resize"),

@@ -79,7 +79,9 @@ def test_scores_of_photographs_equal_pythons(programs, bundles, name, pixels, ph
     stock = cpp_scores(programs, bundle, photos, "--pixels", pixels)
     with_boxes = stock
     if takes_boxes:
-        with_boxes = cpp_scores(programs, bundle, photos, "--pixels", pixels, "--boxes", photos[0].parent / "boxes.jsonl")
+        with_boxes = cpp_scores(
+            programs, bundle, photos, "--pixels", pixels, "--boxes", photos[0].parent / "boxes.jsonl"
+        )
         assert with_boxes[1] == [len(boxes) for boxes in photo_boxes]
         assert np.abs(with_boxes[0][0] - stock[0][0]).max() > 100 * SAME_SCORE, "the boxes changed nothing"
     for (scores, _), boxes in ((stock, None), (with_boxes, photo_boxes if takes_boxes else None)):

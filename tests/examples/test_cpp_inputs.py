@@ -190,7 +190,15 @@ def test_damaged_bundles_are_refused(programs, demo_bundle, copy_of, edit_manife
     ],
 )
 def test_bad_arguments_are_refused(programs, demo_bundle, photos, arguments, message):
-    command = [str(programs.folder / "qpert-cpp"), str(demo_bundle), "--text", "a cat", "--image", str(photos[0]), *arguments]
+    command = [
+        str(programs.folder / "qpert-cpp"),
+        str(demo_bundle),
+        "--text",
+        "a cat",
+        "--image",
+        str(photos[0]),
+        *arguments,
+    ]
     environment = {"QPERT_ONNXRUNTIME": str(ONNXRUNTIME)}
     ended = subprocess.run(command, capture_output=True, env=environment)
     assert ended.returncode == 2
@@ -240,7 +248,10 @@ def test_a_text_of_ten_thousand_words_is_cut_with_a_warning(programs, demo_bundl
 
 def test_without_the_library_the_machine_cannot(programs, demo_bundle, photos, tmp_path):
     arguments = (demo_bundle, "--text", "a", "--image", photos[0])
-    for path, message in ((tmp_path / "none.so", "cannot be opened"), (old_library(tmp_path), "expected 1.21 or later")):
+    for path, message in (
+        (tmp_path / "none.so", "cannot be opened"),
+        (old_library(tmp_path), "expected 1.21 or later"),
+    ):
         ended = programs.score(*arguments, "--onnxruntime", path)
         assert ended.code == 3
         assert message in ended.err
@@ -275,7 +286,9 @@ def mutated(data, generator):
         elif way == 3:
             made[place:place] = made[place : place + generator.choice([1, 8, 200])]
         else:
-            made[place:place] = generator.choice([b"\xff" * 4, b"0" * 40, b"-1", b"1e999", b"[" * 50, b"null", b"\x00" * 8])
+            made[place:place] = generator.choice(
+                [b"\xff" * 4, b"0" * 40, b"-1", b"1e999", b"[" * 50, b"null", b"\x00" * 8]
+            )
     return bytes(made[: generator.randrange(len(made) + 1)]) if generator.random() < 0.1 else bytes(made)
 
 
@@ -314,7 +327,9 @@ def damaged_bundles(bundle, folder, generator, count):
         victim = copy / generator.choice(["manifest.json", "manifest.json", "tokenizer.json", "samples.safetensors"])
         whole = victim.read_bytes()
         if victim.name == "tokenizer.json":  # most of it is vocabulary
-            small = vocabulary | {"model": vocabulary["model"] | {"vocab": dict(list(vocabulary["model"]["vocab"].items())[:30])}}
+            small = vocabulary | {
+                "model": vocabulary["model"] | {"vocab": dict(list(vocabulary["model"]["vocab"].items())[:30])}
+            }
             whole = json.dumps(small).encode()
         head = len(whole) if victim.suffix == ".json" else 6000
         damaged = mutated(whole[:head], generator) + whole[head:]
@@ -352,7 +367,12 @@ def test_sanitizers_find_nothing_in_whole_files(sanitized, demo_bundle, photos):
     """The whole way, ONNX Runtime included."""
     assert sanitized.score(demo_bundle, "--samples").code == 0
     arguments = [demo_bundle, "--text", "a cat", "--text", "word " * 10_000, "--image", photos[0], "--threads", "2"]
-    for more in ([], ["--boxes", "10,10,200,200"], ["--boxes", photos[0].parent / "boxes.jsonl"], ["--boxes", "1,2,nan,4"]):
+    for more in (
+        [],
+        ["--boxes", "10,10,200,200"],
+        ["--boxes", photos[0].parent / "boxes.jsonl"],
+        ["--boxes", "1,2,nan,4"],
+    ):
         ended = sanitized.score(*arguments, *more)
         assert ended.code == (2 if "1,2,nan,4" in more else 0), ended.err
         assert "Sanitizer" not in ended.err

@@ -12,10 +12,10 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "qpert/boxes.hpp"
 #include "qpert/error.hpp"
+#include "qpert/json.hpp"
 #include "qpert/picture.hpp"
 #include "qpert/pixels.hpp"
 #include "qpert/retriever.hpp"
@@ -24,7 +24,6 @@
 namespace {
 
 using namespace qpert;
-using nlohmann::json;
 using Arguments = std::vector<std::string>;
 
 void write(const std::string& path, const void* data, std::size_t length, bool append = false) {
@@ -35,14 +34,14 @@ void write(const std::string& path, const void* data, std::size_t length, bool a
 int tokenize(const Arguments& arguments) {
   const Tokenizer tokenizer = Tokenizer::open(Manifest::read(arguments.at(0)));
   json results = json::array();
-  for (const json& text : json::parse(std::ifstream(arguments.at(1)))) {
+  for (const json& text : parse_json(read_file(arguments.at(1), "texts", "a JSON array of texts"))) {
     try {
       results.push_back(tokenizer.encode(text.get<std::string>()));
     } catch (const Error&) {
       results.push_back(nullptr);
     }
   }
-  std::cout << results << "\n";
+  std::cout << text_of(results) << "\n";
   return fine;
 }
 
@@ -154,7 +153,7 @@ int time_all(const Arguments& arguments) {
   add("encode_text", [&] { retriever.encode_texts(texts); });
   if (retriever.reranks()) add("itm", [&] { retriever.itm(features, texts); });
   add("tokenize", [&] { retriever.tokenizer().encode(texts); });
-  std::cout << results << "\n";
+  std::cout << text_of(results) << "\n";
   return fine;
 }
 

@@ -2,18 +2,17 @@
 #include <cstdio>
 #include <iostream>
 #include <new>
-#include <nlohmann/json.hpp>
 
 #include "options.hpp"
 #include "qpert/boxes.hpp"
 #include "qpert/error.hpp"
+#include "qpert/json.hpp"
 #include "qpert/picture.hpp"
 #include "qpert/retriever.hpp"
 #include "qpert/samples.hpp"
 
 namespace {
 
-using nlohmann::ordered_json;
 using namespace qpert;
 
 std::vector<std::vector<Box>> boxes_for(const Options& options, const std::vector<Picture>& pictures) {
@@ -34,20 +33,20 @@ std::vector<std::vector<Box>> boxes_for(const Options& options, const std::vecto
   return found;
 }
 
-ordered_json score(const Options& options) {
+json score(const Options& options) {
   Retriever retriever(options.bundle, options.settings);
   std::vector<Picture> pictures;
   for (const auto& image : options.images) pictures.push_back(read_picture(image));
   const auto boxes = boxes_for(options, pictures);
   const Array texts = retriever.encode_texts(options.texts);
-  ordered_json results = ordered_json::array();
+  json results = json::array();
   for (std::size_t i = 0; i < pictures.size(); i++) {
     const ImageFeatures features = retriever.encode_image(pictures[i], boxes[i], options.images[i]);
     const auto itc = retriever.itc(features, texts);
     const auto itm = retriever.reranks() ? retriever.itm(features, options.texts) : std::vector<double>();
-    ordered_json scores = ordered_json::array();
+    json scores = json::array();
     for (std::size_t text = 0; text < itc.size(); text++) {
-      ordered_json one = {{"text", options.texts[text]}, {"itc", itc[text]}, {"itm", nullptr}, {"score", itc[text]}};
+      json one = {{"text", options.texts[text]}, {"itc", itc[text]}, {"itm", nullptr}, {"score", itc[text]}};
       if (retriever.reranks()) {
         one["itm"] = itm[text];
         one["score"] = itm[text] + itc[text];
@@ -62,7 +61,7 @@ ordered_json score(const Options& options) {
   return {{"onnxruntime", retriever.runtime().version()}, {"images", results}};
 }
 
-void print_scores(const ordered_json& results) {
+void print_scores(const json& results) {
   for (const auto& image : results["images"]) {
     std::printf("%s (%d×%d, %d boxes)\n", image["image"].get<std::string>().c_str(), image["size"][0].get<int>(),
                 image["size"][1].get<int>(), image["boxes"].get<int>());
@@ -74,9 +73,9 @@ void print_scores(const ordered_json& results) {
   }
 }
 
-ordered_json verify(const Options& options, bool& passes) {
+json verify(const Options& options, bool& passes) {
   Retriever retriever(options.bundle, options.settings);
-  ordered_json gates = ordered_json::array();
+  json gates = json::array();
   passes = true;
   for (const Gate& gate : verify_samples(retriever)) {
     gates.push_back({{"name", gate.name}, {"value", gate.value}, {"limit", gate.limit}, {"pass", gate.passes()}});
@@ -85,7 +84,7 @@ ordered_json verify(const Options& options, bool& passes) {
   return {{"verdict", passes ? "pass" : "fail"}, {"onnxruntime", retriever.runtime().version()}, {"gates", gates}};
 }
 
-void print_gates(const ordered_json& results) {
+void print_gates(const json& results) {
   for (const auto& gate : results["gates"]) {
     const double value = gate["value"].is_null() ? -1 : gate["value"].get<double>();  // JSON has no NaN
     std::printf("%-4s %9.2e  limit %7.1e  %s\n", gate["pass"].get<bool>() ? "ok" : "FAIL", value, gate["limit"].get<double>(),
@@ -100,9 +99,9 @@ int run(const Options& options) {
     return fine;
   }
   bool passes = true;
-  const ordered_json results = options.samples ? verify(options, passes) : score(options);
+  const json results = options.samples ? verify(options, passes) : score(options);
   if (options.json)
-    std::cout << results.dump(2, ' ', false, ordered_json::error_handler_t::replace) << "\n";
+    std::cout << text_of(results, 2) << "\n";
   else if (options.samples)
     print_gates(results);
   else

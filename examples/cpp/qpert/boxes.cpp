@@ -4,17 +4,16 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
 #include "qpert/error.hpp"
+#include "qpert/json.hpp"
 #include "qpert/manifest.hpp"
 
 namespace qpert {
 namespace {
 
-using nlohmann::json;
 
 constexpr double EDGE_TOLERANCE = 1.0;  // pixels: a detector's rounding, not a box of another picture
 
@@ -42,7 +41,7 @@ void check(const NamedBox& named) {
 double coordinate(const json& row, const char* key, const std::string& source) {
   const auto value = row.find(key);
   if (value == row.end()) throw Error("box-column-missing", source + " has no " + key + "; expected image, x1, y1, x2, y2");
-  if (!value->is_number()) throw Error("box-number", source + ": " + key + " is " + value->dump().substr(0, 60) + ", no number");
+  if (!value->is_number()) throw Error("box-number", source + ": " + key + " is " + text_of(*value).substr(0, 60) + ", no number");
   return value->get<double>();
 }
 
@@ -72,7 +71,7 @@ std::map<std::string, std::vector<NamedBox>> read_box_file(const std::filesystem
     const std::string source = path.string() + ":" + std::to_string(number) + ": box";
     json row;
     try {
-      row = json::parse(line);
+      row = parse_json(line);
     } catch (const json::exception& error) {
       if (line.find("NaN") != std::string::npos || line.find("Infinity") != std::string::npos)
         throw Error("box-not-finite", source + " is not finite; expected four numbers x1, y1, x2, y2");

@@ -7,14 +7,13 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "qpert/error.hpp"
+#include "qpert/json.hpp"
 
 namespace qpert {
 namespace {
 
-using nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr int SCHEMA = 2;
@@ -154,7 +153,7 @@ json parse(const fs::path& folder) {
   if (!fs::is_regular_file(path))
     throw Error("manifest-missing", folder.string() + " holds no manifest.json; expected a folder that `qpert export` made");
   try {
-    json values = json::parse(read_file(path, "manifest-unreadable", "the manifest"));
+    json values = parse_json(read_file(path, "manifest-unreadable", "the manifest"));
     if (!values.is_object()) throw Error("manifest-type", path.string() + " holds no JSON object; export the bundle again");
     return values;
   } catch (const json::exception& error) {
@@ -167,7 +166,7 @@ void check_schema(const json& values) {
   if (found == values.end() || !found->is_number_integer() || found->get<double>() < 1)
     throw Error("bundle-schema", "the manifest's schema_version is no number from 1 on; this is not a qpert bundle");
   if (found->get<double>() > SCHEMA)
-    throw Error("bundle-schema-newer", "the bundle has schema version " + found->dump() + ", this program reads version " +
+    throw Error("bundle-schema-newer", "the bundle has schema version " + text_of(*found) + ", this program reads version " +
                                            std::to_string(SCHEMA) + "; build a newer one, or export the bundle again");
   if (found->get<double>() < SCHEMA)
     throw Error("bundle-schema", "the bundle has schema version 1, which has no preprocess.onnx; export it again");

@@ -12,7 +12,6 @@
 namespace qpert {
 namespace {
 
-using nlohmann::json;
 using Character = char32_t;
 
 utf8proc_category_t category(Character c) { return utf8proc_category(utf8proc_int32_t(c)); }

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
+
+#include "qpert/json.hpp"
 
 namespace qpert {
 
@@ -15,7 +16,7 @@ class Normalizer {
 
   // Sequence, Replace (by Oniguruma, which `tokenizers` uses too), Lowercase and BertNormalizer; null gives one that
   // changes nothing. Throws Error for another kind.
-  static std::unique_ptr<Normalizer> make(const nlohmann::json& description);
+  static std::unique_ptr<Normalizer> make(const json& description);
 };
 
 // UTF-8 to code points and back. Throws Error for what is no UTF-8.

@@ -4,17 +4,16 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 
 #include "qpert/error.hpp"
+#include "qpert/json.hpp"
 #include "qpert/pixels.hpp"
 
 namespace qpert {
 namespace {
 
-using nlohmann::json;
 
 constexpr double INFINITE = std::numeric_limits<double>::infinity();
 constexpr double HOST_LIMIT = 1e-5;  // float32 rounding of pixels, shares and weights
@@ -211,10 +210,10 @@ Samples Samples::read(const Manifest& manifest) {
     if (bytes.size() >= 8)
       for (int i = 7; i >= 0; i--) length = length << 8 | static_cast<std::uint8_t>(bytes[i]);
     if (bytes.size() < 8 || length > bytes.size() - 8) throw std::out_of_range("its header is longer than the file");
-    const json header = json::parse(bytes.begin() + 8, bytes.begin() + 8 + std::ptrdiff_t(length));
+    const json header = parse_json(bytes.substr(8, length));
     for (const auto& [key, entry] : header.items())
       if (key != "__metadata__") samples.arrays[key] = read_tensor(entry, bytes, 8 + length);
-    samples.captions = json::parse(header.at("__metadata__").at("captions").get<std::string>()).get<std::vector<std::string>>();
+    samples.captions = parse_json(header.at("__metadata__").at("captions").get<std::string>()).get<std::vector<std::string>>();
   } catch (const json::exception& error) {
     throw unreadable(manifest, error.what());
   } catch (const std::out_of_range& error) {

@@ -1,14 +1,13 @@
 #include "qpert/tokenizer.hpp"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "qpert/error.hpp"
+#include "qpert/json.hpp"
 
 namespace qpert {
 namespace {
 
-using nlohmann::json;
 
 Error unusable(const std::string& why) {
   return Error("tokenizer-unreadable", "tokenizer.json cannot be used (" + why + "); export the bundle again");
@@ -59,14 +58,14 @@ Tokenizer Tokenizer::open(const Manifest& manifest) {
   made.spec_ = manifest.tokenizer;
   const auto text = read_file(manifest.path(manifest.tokenizer.file), "tokenizer-unreadable", "a tokenizer.json");
   try {
-    const json document = json::parse(text);
+    const json document = parse_json(text);
     check_kind(document, made.spec_);
     made.normalizer_ = Normalizer::make(document.at("normalizer"));
     const json& model = document.at("model");
     for (const auto& [token, id] : model.at("vocab").items()) {
       const auto number = id.get<std::int64_t>();
       if (!id.is_number_integer() || number < 0 || number >= made.spec_.vocab_size)
-        throw Error("tokenizer-vocabulary", "tokenizer.json has the id " + id.dump() + "; expected ids below " +
+        throw Error("tokenizer-vocabulary", "tokenizer.json has the id " + text_of(id) + "; expected ids below " +
                                                 std::to_string(made.spec_.vocab_size) + ", the rows of the word embeddings");
       made.vocabulary_[token] = number;
     }
