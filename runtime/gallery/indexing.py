@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,9 +25,6 @@ from qpert.runtime.gallery.writer import GalleryWriter, open_writer
 from qpert.runtime.inputs.arguments import as_count
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
-
-if TYPE_CHECKING:
-    pass
 
 RECORDS_A_SHARD = 64
 
