@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,export,rtx,hf,serve,test,lint
+EXTRAS := cpu,export,rtx,hf,serve,parquet,ray,daft,test,lint
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test soak check format lowest lavis-env modelopt-env clean

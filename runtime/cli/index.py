@@ -20,6 +20,7 @@ from qpert.runtime.cli.options import (
     json_option,
     max_boxes_option,
     provider_option,
+    require,
     skip_bad_option,
 )
 from qpert.runtime.errors import InputError
@@ -36,6 +37,9 @@ from qpert.runtime.retrieval.encoder import Encoder
 @click.command("index", short_help="images to a gallery on disk", context_settings={"show_default": True})
 @bundle_argument
 @click.argument("images", type=PATH, required=False)
+@click.option(
+    "--from", "vectors", type=PATH, metavar="PARQUET", help="images already encoded by qpert.runtime.batch, no IMAGES"
+)
 @click.option("--out", type=PATH, required=True, help="the gallery's folder; an existing gallery is resumed")
 @click.option("--boxes", type=PATH, help="box file, or folder of XML files: JSONL, CSV, COCO JSON, Entities/VOC XML")
 @click.option(
@@ -63,6 +67,7 @@ from qpert.runtime.retrieval.encoder import Encoder
 def command(
     bundle: Path,
     images: Path | None,
+    vectors: Path | None,
     out: Path,
     boxes: Path | None,
     xml_coordinates: XmlCoordinates,
@@ -81,9 +86,18 @@ def command(
     """Encode IMAGES into a gallery: a folder, a .txt list of files, or LAVIS annotation JSON (captions come along).
 
     If interrupted or killed, run the same command again to resume. Images already in the gallery are not encoded again;
-    IMAGES may be omitted with --delete and --compact.
+    IMAGES may be omitted with --delete and --compact. With --from, vectors are taken from Parquet in its place.
     """
     started = time.perf_counter()
+    progress = Terminal()
+    if vectors is not None:
+        other = images is not None or boxes is not None or detector.folder is not None or deleted or compact or repair
+        require_vectors_alone(other=bool(other))
+        wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
+        report: dict[str, object] = {"gallery": str(out)} | index_from(vectors, bundle, out, provider, wanted, progress)
+        report |= {"bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
+        show_index(report, as_json=as_json)
+        return
     if images is None and (
         boxes is not None or detector.folder is not None or replace or repair or not (deleted or compact)
     ):
@@ -92,13 +106,12 @@ def command(
             code="images-missing",
         )
     detector.check(boxes)
-    progress = Terminal()
     removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
-    report: dict[str, object] = {"gallery": str(out), "deleted": removed}
+    report = {"gallery": str(out), "deleted": removed}
     left_out: list[str] = []
     if images is not None:
         listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes, max_boxes=max_boxes)
-        wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
+        wanted = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
         with closing(Encoder(Bundle.open(bundle), provider)) as encoder, detector.open(provider, max_boxes) as source:
             given = any(entry.boxes is not None and len(entry.boxes) for entry in listing.entries)
             with_boxes = given or source is not None
@@ -111,12 +124,39 @@ def command(
         if compact:
             _, compacted = change(out, (), compact=True, repair=False, progress=progress)
     report |= {"compacted": compacted, "bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
+    show_index(report, as_json=as_json)
+    for line in left_out:
+        progress.say(line)
+
+
+def show_index(report: dict[str, object], *, as_json: bool) -> None:
+    """What was done, on stdout."""
     if as_json:
         click.echo(json.dumps(report))
     else:
         show(report)
-    for line in left_out:
-        progress.say(line)
+
+
+def require_vectors_alone(*, other: bool) -> None:
+    """Raises InputError for --from together with what only images need."""
+    require("qpert index --from", ("pyarrow",), "parquet")
+    if other:
+        raise InputError(
+            "--from takes images that are already encoded; leave out IMAGES, --boxes and --detector, and use --delete, "
+            "--compact and --repair in a call of their own",
+            code="vectors-and-images",
+        )
+
+
+def index_from(
+    vectors: Path, bundle: Path, out: Path, provider: str, wanted: dict[str, Any], progress: Progress
+) -> dict[str, object]:
+    """The gallery of what `qpert.runtime.batch` encoded; `wanted` as in `index_vectors`."""
+    from qpert.runtime.batch.importing import index_vectors
+
+    with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
+        summary = index_vectors(out, encoder, vectors, **wanted, progress=progress)
+    return summary_json(summary, Listing(()))
 
 
 def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, progress: Progress) -> tuple[int, int]:
