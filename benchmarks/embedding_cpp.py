@@ -3,9 +3,9 @@
     make cpp-env
     python benchmarks/embedding_cpp.py --bundle BUNDLE --out benchmarks/results/embedding_cpp.json
 
-Both sides do the same: a JPEG file to pixels, a picture to features, a text to its vector, a pair to its match logit, one
-at a time and with one thread. They take turns in short rounds, so that a busy machine is busy for both; each figure is
-the median of the rounds' medians, in wall time. A ratio above 1 means that C++ is faster.
+Both sides do the same: a JPEG file to pixels, a picture to features, a text to its vector, a pair to its match logit,
+one at a time and with one thread. They take turns in short rounds, so that a busy machine is busy for both; each figure
+is the median of the rounds' medians, in wall time. A ratio above 1 means that C++ is faster.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def main() -> None:
         "repeats": options.repeats,
         "bundle": json.loads((options.bundle / "manifest.json").read_text())["command"],
         "machine": cpu_name(),
-        "note": "a shared machine that is busy with other work: compare the ratios, and read their range over the rounds",
+        "note": "a shared machine, busy with other work: compare the ratios, and read their range over the rounds",
         "versions": {
             **{name: version(name) for name in ("onnxruntime", "pillow", "numpy")},
             "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What strangers hand to `examples/cpp`: pictures of every kind decoded as by PIL, and damage that is refused clearly."""
+"""What strangers hand to `examples/cpp`: pictures of every kind, decoded as by PIL, and damage that is refused."""
 
 import io
 import json
