@@ -17,14 +17,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DESCRIPTIONS = ROOT / "docs" / "reference" / "error_codes.txt"
 PACKAGES = ("runtime", "graphs", "exporter", "calibration")
-OTHER_ENVIRONMENTS = {"lavis_worker.py", "modelopt_worker.py"}
+OTHER_ENVIRONMENTS = {"lavis_worker.py", "modelopt_worker.py", "open_clip_worker.py"}
+WORKERS = ("lavis", "open-clip")
+"""Keys of the environments of stock implementations (`Environment.key`)."""
 COMPOSED = {
-    "box-": ("box-labels", "box-sources"),
-    "image-": ("image-resample", "image-fit", "image-rounding"),
-    "tokenizer-": ("tokenizer-kind", "tokenizer-clean", "tokenizer-pad", "tokenizer-pad_side"),
-    "os-": (),  # from the table of `errno` names in runtime/cli/edge.py
+    "box-*": ("box-labels", "box-sources"),
+    "image-*": ("image-resample", "image-fit", "image-rounding"),
+    "tokenizer-*": ("tokenizer-kind", "tokenizer-clean", "tokenizer-pad", "tokenizer-pad_side"),
+    "os-*": (),  # from the table of `errno` names in runtime/cli/edge.py
+    **{f"*-{end}": tuple(f"{key}-{end}" for key in WORKERS) for end in ("worker-closed", "worker-died")},
+    **{
+        f"*-{end}": tuple(f"{key}-{end}" for key in WORKERS)
+        for end in ("environment-missing", "environment-incomplete")
+    },
+    "checkpoint-rejected-by-*": tuple(f"checkpoint-rejected-by-{key}" for key in WORKERS),
 }
-"""Codes made by an f-string, by its constant beginning: the source shows the alternatives a few lines away."""
+"""Codes made by an f-string, with * for what is filled in: the source shows the alternatives a few lines away."""
 
 TOPICS = (
     ("Boxes and detectors", ("box", "boxes", "detect", "too-many-boxes")),
@@ -145,10 +153,10 @@ def _codes(node: ast.AST, classes: Mapping[str, int], module: str) -> Iterator[t
 def _constants(value: ast.expr, module: str) -> Iterator[str]:
     """The codes in an expression."""
     if isinstance(value, ast.JoinedStr):
-        beginning = value.values[0].value if isinstance(value.values[0], ast.Constant) else ""
-        if beginning not in COMPOSED:
+        pattern = "".join(part.value if isinstance(part, ast.Constant) else "*" for part in value.values)
+        if pattern not in COMPOSED:
             raise ValueError(f"{module}:{value.lineno} composes a code as {ast.unparse(value)}; add it to COMPOSED")
-        yield from COMPOSED[beginning]
+        yield from COMPOSED[pattern]
         return
     for node in ast.walk(value):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):
