@@ -147,7 +147,7 @@ def main() -> None:
         "export": cost,
         "weight_bytes": weights,
         "against_open_clip": compare(bundle, checkpoint),
-        "machine": {"cpu_count": os.cpu_count(), "platform": platform.platform(), "note": "shared with other work"},
+        "machine": {"cpu_count": os.cpu_count(), "platform": platform.platform(), "load_average": os.getloadavg()},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")}
         | {"open_clip_torch": "3.3.0", "python": platform.python_version()},
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

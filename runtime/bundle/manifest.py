@@ -41,8 +41,8 @@ MANIFEST_NAME = "manifest.json"
 class CheckpointRecord:
     """Where the weights came from.
 
-    `format`: whose tensor names it has (`lavis`, `huggingface`). `sha256` is over the checkpoint file, or over a
-    folder's weight files in order. `parts`: other files whose tensors were used, by what they hold (`vision`).
+    `format`: whose tensor names it has (`lavis`, `huggingface`, `open_clip`). `sha256` is over the checkpoint file, or
+    over a folder's weight files in order. `parts`: other files whose tensors were used, by what they hold (`vision`).
     """
 
     name: str
