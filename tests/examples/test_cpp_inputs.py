@@ -306,7 +306,7 @@ def damaged_pictures(scene, folder, generator, count):
 
 
 def damaged_boxes(folder, generator, count, photos):
-    whole = (photos[0].parent / "boxes.jsonl").read_bytes()[:600]
+    whole = b"".join((photos[0].parent / "boxes.jsonl").read_bytes().splitlines(keepends=True)[:6])
     for number in range(count):
         file = folder / f"boxes-{number}.jsonl"
         file.write_bytes(mutated(whole, generator))
