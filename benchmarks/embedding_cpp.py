@@ -97,10 +97,8 @@ def compare(program: Path, bundle: Path, file: Path, rounds: int, repeats: int) 
     def middle(found: list[dict[str, float]], name: str) -> float:
         return statistics.median(one[name] for one in found)
 
-    pairs = {
-        name: (name, name)
-        for name in ("decode", "encode_image", "encode_image_2_boxes", "encode_text", "itm", "tokenize")
-    }
+    same = ("decode", "encode_image", "encode_image_2_boxes", "encode_text", "itm", "tokenize")
+    pairs = {name: (name, name) for name in same}
     pairs |= {
         "pixels, native beside Python's preprocessing (PIL and table)": ("pixels_native", "pixels"),
         "pixels, native with resize and table beside PIL's resize alone": ("pixels_native", "pil_resize"),
@@ -159,7 +157,7 @@ def main() -> None:
         "repeats": options.repeats,
         "bundle": json.loads((options.bundle / "manifest.json").read_text())["command"],
         "machine": cpu_name(),
-        "note": "a shared machine, busy with other work: compare the ratios, and read their range over the rounds",
+        "note": "a shared machine, busy with other work: read the ratios, and their range over the rounds",
         "versions": {
             **{name: version(name) for name in ("onnxruntime", "pillow", "numpy")},
             "python": platform.python_version(),

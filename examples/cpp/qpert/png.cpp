@@ -66,8 +66,14 @@ struct Decoder {
   bool read_rows() {
     if (setjmp(jump)) return false;
     png_read_image(png, rows.data());
-    png_read_end(png, info);  // what stands behind the pixels may say how they are to be turned
     return true;
+  }
+
+  // What stands behind the pixels may say how they are to be turned. Where it is cut off, the picture is whole, and
+  // Pillow takes it, too.
+  void read_end() {
+    if (setjmp(jump)) return;
+    png_read_end(png, info);
   }
 
   std::string exif() const {
@@ -112,6 +118,7 @@ Picture decode_png(const std::string& bytes, const std::string& name, int& orien
   decoder->pixels.resize(row * height);
   for (std::size_t y = 0; y < height; y++) decoder->rows.push_back(&decoder->pixels[y * row]);
   if (!decoder->read_rows()) fail();
+  decoder->read_end();
   orientation = orientation_of(decoder->exif(), decoder->xmp());
   Picture picture{static_cast<int>(width), static_cast<int>(height), std::move(decoder->pixels)};
   if (decoder->wide) picture.rgb = narrowed(picture.rgb);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <set>
@@ -196,7 +195,7 @@ Array read_tensor(const json& entry, const std::string& bytes, std::size_t data)
   if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > bytes.size() - data || offsets[1] - offsets[0] != length)
     throw std::out_of_range("a tensor's offsets are impossible");
   Array array(type, {shape.begin(), shape.end()});
-  std::memcpy(array.bytes.data(), bytes.data() + data + offsets[0], length);
+  std::copy_n(bytes.begin() + std::ptrdiff_t(data + offsets[0]), length, array.bytes.begin());
   return array;
 }
 
