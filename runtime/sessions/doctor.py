@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from qpert.runtime.errors import UnavailableError
+from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.sessions.gpus import find_gpus, first_gpu
 from qpert.runtime.sessions.providers import PROVIDERS, Provider, available_providers
@@ -106,7 +106,7 @@ def find_provider_here(provider: Provider) -> Finding:
         return Finding(name, False, f"not {where}", f"needs {provider.advice}")
     try:
         start_provider(provider)
-    except UnavailableError as error:
+    except (UnavailableError, BundleError) as error:
         return Finding(name, False, "there, does not start", str(error))
     used = "the default" if provider.name == "cpu" else "used when asked for"
     if provider.openvino:

@@ -49,17 +49,18 @@ class CompiledGraph:
             request = self._idle.get_nowait()
         except Empty:
             request = self.compiled.create_infer_request()
-        feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        feeds = {name: np.asarray(array, order="C") for name, array in inputs.items()}
         found = request.infer(feeds, share_inputs=True)
         outputs = [found[name] for name in names]
         self._idle.put(request)
         return outputs
 
-    @property
-    def signature(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The names of inputs and outputs."""
-        inputs, outputs = self.compiled.inputs, self.compiled.outputs
-        return tuple(port.any_name for port in inputs), tuple(port.any_name for port in outputs)
+    def signature(self, spec: GraphSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names of inputs and outputs. A port also has the names of what OpenVINO found to be equal to it; of these
+        the one that `spec` declares counts."""
+        ports = (self.compiled.inputs, spec.input_names), (self.compiled.outputs, spec.output_names)
+        inputs, outputs = (tuple(declared_name(port, names) for port in group) for group, names in ports)
+        return inputs, outputs
 
 
 class OpenVinoSession(FileSession):
@@ -69,7 +70,7 @@ class OpenVinoSession(FileSession):
     def open(cls, path: Path, spec: GraphSpec, provider: Provider, *, threads: int = 0) -> OpenVinoSession:
         """See `qpert.runtime.sessions.open.open_session`."""
         compiled = start_openvino(path, provider, threads)
-        check_declared(compiled.signature, spec, path)
+        check_declared(compiled.signature(spec), spec, path)
         return cls(spec, compiled, GraphSource.of(path, provider.name, threads))
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -104,15 +105,15 @@ def start_openvino(model: Path | bytes, provider: Provider, threads: int) -> Com
         BundleError: the file is no graph that OpenVINO can compile.
     """
     openvino = required_openvino(provider)
+    name = model if isinstance(model, Path) else "a model"
     properties = PROPERTIES | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     try:
         compiled = openvino.Core().compile_model(read_onnx(openvino, model), provider.openvino, properties)
     except MemoryError as error:
-        raise memory_error(f"load {model!r}", error) from error
+        raise memory_error(f"load {name}", error) from error
     except Exception as error:
         if not is_openvinos(error):
             raise
-        name = model if isinstance(model, Path) else "a model"
         raise BundleError(
             f"OpenVINO cannot load {name}: {one_line(error)}; export the bundle again, or use --provider cpu",
             code="openvino-unreadable",
@@ -165,6 +166,11 @@ def memory_error(what: str, error: Exception) -> UnavailableError:
         "texts a call",
         code="openvino-memory",
     )
+
+
+def declared_name(port: Any, declared: Sequence[str]) -> str:
+    known = port.get_names()
+    return next((name for name in declared if name in known), port.any_name)
 
 
 def is_openvinos(error: Exception) -> bool:
