@@ -14,7 +14,6 @@ from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
 from qpert.runtime.inputs.boxes import Boxes
-from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.retriever import Retriever
 from qpert.runtime.stores.indexing import copy_gallery, index_store
 from qpert.runtime.stores.recall import measure_recall, sample_queries
@@ -37,7 +36,8 @@ def entries(tmp_path_factory, random_pictures):
         Image.fromarray(pixels).save(path)
         size = (pixels.shape[1], pixels.shape[0])
         corners = [[4 * i, 3 * i, 15 + 4 * i, 20 + 2 * i] for i in range(number % 4)]
-        boxes = Boxes(corners, size, labels=tuple(f"thing {i}" for i in range(len(corners))))
+        labels = tuple(f"thing {i}" for i in range(len(corners)))
+        boxes = Boxes(corners, size, labels=labels) if corners else None
         found.append(ImageEntry(path.name, path, boxes, metadata={"album": "ab"[number % 2], "n": number}))
     return found
 
@@ -45,7 +45,10 @@ def entries(tmp_path_factory, random_pictures):
 @pytest.fixture(scope="module")
 def retriever(demo_bundle):
     """A query set for each box: images have one to four."""
-    with Retriever.open(demo_bundle, perturbation=Perturbation(reduction="each", keep_stock=True), threads=1) as opened:
+    with Retriever.open(demo_bundle, threads=1) as plain:
+        usual = plain.encoder.perturbation
+    settings = dataclasses.replace(usual, alpha=4.0, reduction="each", keep_stock=True)
+    with Retriever.open(demo_bundle, perturbation=settings, threads=1) as opened:
         yield opened
 
 
