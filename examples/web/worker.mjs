@@ -48,24 +48,31 @@ async function bundleFile(downloads, file, digest) {
   return bytes;
 }
 
+/** ONNX Runtime in WebAssembly, with or without WebGPU: {module, glue, wasm} are its files. */
+async function openRuntime(downloads, { module, glue, wasm }) {
+  const ort = await import(new URL(module, self.location.href));
+  ort.env.wasm.numThreads = 1; // more need headers that not every server sends
+  ort.env.wasm.wasmPaths = { mjs: new URL(glue, self.location.href).href };
+  ort.env.wasm.wasmBinary = (await downloads.bytes(wasm)).buffer;
+  return ort;
+}
+
 const operations = {
   async load({ page, provider }) {
-    const runtime = page.providers[provider];
-    check(runtime, `this page was built without ${provider}; build it with --${provider}`);
+    check(page.providers[provider], `this page was built without ${provider}; build it with --${provider}`);
     if (provider === 'webgpu') check(await navigator.gpu?.requestAdapter(), 'this browser has no WebGPU adapter');
     const downloads = new Downloads(page.sizes);
     const manifest = readManifest(new TextDecoder().decode(await downloads.bytes('bundle/manifest.json')), 'manifest.json');
     const graphs = Object.values(manifest.graphs);
     const data = Object.keys(manifest.files).filter((file) => file.endsWith('.data'));
     downloads.expect([
-      runtime.wasm, 'bundle/manifest.json', `bundle/${manifest.tokenizer.file}`,
+      ...new Set([page.providers.wasm.wasm, page.providers[provider].wasm]), 'bundle/manifest.json', `bundle/${manifest.tokenizer.file}`,
       ...graphs.map(({ file }) => `bundle/${file}`), ...data.map((file) => `bundle/${file}`),
       ...(page.attention ? [page.attention.file] : []),
     ]);
-    const ort = await import(new URL(runtime.module, self.location.href));
-    ort.env.wasm.numThreads = 1; // more need headers that not every server sends
-    ort.env.wasm.wasmPaths = { mjs: new URL(runtime.glue, self.location.href).href };
-    ort.env.wasm.wasmBinary = (await downloads.bytes(runtime.wasm)).buffer;
+    // Preprocessing and boxes are exact in float64 and 8 bits, which WebGPU has not, nor the program that comes with it.
+    const host = await openRuntime(downloads, page.providers.wasm);
+    const ort = provider === 'wasm' ? host : await openRuntime(downloads, page.providers[provider]);
     const tokenizer = new Tokenizer(
       JSON.parse(new TextDecoder().decode(await bundleFile(downloads, manifest.tokenizer.file, manifest.files[manifest.tokenizer.file]))), {},
     );
@@ -80,10 +87,10 @@ const operations = {
         manifest.graphs.query_head.outputs.push(page.attention.output);
       }
       self.postMessage({ preparing: role });
-      const host = role === 'preprocess' || role === 'boxes'; // exact in float64 and 8 bits, which WebGPU has not
-      sessions[role] = await ort.InferenceSession.create(graph, {
-        executionProviders: [host ? 'wasm' : provider],
-        externalData: host ? [] : externalData,
+      const isHost = role === 'preprocess' || role === 'boxes';
+      sessions[role] = await (isHost ? host : ort).InferenceSession.create(graph, {
+        executionProviders: [isHost ? 'wasm' : provider],
+        externalData: isHost ? [] : externalData,
       });
     }
     retriever = new Retriever(manifest, sessions, tokenizer, ort.Tensor);

@@ -1,12 +1,15 @@
 // What tests ask of examples/node: a JSON request on stdin, a JSON answer on stdout, arrays in files beside the request.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { createRequire } from 'node:module';
 import { openRetriever, readImage } from '../../examples/node/qpert.mjs';
-import { itcScore } from '../../examples/node/retriever.mjs';
+import { itcScore, Retriever } from '../../examples/node/retriever.mjs';
 
 const request = JSON.parse(readFileSync(0, 'utf8'));
 const save = (name, array) => writeFileSync(join(request.folder, name), new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
-const retriever = request.bundle && (await openRetriever(request.bundle));
+const { Tokenizer } = createRequire(new URL('../../examples/node/package.json', import.meta.url))('@huggingface/tokenizers');
+const tokenizerOnly = (path) => new Retriever({ tokenizer: request.spec }, {}, new Tokenizer(JSON.parse(readFileSync(path, 'utf8')), {}));
+const retriever = request.tokenizer ? tokenizerOnly(request.tokenizer) : request.bundle && (await openRetriever(request.bundle));
 const answer = {};
 
 if (request.ids) answer.ids = request.ids.map((text) => retriever.tokenIds(text));

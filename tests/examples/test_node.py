@@ -6,6 +6,7 @@ Needs Node and its packages, which `make test-node` (or `make test`) installs; s
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 from dataclasses import replace
@@ -15,9 +16,13 @@ import numpy as np
 import pytest
 from hostile_captions import hostile_captions
 from PIL import Image
+from shared_data import shared_folder
 
+from qpert.exporter.families.blip2.tokenizer import build_tokenizer
+from qpert.exporter.host_graphs.tokenizer import self_contained
 from qpert.runtime import Retriever
 from qpert.runtime.inputs.images import load_image, preprocess_images
+from qpert.runtime.inputs.text import Tokenizer, TokenizerSpec
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "node"
@@ -169,6 +174,29 @@ def test_ids_of_hostile_captions(probe, demo_bundle) -> None:
     found = probe(bundle=str(demo_bundle), ids=texts)["ids"]
     different = [text for text, one, two in zip(texts, found, wanted, strict=True) if one != two]
     assert different == []
+
+
+@pytest.mark.filterwarnings("ignore::qpert.runtime.errors.QpertWarning")
+def test_ids_of_hostile_captions_in_a_large_vocabulary(probe, tmp_path) -> None:
+    """BERT's vocabulary and the letters that it lacks, so that different characters give different ids; captions of
+    capital sigmas, controls and signs among them. The demonstration's small vocabulary would hide most differences."""
+    known = (shared_folder("data/vocab") / "bert-base-uncased.txt").read_text(encoding="utf-8").splitlines()
+    letters = [chr(code) for code in (*range(33, 0x250), *range(0x2B0, 0x300), *range(0x370, 0x460))]
+    vocabulary = tmp_path / "vocab.txt"
+    pieces = [piece for letter in letters for piece in (letter, f"##{letter}")]
+    vocabulary.write_text("\n".join(dict.fromkeys([*known, *pieces])) + "\n", encoding="utf-8")
+    backend = build_tokenizer(vocabulary, vocab_size=None)
+    spec = TokenizerSpec("tokenizer.json", 35, backend.get_vocab_size())
+    (tmp_path / "tokenizer.json").write_text(self_contained(backend, spec).to_str(), encoding="utf-8")
+    generator = random.Random(1)
+    pools = ["ΣΣΣΑαb .'’ʰ\u0345\u0301ªǅⅧⓐ🄰-1中:\u00ad\u200d", "".join(map(chr, range(0x460))), "ab \n\t.\x1c\x85"]
+    made = ["".join(generator.choices(pool, k=generator.randrange(1, 60))) for pool in pools for _ in range(1000)]
+    texts = [text for text in [*hostile_captions(1500, special=True), *made, "[CLS] a [SEP]", "[DEC]"] if text.strip()]
+    plain = Tokenizer(backend, spec)  # cleans in Python
+    wanted = [plain.encode([text]).input_ids[0].tolist() for text in texts]
+    assert len(set(map(tuple, wanted))) > 3000
+    found = probe(tokenizer=str(tmp_path / "tokenizer.json"), spec={"max_length": 35}, ids=texts)["ids"]
+    assert [text for text, one, two in zip(texts, found, wanted, strict=True) if one != two] == []
 
 
 def damaged(bundle: Path, folder: Path, damage) -> Path:

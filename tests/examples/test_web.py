@@ -31,6 +31,7 @@ from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.reopening import reopened
 from qpert.runtime import Boxes, Retriever
 from qpert.runtime.bundle.manifest import Manifest
+from qpert.runtime.errors import BundleError
 from qpert.runtime.retrieval.scores import ranking
 
 ROOT = Path(__file__).parents[2]
@@ -285,7 +286,7 @@ def attention_session(site: Path) -> onnxruntime.InferenceSession:
 
 def test_the_attention_graph_gives_pytorchs_probabilities_and_the_same_vectors(site, bundle, retriever, photos) -> None:
     """Against softmax(qKᵀ/√d) of the PyTorch model's own queries and keys, with the perturbation of the float64 oracle;
-    1e-5: probabilities below 1, of float32 products."""
+    5e-5: logits of up to 100, since boxes of weight 8 lengthen queries, carry float32 errors of 1e-5."""
     slots = retriever.encoder.box_slots([some_boxes(photo) for photo in photos[:2]])
     inputs = {"image_embeds": retriever.encode_images(photos[:2]).image_embeds, **slots}
     attention, vectors = torch_attention(retriever.encoder.manifest, inputs)
@@ -293,9 +294,16 @@ def test_the_attention_graph_gives_pytorchs_probabilities_and_the_same_vectors(s
     found, query_embeds = session.run(["attention", "query_embeds"], inputs)
     np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(query_embeds, vectors, atol=2e-5)
-    np.testing.assert_allclose(found, attention, atol=1e-5)
+    np.testing.assert_allclose(found, attention, atol=5e-5)
     graph = onnxruntime.InferenceSession(bundle / "onnx" / "image_query.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(graph.run(["query_embeds"], inputs)[0], query_embeds, atol=1e-6)
+
+
+def test_a_graph_without_cross_attention_is_refused(bundle, modules, retriever, tmp_path) -> None:
+    head = replace(retriever.encoder.manifest.query_head, file="onnx/text.onnx")
+    with pytest.raises(BundleError, match="no softmax of 16 queries over 65 image tokens"):
+        modules("attention").write_attention_graph(bundle, head, tmp_path / "attention.onnx")
+    assert not (tmp_path / "attention.onnx").exists()
 
 
 def some_boxes(photo: Path) -> Boxes:
