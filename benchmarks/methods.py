@@ -3,6 +3,10 @@
     python benchmarks/methods.py BUNDLE --dataset demo-small-objects --work /tmp/methods \
         --out benchmarks/results/demonstration_methods.json
 
+With --evaluated, the default readings as one command compared them:
+
+    qpert eval BUNDLE --dataset demo-small-objects --rerank 0 --method none,q-pert,or-q-pert,oes --json > FILE
+
 True boxes. The settings of the perturbation are the bundle's, which `qpert calibrate` chose on the validation scenes.
 The readings of OrQ-Pert and OEs that the paper leaves open are chosen on the same validation scenes by the same score
 (the mean R@1 of both directions, ITC alone), and every reading is reported on the test scenes by ITC alone. OEs are
@@ -34,7 +38,6 @@ from qpert.runtime.evaluation.methods.comparison import Comparison
 from qpert.runtime.evaluation.methods.images import MethodImages, MethodReader
 from qpert.runtime.evaluation.methods.report import comparison_report
 from qpert.runtime.evaluation.metrics import image_to_text_ranks, text_to_image_ranks
-from qpert.runtime.evaluation.result import Evaluation
 from qpert.runtime.evaluation.running import Watch, encode_all_texts
 from qpert.runtime.evaluation.work import Binding, open_work
 from qpert.runtime.progress import Progress, Terminal
@@ -97,9 +100,8 @@ def averaged(objects: QuerySets) -> QuerySets:
     return QuerySets(objects.vectors.mean(axis=1, keepdims=True), objects.counts)
 
 
-def recalls(one: Evaluation) -> dict[str, Any]:
-    """R@K and mR@K in percent, with the small bin's R@K."""
-    found = one.metrics.to_dict()
+def recalls(found: dict[str, Any]) -> dict[str, Any]:
+    """Of `eval --json`: R@K and mR@K in percent, with the small bin's R@K."""
     ways = {
         way: {name: rounded(value) for name, value in found[way].items() if name.lstrip("m")[0] == "r"}
         for way in ("t2i", "i2t")
@@ -127,15 +129,15 @@ def chosen(readings: list[dict[str, Any]], method: str, *, crops: bool = False) 
     return READINGS[max(rows, key=lambda n: readings[n]["t2i"]["r1"] + readings[n]["i2t"]["r1"])][1]
 
 
-def compared(found: Comparison) -> dict[str, Any]:
-    """Every method's recalls, and the differences of any two with their intervals."""
-    document = found.to_dict()
+def compared(document: dict[str, Any]) -> dict[str, Any]:
+    """Of `eval --json` of several methods: every method's recalls, and the differences of any two with intervals."""
+    methods = {one["method"]["name"]: one for one in document["methods"]}
     return {
-        "choices": {one.method: one.choices.of(one.method) for one in found.evaluations},
-        "rerank": found.evaluations[0].rerank,
-        "pairs": {one.method: one.itm_pairs for one in found.evaluations},
-        "recall": {one.method: recalls(one) for one in found.evaluations},
-        "bins": {one.method: rounded(one.metrics.to_dict()["bins"]) for one in found.evaluations},
+        "choices": {name: one["method"]["choices"] for name, one in methods.items()},
+        "rerank": document["rerank"],
+        "pairs": {name: one["itm_pairs"] for name, one in methods.items()},
+        "recall": {name: recalls(one) for name, one in methods.items()},
+        "bins": {name: rounded(one["bins"]) for name, one in methods.items()},
         "differences": rounded(document["differences"]),
     }
 
@@ -165,17 +167,31 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         )
         four: tuple[Method, ...] = ("none", "q-pert", "or-q-pert", "oes")
         found = test.compare(four, tokens, 0)
-        report["itc"] = {"tokens": compared(found)}
+        report["itc"] = {"tokens": compared(found.to_dict())}
         write(options, report, page_of(found, facts))
-        report["itc"]["crops"] = compared(test.compare(("none", "q-pert", "oes"), crops, 0))
+        report["itc"]["crops"] = compared(test.compare(("none", "q-pert", "oes"), crops, 0).to_dict())
         write(options, report)
         report["test"] = test.readings()
         write(options, report)
         if options.rerank:
             found = test.compare(four, tokens, options.rerank)
-            report["reranked"] = {"tokens": compared(found)}
+            report["reranked"] = {"tokens": compared(found.to_dict())}
             write(options, report, page_of(found, facts))
     return report
+
+
+def evaluated(document: dict[str, Any]) -> dict[str, Any]:
+    """The report of a comparison that `qpert eval --json` made, with the default readings."""
+    stage = "reranked" if document["rerank"] else "itc"
+    return {
+        "environment": document["environment"],
+        "machine": machine(),
+        "images": {"test": document["images"]},
+        "texts": {"test": document["texts"]},
+        "bootstrap": document["bootstrap"],
+        "perturbation": next(one for one in document["methods"] if one["method"]["name"] == "q-pert")["perturbation"],
+        stage: {"default": compared(document)},
+    }
 
 
 def page_of(found: Comparison, facts: dict[str, str]) -> str:
@@ -195,14 +211,20 @@ def write(options: argparse.Namespace, report: dict[str, Any], page: str | None 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--evaluated", type=Path, help="run nothing: take this document of `qpert eval --json`")
     parser.add_argument("--dataset", default="demo")
     parser.add_argument("--rerank", type=int, default=0, help="top k for ITM; 0: ITC alone")
     parser.add_argument("--limit", type=int, help="use only the first N images of each split")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", type=Path, required=True, help="features and scores; the same call resumes")
+    parser.add_argument("--work", type=Path, help="features and scores; the same call resumes")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--html", type=Path, help="write the comparison page here")
     options = parser.parse_args()
+    if options.evaluated is not None:
+        write(options, evaluated(json.loads(options.evaluated.read_text())))
+        return
+    if options.work is None:
+        parser.error("--work is needed where something is run")
     options.work.mkdir(parents=True, exist_ok=True)
     print(json.dumps(measure(options, Terminal()), indent=1))
 

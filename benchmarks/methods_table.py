@@ -78,7 +78,8 @@ def readings(report: Mapping[str, Any]) -> Iterator[str]:
 def main() -> None:
     for dataset, report in json.loads(Path(sys.argv[1]).read_text()).items():
         print(f"\n### {dataset}\n")
-        print("\n".join(readings(report)))
+        if "val" in report:
+            print("\n".join(readings(report)))
         for stage in ("itc", "reranked"):
             for name, found in report.get(stage, {}).items():
                 print(f"\n#### {stage}, {name}, {json.dumps(found['choices'])}\n")

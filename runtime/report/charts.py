@@ -122,7 +122,7 @@ def interval_plot(rows: Sequence[Interval], what: str, *, reach: float = 0.1) ->
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2g}" if value else "0"
+    return (f"{value:+.0f}" if abs(value) >= 100 else f"{value:+.2g}") if value else "0"
 
 
 def bar_chart(

@@ -82,7 +82,7 @@ def verdicts(comparison: Comparison, stage: str) -> m.Section:
     }
     rows = tuple(verdict_row(*named, one) for named, one in found.items())
     legend = (
-        f"difference of R@1 to {LABELS[against]} in points, with {bootstrap.LEVEL} % intervals of "
+        f"difference of R@1 to {LABELS[against]} in points, and its {bootstrap.LEVEL} % interval from "
         f"{bootstrap.RESAMPLES:,} draws of pictures (paired: all methods on the same draws; not corrected for several "
         "comparisons)",
     )
@@ -113,12 +113,12 @@ def verdict_row(method: Method, way: str, one: Difference) -> tuple[m.Text, ...]
 
 
 def points(one: Difference) -> str:
-    """`+1.20 (0.31 … 2.08)`, the interval on a line of its own on a page."""
+    """The gain, and on a line of its own the interval, short enough for three columns on a phone."""
     if one.gain is None:
         return m.UNDEFINED
     if one.low is None or one.high is None:
         return f"{one.gain:+.2f}"
-    return f"{one.gain:+.2f}\n({one.low:.2f} … {one.high:.2f})"
+    return f"{one.gain:+.2f}\n{one.low:.2f}…{one.high:.2f}"
 
 
 # Recall
@@ -157,7 +157,7 @@ def differences(comparison: Comparison, stage: str) -> Iterator[m.Block]:
     against = reference(comparison)
     others = [method for method in comparison.methods if method != against]
     found = [comparison.contrast(method, against, stage) for method in others]
-    yield m.Paragraph(f"less {LABELS[against]}, with {bootstrap.LEVEL} % intervals", "quiet")
+    yield m.Paragraph(f"less {LABELS[against]}; below each its {bootstrap.LEVEL} % interval", "quiet")
     reach = max([0.1, *(largest(value) for one in found for way in DIRECTIONS for value in headline(one, way))])
     plots = [interval_chart(one, way, reach) for one in found for way in DIRECTIONS]
     yield m.Grid(tuple(plots), 24)
