@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,export,rtx,hf,serve,parquet,ray,daft,test,lint
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak check format lowest lavis-env modelopt-env clean
+.PHONY: demo test soak check format lowest lavis-env modelopt-env triton-env clean
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) lavis-env modelopt-env  ## every test that runs without a GPU
+test: $(STAMP) lavis-env modelopt-env triton-env  ## every test that runs without a GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 soak: $(STAMP)            ## ten thousand hostile inputs; watches for crashes, hangs and leaks
@@ -33,6 +33,9 @@ lavis-env:                ## stock LAVIS in an environment of its own (.cache/la
 
 modelopt-env:             ## NVIDIA ModelOpt in an environment of its own (.cache/modelopt), for FP8
 	sh tools/modelopt_env.sh
+
+triton-env:               ## a real Triton server in an environment of its own (.cache/triton), for tests
+	sh tools/triton_env.sh
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,9 +2,10 @@
 
     python triton_client.py HTTP_PORT GRPC_PORT [ARRAYS.npz]   < request
 
-{"index": true} asks for the models. {"calls": [{"model", "inputs": {name: key in ARRAYS or list of strings}, "outputs"}]}
-sends each call by HTTP and by gRPC; answers come in `http` and `grpc`: the place of each output in ARRAYS.out.npz, or the
-error. {"parallel": N} sends them from N threads at once. {"configs": [PATH]} parses files as protobuf text.
+{"index": true} asks for the models. {"calls": [{"model", "inputs": {name: key in ARRAYS or list of strings},
+"outputs"}]} sends each call by HTTP and by gRPC; answers come in `http` and `grpc`: the place of each output in
+ARRAYS.out.npz, or the error. {"parallel": N} sends them from N threads at once. {"configs": [PATH]} parses files as
+protobuf text.
 """
 
 import base64

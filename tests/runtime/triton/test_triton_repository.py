@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from qpert.runtime.cli import run
 from qpert.runtime.triton.repository import write_repository
 
 TOLERANCE = 1e-5
-"""The graphs are the same ONNX Runtime's on the same machine, batched otherwise; values are of size 1 (scores of 10)."""
+"""The graphs are the same ONNX Runtime's on the same machine, batched otherwise; values are below 1, scores 10."""
 TEXTS = ["a cup", "A round, BLUE patch on the left of a very small red house!", "two dogs", "a boat at night"]
 CORNERS = [[3.0, 4.0, 20.0, 25.0], [8.5, 9.0, 30.0, 31.0], [0.0, 0.0, 12.0, 12.0]]
 
@@ -274,7 +273,7 @@ def test_weights_are_shared_inside_the_repository_and_never_with_the_bundle(demo
     assert run(["package", str(demo_bundle), "--for", "triton", "--out", str(out), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     weights = [out / graph / "1" / "qformer.data" for graph in ("image_query", "text", "itm")]
-    assert {os.stat(path).st_ino for path in weights} == {weights[0].stat().st_ino}
+    assert {path.stat().st_ino for path in weights} == {weights[0].stat().st_ino}
     assert weights[0].read_bytes() == (demo_bundle / "onnx" / "qformer.data").read_bytes()
     assert all(path.stat().st_nlink == 1 for path in demo_bundle.rglob("*") if path.is_file())
     assert report["linked_bytes"] >= 2 * weights[0].stat().st_size
