@@ -113,7 +113,7 @@ def execute(stage: Stage, instruction: str, value: str, context: Path, stages: d
         copy(stage, shlex.split(value), context, stages)
     elif instruction == "ARG":
         name, _, default = value.partition("=")
-        stage.arguments.setdefault(name, default)
+        stage.arguments.setdefault(name, "".join(shlex.split(default)))
     elif instruction == "ENV":
         pairs = dict(word.split("=", 1) for word in shlex.split(value))
         stage.environment |= {key: expanded(text, stage) for key, text in pairs.items()}
