@@ -2,5 +2,6 @@
 
 `plan` says which models there are, `config` what Triton is told of each, and `repository` writes them; `models` is what
 Triton's python backend runs: tokenising, decoding and preprocessing, query sets, and, where asked for, the graphs
-themselves. Triton's Python needs `pip install 'qpert[cpu]'` for those; nothing else in the runtime imports them.
+themselves. Triton's Python needs `pip install 'qpert[cpu]'` for those; no other part of the runtime imports this
+package.
 """

@@ -22,11 +22,12 @@ QUEUE_SECONDS = 30
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output without its batch axis; -1 is an axis of any length."""
+    """An input or output without its batch axis; -1 is an axis of any length. An optional input may be left out."""
 
     name: str
     dtype: str
     dims: tuple[int, ...]
+    optional: bool = False
 
     @classmethod
     def of(cls, spec: TensorSpec) -> Tensor:
@@ -45,7 +46,8 @@ class Tensor:
 
     def text(self) -> str:
         dims = ", ".join(map(str, self.dims))
-        return f"{{ name: {quoted(self.name)} data_type: {TYPES[self.dtype]} dims: [ {dims} ] }}"
+        end = " optional: true" if self.optional else ""
+        return f"{{ name: {quoted(self.name)} data_type: {TYPES[self.dtype]} dims: [ {dims} ]{end} }}"
 
 
 @dataclass(frozen=True)

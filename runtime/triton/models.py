@@ -71,7 +71,9 @@ class Model:
         return str(self.config["parameters"][name]["string_value"])
 
     def _arrays(self, request: Any) -> Arrays:
-        return {name: triton().get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+        """Those inputs that the request has."""
+        tensors = {name: triton().get_input_tensor_by_name(request, name) for name in self.inputs}
+        return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
 
     def _answered(self, request: Any) -> Any:
         try:
@@ -147,9 +149,10 @@ class PreprocessImages(Model):
         found = tower.bind({PIXELS: preprocess_images(pictures, self.manifest.preprocessing)})
         if not head.takes_boxes:
             return found
+        given = arrays.get(BOXES, np.zeros((len(pictures), 1, 4), np.float32))
         boxes = [
             boxes_of_rows(rows, picture.size, f"picture {number}")
-            for number, (rows, picture) in enumerate(zip(arrays[BOXES], pictures, strict=True))
+            for number, (rows, picture) in enumerate(zip(given, pictures, strict=True))
         ]
         counts, most = [len(one) for one in boxes], head.ranges["O"].max
         if max(counts) > most:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import Manifest
@@ -71,7 +71,7 @@ class HostPlan:
         tower, head = self.manifest.image_tower, self.manifest.query_head
         inputs, outputs = [Tensor(IMAGE, "string", (1,))], [Tensor.of(tower.input(PIXELS))]
         if self.takes_boxes:
-            inputs += [Tensor(BOXES, "float32", (-1, 4))]
+            inputs += [Tensor(BOXES, "float32", (-1, 4), optional=True)]
             outputs += [Tensor.of(head.input(OBJECT_MASKS)), Tensor.of(head.input(BOX_WEIGHTS))]
             outputs += [Tensor(BOX_COUNTS, "int64", (1,))]
         return host(PICTURES, batch_limit(tower), inputs, outputs, {"box_buckets": "1, 2, 4, 8, …"})
@@ -112,41 +112,41 @@ class HostPlan:
         head = self.manifest.query_head
         vectors = head.output(IMAGE_VECTORS)
         shape = (-1, int(vectors.shape[-1])) if self.splits_boxes else Tensor.of(vectors).dims
-        slots = (IMAGE_TOKENS, *((OBJECT_MASKS, BOX_WEIGHTS) if self.takes_boxes else ()))
-        inputs = {head.input(slot).name: slot for slot in slots}
-        inputs |= {BOX_COUNTS: BOX_COUNTS} if self.splits_boxes else {}
+        boxes = (OBJECT_MASKS, BOX_WEIGHTS) if self.takes_boxes else ()
+        counts = (BOX_COUNTS,) if self.splits_boxes else ()
+        inputs = {head.input(slot).name: slot for slot in (IMAGE_TOKENS, *boxes)} | {name: name for name in counts}
+        outside, steps = self._picture_steps(*boxes, *counts)
         last = Step(QUERY_SETS if self.splits_boxes else head.name, inputs, {vectors.name: vectors.name})
         most = min(batch_limit(self.manifest.image_tower), batch_limit(head))
         outputs = [Tensor(vectors.name, vectors.dtype, shape)]
-        return ensemble(ENCODE_IMAGES, most, self._picture_inputs, outputs, (*self._picture_steps(), last))
+        return ensemble(ENCODE_IMAGES, most, list(outside), outputs, (*steps, last))
 
     def match_texts(self, scorer: GraphSpec) -> ModelConfig:
         tokens = {spec.name: spec.slot for spec in scorer.inputs if spec.slot in TOKEN_SLOTS}
         scores = scorer.output(PAIR_SCORES)
         boxes = (OBJECT_MASKS, BOX_WEIGHTS) if scorer.takes_boxes else ()
         inputs = {scorer.input(slot).name: slot for slot in (IMAGE_TOKENS, *boxes)}
+        outside, first = self._picture_steps(*boxes)
         steps = (
-            *self._picture_steps(),
+            *first,
             Step(CANDIDATES, {TEXT: TEXT}, tokens),
             Step(scorer.name, inputs | tokens, {scores.name: scores.name}),
         )
         most = min(batch_limit(self.manifest.image_tower), batch_limit(scorer))
-        outside = [*self._picture_inputs, Tensor(TEXT, "string", (-1,))]
-        return ensemble(MATCH_TEXTS, most, outside, [Tensor.of(scores)], steps)
+        given = [*outside, Tensor(TEXT, "string", (-1,))]
+        return ensemble(MATCH_TEXTS, most, given, [Tensor.of(scores)], steps)
 
-    @property
-    def _picture_inputs(self) -> list[Tensor]:
-        return list(self.pictures().inputs)
-
-    def _picture_steps(self) -> tuple[Step, Step]:
-        """From a picture to image tokens, with masks and weights by slot beside them."""
+    def _picture_steps(self, *wanted: str) -> tuple[tuple[Tensor, ...], tuple[Step, Step]]:
+        """From a picture to image tokens, with those of masks, weights and counts that are wanted beside them, each by
+        its slot: an ensemble may neither make nor take what nobody uses. Also what comes in from outside."""
         tower, head = self.manifest.image_tower, self.manifest.query_head
-        given = {tensor.name: tensor.name for tensor in self._picture_inputs}
+        outside = tuple(replace(one, optional=False) for one in self.pictures().inputs if wanted or one.name == IMAGE)
         pixels, tokens = tower.input(PIXELS).name, tower.output(IMAGE_TOKENS).name
         made = {pixels: PIXELS}
-        if self.takes_boxes:
-            made |= {head.input(slot).name: slot for slot in (OBJECT_MASKS, BOX_WEIGHTS)} | {BOX_COUNTS: BOX_COUNTS}
-        return Step(PICTURES, given, made), Step(tower.name, {pixels: PIXELS}, {tokens: IMAGE_TOKENS})
+        made |= {head.input(slot).name: slot for slot in (OBJECT_MASKS, BOX_WEIGHTS) if slot in wanted}
+        made |= {BOX_COUNTS: BOX_COUNTS} if BOX_COUNTS in wanted else {}
+        pictures = Step(PICTURES, {tensor.name: tensor.name for tensor in outside}, made)
+        return outside, (pictures, Step(tower.name, {pixels: PIXELS}, {tokens: IMAGE_TOKENS}))
 
 
 def batch_limit(graph: GraphSpec) -> int:
