@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,openvino,export,rtx,hf,serve,qdrant,postgres,test,lint,docs
+EXTRAS := cpu,openvino,export,rtx,hf,serve,qdrant,postgres,parquet,ray,daft,test,lint,docs
 STAMP := $(VENV)/.installed
 # What tests need beside the virtual environment. Each is made once; where one cannot be had, it says so or its tests skip.
-ENVIRONMENTS := lavis-env modelopt-env open-clip-env trt-bindings postgres-env cpp-env web-env
+ENVIRONMENTS := lavis-env modelopt-env open-clip-env trt-bindings triton-env postgres-env cpp-env web-env
 
 .PHONY: demo test test-cpp test-node test-web web soak check docs format lowest clean $(ENVIRONMENTS)
 
@@ -60,6 +60,9 @@ open-clip-env:            ## stock open_clip in an environment of its own (.cach
 
 trt-bindings: $(STAMP)    ## NVIDIA's Python bindings of TensorRT 10.3 to 11 (.cache/trt-bindings), for tests of what is called
 	PYTHON=$(BIN)/python sh tools/trt_bindings_env.sh
+
+triton-env:               ## a real Triton server in an environment of its own (.cache/triton), for tests
+	sh tools/triton_env.sh
 
 postgres-env:             ## a PostgreSQL with pgvector in an environment of its own (.cache/postgres), which tests start
 	sh tools/postgres_env.sh
