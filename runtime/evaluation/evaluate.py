@@ -16,6 +16,7 @@ from qpert.runtime.evaluation.running import ImagesInMemory, ImageStore, Watch, 
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
+from qpert.runtime.gallery.spec import FeatureMode
 from qpert.runtime.inputs.perturbation import FIXED_IN_GRAPHS, Coverage, Perturbation, Reduction, Semantics
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.progress import Progress, Silent
@@ -113,9 +114,14 @@ def check_box_counts(encoder: Encoder, names: Sequence[str], counts: Sequence[in
 
 @contextmanager
 def opened_images(
-    encoder: Encoder, data: EvaluationData, work: Path | None, progress: Progress, watch: Watch
+    encoder: Encoder,
+    data: EvaluationData,
+    work: Path | None,
+    progress: Progress,
+    watch: Watch,
+    features: FeatureMode | None = None,
 ) -> Iterator[ImageStore]:
-    """The encoded images: a gallery in the work folder, or memory."""
+    """The encoded images: a gallery in the work folder, or memory. `features` as in `index_images`."""
     began = time.perf_counter()
     if work is None:
         store = ImagesInMemory(encoded(encoder, data, progress))
@@ -127,7 +133,7 @@ def opened_images(
         ImageEntry(name, path, boxes if len(boxes) else None)
         for name, path, boxes in zip(dataset.names, dataset.images, data.boxes, strict=True)
     ]
-    summary = index_images(work / GALLERY_NAME, encoder, entries, progress=progress)
+    summary = index_images(work / GALLERY_NAME, encoder, entries, features=features, progress=progress)
     watch.resumed["images"] = summary.unchanged
     watch.measure("images", began)
     with StoredGallery.open(work / GALLERY_NAME, encoder) as gallery:
