@@ -118,7 +118,8 @@ def search(
     texts = check_data(encoder, data)
     with ExitStack() as stack:
         journal = stack.enter_context(DiskJournal(work / JOURNAL_NAME))
-        store = stack.enter_context(opened_images(encoder, without_boxes(data), work, progress, watch))
+        images = opened_images(encoder, without_boxes(data), work, progress, watch, features="stored")
+        store = stack.enter_context(images)
         text_embeds = encode_all_texts(encoder, texts, journal, progress, watch)
         split = _Split(data, store, text_embeds, rerank)
         with measured(watch, "settings"):

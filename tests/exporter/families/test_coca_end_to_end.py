@@ -190,17 +190,33 @@ def test_it_evaluates_and_calibrates_on_the_papers_small_grid(bundle, tmp_path, 
     assert run(["eval", str(bundle), "--dataset", "demo", "--limit", "6", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["itm_pairs"], found["rerank"]) == (0, 0)
-    arguments = ["calibrate", str(bundle), "--dataset", "demo", "--limit", "6", "--weights", "constant", "--json"]
-    assert run([*arguments, "--thresholds", "0.9", "--reductions", "mean", "--threads", "1"]) == 0
+    arguments = [
+        "calibrate",
+        str(bundle),
+        "--dataset",
+        "demo",
+        "--limit",
+        "6",
+        "--weights",
+        "constant",
+        "--score",
+        "r1",
+    ]
+    assert run([*arguments, "--thresholds", "0.9", "--reductions", "mean", "--threads", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["grid"]["alphas"] == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
-def test_it_is_quantised_and_benchmarked(bundle, tmp_path, capsys):
+def test_it_is_quantised_and_the_result_evaluates(bundle, tmp_path, capsys):
     out = tmp_path / "int8"
-    arguments = ["quantize", str(bundle), "--out", str(out), "--samples", "6", "--limit", "6", "--no-sensitivity"]
+    arguments = ["quantize", str(bundle), "--out", str(out), "--samples", "16", "--limit", "16", "--no-sensitivity"]
     assert run([*arguments, "--max-drop", "100", "--min-agreement", "0", "--graphs", "vision,text"]) == 0
-    assert run(["verify", str(out)]) == 0
+    assert Bundle.open(out).manifest.quantization is not None
+    # Random weights of width 24 do not survive 8 bits, so their accuracy says nothing: that it runs is what is shown.
+    assert run(["eval", str(out), "--dataset", "demo", "--limit", "4"]) == 0
+
+
+def test_it_is_benchmarked_against_pytorch(bundle):
     assert run(["bench", str(bundle), "--repeats", "3", "--batch", "1", "--boxes", "0,2", "--baseline", "torch"]) == 0
 
 
