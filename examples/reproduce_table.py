@@ -77,13 +77,13 @@ def table_of(rows: Sequence[dict[str, Any]], way: str) -> Table:
     """One direction: R@K, mR@K and, last, R@1 of pictures with small objects."""
     head = (
         "text to image" if way == "t2i" else "image to text",
-        *(metric.upper().replace("R", "R@") for metric in METRICS),
+        *(metric.replace("r", "R@") for metric in METRICS),
     )
     lines = []
     for row in rows:
         measured, paper = row["measured"], row["paper"]
         cells = [cell(measured[way].get(metric), paper.get(way, {}).get(metric)) for metric in METRICS]
-        small = cell(measured["small"].get(way, {}).get("r1"), paper.get("small", {}).get(way, {}).get("r1"))
+        small = cell((measured["small"].get(way) or {}).get("r1"), paper.get("small", {}).get(way, {}).get("r1"))
         lines.append((row["title"], *cells, small))
     return Table((*head, "small R@1"), tuple(lines))
 
