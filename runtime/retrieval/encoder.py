@@ -39,7 +39,7 @@ from qpert.runtime.inputs.perturbation import FIXED_IN_GRAPHS, Perturbation, box
 from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer
 from qpert.runtime.retrieval.bound_graph import BoundGraph
 from qpert.runtime.retrieval.features import Floats, ImageFeatures, concatenated
-from qpert.runtime.retrieval.query_sets import NO_BOX, QuerySets, sets_of_images
+from qpert.runtime.retrieval.query_sets import NO_BOX, QuerySets, inputs_of_sets, sets_of_images
 from qpert.runtime.sessions.device import DeviceArray, on_host
 from qpert.runtime.sessions.open import open_sessions
 from qpert.runtime.sessions.protocol import Array
@@ -261,10 +261,8 @@ class Encoder:
         tokens gets them once a call; others, and engines, get them once a set.
         """
         head, most = self.graph(QUERY_HEAD), self.limit(QUERY_HEAD, "B")
-        image, stock = np.repeat(np.arange(len(counts)), counts), set_boxes == NO_BOX
-        masks = objects[OBJECT_MASKS][image, set_boxes][:, None]  # [R, 1, N]
-        weights = objects[BOX_WEIGHTS][image, set_boxes][:, None]  # [R, 1]
-        masks[stock], weights[stock] = 0, 0
+        image = np.repeat(np.arange(len(counts)), counts)
+        masks, weights = inputs_of_sets(objects[OBJECT_MASKS], objects[BOX_WEIGHTS], counts, set_boxes)
         shares = head.spec.input(IMAGE_TOKENS).shared and self.provider in SHARING
         parts = []
         for rows in calls(counts, most, alone=shares):

@@ -43,6 +43,15 @@ def test_importing_the_runtime_loads_no_library_at_all():
     assert not light & (HEAVY | {"numpy", "onnxruntime", "PIL", "tokenizers", "click", "rich", "safetensors"})
 
 
+def test_stores_load_no_driver_before_one_is_used():
+    names = loaded_by(
+        "import qpert.runtime.cli.search, qpert.runtime.cli.index, qpert.runtime.stores.indexing, "
+        "qpert.runtime.stores.searching"
+    )
+    assert not names & (HEAVY | {"psycopg", "qdrant_client", "qdrant_edge", "grpc"})
+    assert "numpy" in names
+
+
 def test_every_public_name_of_the_runtime_is_there_without_torch_or_onnx():
     names = loaded_by("import qpert.runtime as r\nfor name in r.__all__: getattr(r, name)")
     assert not names & HEAVY
