@@ -82,7 +82,7 @@ if TYPE_CHECKING:
 @shared.work_option
 @shared.threads_option
 @shared.html_option
-@click.option("--provider", type=click.Choice(["cpu", "cuda", "openvino"]), default="cpu", help="what runs the graphs")
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", help="what runs the graphs")
 @shared.json_option
 def command(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> int:
     """Search the perturbation settings that score best on a validation split of images with boxes.

@@ -35,6 +35,7 @@ from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.bundle.roles import BOX_SLOTS
 from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.sessions.providers import find_provider
 from qpert.runtime.verification.reference import Baseline
 
 UPSTREAM = ("hf",)
@@ -80,7 +81,7 @@ def open_baselines(
 
 
 def device_of(provider: str) -> str:
-    if provider in ("cpu", "openvino"):
+    if find_provider(provider).on_cpu:
         return "cpu"
     if not torch.cuda.is_available():
         raise UnavailableError(

@@ -26,6 +26,7 @@ from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.progress import Progress
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.sessions.protocol import Arrays
+from qpert.runtime.sessions.providers import find_provider
 from qpert.runtime.verification.reference import Baseline
 
 LARGEST_DIFFERENCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 5e-1, "fp8": 5e-1}
@@ -192,7 +193,8 @@ class _Bench:
 
     def _knows_peak(self, flops: int) -> bool:
         """The measured peak is the CPU's, in float32."""
-        return bool(flops) and self.request.provider == "cpu" and self.encoder.manifest.precision == "fp32"
+        on_cpu = find_provider(self.request.provider).on_cpu
+        return bool(flops) and on_cpu and self.encoder.manifest.precision == "fp32"
 
     def _usable(self, boxes: int) -> list[Baseline]:
         for baseline in self.baselines:

@@ -26,6 +26,10 @@ class Provider:
     openvino: str = ""
     flavor: str = ""
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.onnxruntime == "CPUExecutionProvider" or self.openvino == "CPU"
+
 
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
