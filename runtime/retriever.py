@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.detection.source import BoxSource, boxes_of
+from qpert.runtime.filters.tree import Condition
 from qpert.runtime.gallery.hits import Hit, TextHit
 from qpert.runtime.gallery.search import Gallery, Searchable, TextGallery, search_images, search_texts
 from qpert.runtime.inputs.arguments import as_count, as_texts
@@ -54,7 +55,7 @@ class Retriever:
 
         Args:
             bundle: the folder that `qpert export` made.
-            provider: `cpu`, `cuda`, `tensorrt` or `rtx`; exactly this one is used.
+            provider: `cpu`, `cuda`, `openvino`, `tensorrt` or `rtx`; exactly this one is used.
             perturbation: other settings than the bundle's defaults, as far as the graphs can follow.
             threads: CPU threads for one operator; 0 leaves it to the runtime.
             spin: whether idle threads of ONNX Runtime wait by spinning: soonest for a lone caller, wasteful where
@@ -102,30 +103,48 @@ class Retriever:
         return self.encoder.itm_scores(features, texts)
 
     def search(
-        self, text: str, gallery: Searchable, *, k: int = 10, rerank: int | None = None, exact: bool = False
+        self,
+        text: str,
+        gallery: Searchable,
+        *,
+        k: int = 10,
+        rerank: int | None = None,
+        exact: bool = False,
+        where: str | Condition | None = None,
     ) -> list[Hit]:
         """The best `k` images for a text: ITC over the whole gallery, ITM over the best `rerank` of it.
 
         Re-ranked images come first, by ITM + ITC; the others follow by ITC alone. `k` larger than the gallery returns
         the whole gallery. `rerank` None is 64, or 0 where the bundle has no pair scorer; 0 leaves ITM out.
 
+        `where` is a filter on the images' metadata, such as `album = "x" and year >= 2020`: only images of which it is
+        true are searched, so the answer is exact for them. See `qpert.runtime.filters`.
+
         A large gallery on disk is scanned in 8 bits and then exactly, with the same result as the exact scan alone,
         which `exact` asks for. `gallery` is an open one: `Gallery`, or what `open_gallery` returns (a path is not
         opened here, as that would be done anew for each search).
 
         Raises:
-            InputError: `k` below 1, `rerank` below 0, or above 0 without a pair scorer; scores that are NaN.
+            InputError: `k` below 1, `rerank` below 0, or above 0 without a pair scorer; scores that are NaN; a filter
+                that cannot be read (code `filter`).
             TextError: an empty text.
             GalleryError: the gallery was made with another bundle or other settings, or is damaged.
         """
-        return self.search_batch([text], gallery, k=k, rerank=rerank, exact=exact)[0]
+        return self.search_batch([text], gallery, k=k, rerank=rerank, exact=exact, where=where)[0]
 
     def search_batch(
-        self, texts: Iterable[str], gallery: Searchable, *, k: int = 10, rerank: int | None = None, exact: bool = False
+        self,
+        texts: Iterable[str],
+        gallery: Searchable,
+        *,
+        k: int = 10,
+        rerank: int | None = None,
+        exact: bool = False,
+        where: str | Condition | None = None,
     ) -> list[list[Hit]]:
         """`search` for several texts: one scan of the gallery, and images that their shortlists share are matched with
         all of these texts at once."""
-        return search_images(self.encoder, texts, gallery, k=k, rerank=rerank, exact=exact)
+        return search_images(self.encoder, texts, gallery, k=k, rerank=rerank, exact=exact, where=where)
 
     def search_texts(
         self,

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import click
 
+from qpert.runtime.cli.detector_options import detector_options
 from qpert.runtime.cli.number_types import IntegerRange, NumberRange
-from qpert.runtime.cli.options import PATH, bundle_argument, provider_option, require
+from qpert.runtime.cli.options import PATH, bundle_argument, max_boxes_option, provider_option, require
+from qpert.runtime.cli.store_options import features_from_option
+from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
 from qpert.runtime.files import local_path
 from qpert.runtime.inputs.boxes import BoxWarning
 from qpert.runtime.serving.settings import Limits, Settings
+from qpert.runtime.stores.address import StoreAddress, parse_address
 
 TOKEN_VARIABLE = "QPERT_TOKEN"
 DEFAULTS = Limits()
@@ -23,6 +27,10 @@ COUNT = IntegerRange(min=1)
 @click.command("serve", short_help="a bundle and a gallery behind HTTP", context_settings={"show_default": True})
 @bundle_argument
 @click.option("--gallery", type=PATH, help="search and change this gallery; made where there is none")
+@detector_options
+@max_boxes_option
+@click.option("--store", help="search and change this store instead: qdrant://…, qdrant-edge:FOLDER or postgresql://…")
+@features_from_option
 @click.option("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 serves other machines")
 @click.option("--port", type=IntegerRange(min=0, max=65535), default=8000, help="0 takes any free one")
 @click.option("--token-file", type=PATH, help=f"clients must send the token in this file [default: ${TOKEN_VARIABLE}]")
@@ -31,7 +39,9 @@ COUNT = IntegerRange(min=1)
 @click.option(
     "--allow-url", "hosts", multiple=True, metavar="HOST", help="fetch pictures by URL from here; may be repeated"
 )
-@click.option("--pictures", type=PATH, help="keep pictures that are sent here [default: GALLERY/pictures]")
+@click.option(
+    "--pictures", type=PATH, help="keep pictures that are sent here [default: GALLERY/pictures; none with a store]"
+)
 @click.option("--workers", type=IntegerRange(min=0), default=0, help="batches at a time; 0: 2 on a CPU, 1 on a GPU")
 @click.option("--threads", type=IntegerRange(min=0), default=0, help="CPU threads a worker; 0: cores / workers")
 @click.option("--max-body", type=COUNT, default=DEFAULTS.body_bytes, help="bytes of a request")
@@ -47,6 +57,10 @@ COUNT = IntegerRange(min=1)
 def command(
     bundle: Path,
     gallery: Path | None,
+    detector: DetectorChoice,
+    max_boxes: int | None,
+    store: str | None,
+    features_from: Path | None,
     host: str,
     port: int,
     token_file: Path | None,
@@ -65,11 +79,18 @@ def command(
     deadline: float,
     provider: str,
 ) -> None:
-    """Serve BUNDLE over HTTP: embeddings, pair scores, and search in a --gallery. A page to try it is at /.
+    """Serve BUNDLE over HTTP: embeddings, pair scores, and search in a --gallery or --store. A page to try it is at /.
 
     /openapi.json describes the requests; /health/ready, /metrics and /v2 (the raw graphs) are for machines. SIGTERM
     answers what has been asked, and ends.
     """
+    detector.check(None)
+    if max_boxes is not None and detector.folder is None:
+        raise InputError(
+            "--max-boxes needs --detector: it says how many of the boxes that are found are used; add it, or leave "
+            "--max-boxes out",
+            code="detector-missing",
+        )
     require("qpert serve", ("fastapi", "uvicorn", "prometheus_client", "python_multipart"), "serve")
     limits = Limits(
         body_bytes=max_body,
@@ -83,6 +104,8 @@ def command(
     settings = Settings(
         bundle,
         gallery=gallery,
+        store=address_of(store, gallery, features_from),
+        features=features_from,
         provider=provider,
         host=host,
         port=port,
@@ -93,6 +116,8 @@ def command(
         names=names,
         url_hosts=hosts,
         pictures=pictures,
+        detector=detector,
+        max_boxes=max_boxes,
         limits=limits,
     )
     if not settings.is_loopback and not settings.token:
@@ -106,6 +131,21 @@ def command(
     warnings.simplefilter("ignore", BoxWarning)  # strangers' boxes: the log is not theirs to fill
 
     serve(settings, lambda line: click.echo(f"serving {bundle} on {line}", err=True))
+
+
+def address_of(store: str | None, gallery: Path | None, features: Path | None) -> StoreAddress | None:
+    """Raises InputError for no address of an engine, or options that exclude each other."""
+    if store is None:
+        if features is not None:
+            raise InputError("--features-from needs --store; a gallery has its own features", code="serve-options")
+        return None
+    address = parse_address(store)
+    if gallery is not None or address.kind == "gallery":
+        raise InputError(
+            f"--store is {address}; expected qdrant://…, qdrant-edge:FOLDER or postgresql://…, and no --gallery too",
+            code="serve-options",
+        )
+    return address
 
 
 def read_token(path: Path | None) -> str:

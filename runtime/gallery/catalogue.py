@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,13 +17,14 @@ import numpy.typing as npt
 from qpert.runtime.errors import GalleryError, UnavailableError
 from qpert.runtime.gallery.columns import Column
 from qpert.runtime.gallery.spec import GallerySpec
-from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.sqlite import Connection
 
 CATALOGUE_NAME = "gallery.sqlite"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FIRST_SCHEMA = 1
 """Without `image.sets`: one query set for each image. Read as it is; a writer adds the column."""
+FIELDS_SCHEMA = 3
+"""The first with `field`. A catalogue without it has no metadata; a writer adds the table."""
 WAIT_SECONDS = 30.0
 """How long a reader waits for a writer's commit (milliseconds long, unless the disk is busy)."""
 
@@ -42,6 +42,12 @@ CREATE TABLE shard (id INTEGER PRIMARY KEY, file TEXT NOT NULL, records INTEGER 
 CREATE TABLE block (
     name TEXT NOT NULL, first INTEGER NOT NULL, rows INTEGER NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (name, first));
 """
+FIELD_SCHEMA = """
+CREATE TABLE field (image INTEGER NOT NULL, key TEXT NOT NULL, type TEXT NOT NULL, value NOT NULL,
+    PRIMARY KEY (image, key)) WITHOUT ROWID;
+CREATE INDEX field_value ON field (key, type, value);
+"""
+"""Metadata: a row for each key of an image. `value` has no affinity, so numbers are compared as numbers, exactly."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +185,15 @@ class Catalogue:
         return np.array(rows, np.int64).reshape(-1)
 
     def upgrade(self) -> None:
-        """Give a catalogue of the first schema the column that it lacks. For writers."""
-        if self.schema_version == FIRST_SCHEMA:
-            with self.transaction() as connection:
+        """Give a catalogue of an earlier schema the column and the table that it lacks. For writers."""
+        version = self.schema_version
+        if version == SCHEMA_VERSION:
+            return
+        with self.transaction() as connection:
+            if version == FIRST_SCHEMA:
                 connection.execute("ALTER TABLE image ADD COLUMN sets INTEGER NOT NULL DEFAULT 1")
-                connection.execute("UPDATE meta SET schema_version = ?", (SCHEMA_VERSION,))
+            run_script(connection, FIELD_SCHEMA)
+            connection.execute("UPDATE meta SET schema_version = ?", (SCHEMA_VERSION,))
 
     @property
     def _image_columns(self) -> str:
@@ -193,6 +203,11 @@ class Catalogue:
     def captions(self, row: int) -> tuple[str, ...]:
         found = self.connection.execute("SELECT text FROM text WHERE image = ? ORDER BY row", (row,))
         return tuple(text for (text,) in found)
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether it has the table of metadata; an earlier schema has none."""
+        return self.schema_version >= FIELDS_SCHEMA
 
     def texts(self) -> list[tuple[int, int, str]]:
         """(row, image row, text) of the captions of live images, in order."""
@@ -221,10 +236,16 @@ def blocks_digest(blocks: Sequence[Block]) -> str:
 def create_catalogue(folder: Path, spec: GallerySpec) -> Catalogue:
     catalogue = Catalogue(folder, _connect(folder / CATALOGUE_NAME, writable=True))
     with catalogue.transaction() as connection:
-        for statement in SCHEMA.strip().rstrip(";").split(";\n"):
-            connection.execute(statement)
+        run_script(connection, SCHEMA)
+        run_script(connection, FIELD_SCHEMA)
         connection.execute("INSERT INTO meta VALUES (?, 1, ?)", (SCHEMA_VERSION, spec.to_json()))
     return catalogue
+
+
+def run_script(connection: sqlite3.Connection, script: str) -> None:
+    """Statements within the transaction that is open (`executescript` would commit it)."""
+    for statement in script.strip().rstrip(";").split(";\n"):
+        connection.execute(statement)
 
 
 def has_catalogue(folder: Path) -> bool:
@@ -259,7 +280,7 @@ def open_catalogue(folder: Path, *, writable: bool = False) -> Catalogue:
     except (sqlite3.DatabaseError, TypeError) as error:
         catalogue.close()
         raise _damaged(folder, error) from error
-    if version not in (FIRST_SCHEMA, SCHEMA_VERSION):
+    if version not in range(FIRST_SCHEMA, SCHEMA_VERSION + 1):
         catalogue.close()
         raise GalleryError(
             f"the gallery {folder} has schema version {version}, this qpert reads up to {SCHEMA_VERSION}; "
@@ -339,26 +360,3 @@ def insert_shards(connection: sqlite3.Connection, shards: Iterable[Shard]) -> No
 
 def insert_blocks(connection: sqlite3.Connection, blocks: Iterable[Block]) -> None:
     connection.executemany("INSERT INTO block VALUES (?, ?, ?, ?)", [tuple(vars(block).values()) for block in blocks])
-
-
-def boxes_to_json(boxes: Boxes | None) -> str | None:
-    if boxes is None:
-        return None
-    return json.dumps(
-        {
-            "xyxy": boxes.xyxy.tolist(),
-            "size": list(boxes.size),
-            "scores": None if boxes.scores is None else boxes.scores.tolist(),
-            "labels": None if boxes.labels is None else list(boxes.labels),
-        }
-    )
-
-
-def boxes_from_json(text: str | None) -> Boxes | None:
-    if text is None:
-        return None
-    values: dict[str, Any] = json.loads(text)
-    xyxy = np.array(values["xyxy"], np.float64).reshape(-1, 4)
-    scores = None if values["scores"] is None else np.array(values["scores"], np.float64)
-    labels = None if values["labels"] is None else tuple(values["labels"])
-    return Boxes(xyxy, tuple(values["size"]), scores=scores, labels=labels)

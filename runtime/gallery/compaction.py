@@ -23,6 +23,7 @@ from qpert.runtime.gallery.catalogue import (
     vector_columns,
 )
 from qpert.runtime.gallery.columns import Column
+from qpert.runtime.gallery.fields import insert_fields, read_fields
 from qpert.runtime.gallery.shards import ShardReader, write_shard
 from qpert.runtime.retrieval.query_sets import set_rows, starts_of
 
@@ -32,7 +33,7 @@ ROWS_AT_ONCE = 1024
 def compact(catalogue: Catalogue) -> int:
     """Returns the number of dead images. A crash before the commit leaves the gallery as it was; the files that are no
     longer spoken of afterwards are the caller's to delete."""
-    live, texts = catalogue.images(), catalogue.texts()
+    live, texts, fields = catalogue.images(), catalogue.texts(), read_fields(catalogue)
     dead = catalogue.count("image") - len(live)
     if not dead:
         return 0
@@ -45,10 +46,11 @@ def compact(catalogue: Catalogue) -> int:
     moved, shards = _copy_shards(catalogue, live, generation)
     new_row = {row: place for place, row in enumerate(rows)}
     with catalogue.transaction() as connection:
-        for table in ("image", "text", "shard", "block"):
+        for table in ("image", "text", "field", "shard", "block"):
             connection.execute(f"DELETE FROM {table}")
         insert_images(connection, [replace(record, row=place) for place, record in enumerate(moved)])
         insert_texts(connection, [(place, new_row[image], text) for place, (_, image, text) in enumerate(texts)])
+        insert_fields(connection, [(place, fields[row]) for row, place in new_row.items() if row in fields])
         insert_shards(connection, shards)
         insert_blocks(connection, blocks)
         connection.execute("UPDATE meta SET generation = ?", (generation,))

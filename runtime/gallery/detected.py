@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qpert.runtime.bundle.roles import QUERY_HEAD
 from qpert.runtime.detection.source import BoxSource, boxes_of, source_identity
 from qpert.runtime.errors import InputError
-from qpert.runtime.gallery.catalogue import boxes_to_json
+from qpert.runtime.gallery.box_json import boxes_to_json
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.retrieval.encoder import Encoder
 

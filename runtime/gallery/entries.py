@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qpert.runtime.errors import ImageError, InputError, QpertWarning
+from qpert.runtime.filters.metadata import Metadata, checked_metadata
 from qpert.runtime.gallery.folders import image_files
 from qpert.runtime.inputs.box_files import XmlCoordinates, read_box_file
 from qpert.runtime.inputs.boxes import Boxes, one_warning_a_kind
@@ -25,12 +27,14 @@ SHOWN = 5
 
 @dataclass(frozen=True, eq=False)
 class ImageEntry:
-    """One image for a gallery: its unique `name`, its file, its boxes in the file's own pixels, and its captions."""
+    """One image for a gallery: its unique `name`, its file, its boxes in the file's own pixels, its captions, and its
+    metadata, which filters are about."""
 
     name: str
     path: Path
     boxes: Boxes | None = None
     captions: tuple[str, ...] = ()
+    metadata: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,8 @@ def list_images(source: Path) -> Listing:
     - `.json`: LAVIS annotation JSON, with captions; images lie below the annotation's folder or the one above it.
     - `.txt`: a path a line, relative to the list's folder; the line is the name. Lines end at line feeds alone. A line
       that begins with `#` is a comment, and left out, unless there is a file of that name.
+    - `.jsonl`: a JSON object a line, `{"image": path, …}`. `image` is the name, and a path relative to the list's
+      folder; `captions` may be a list of texts; every other key is metadata of the image.
 
     Raises InputError for what is none of these (`image-source`), or holds no image (`no-images`).
     """
@@ -73,15 +79,18 @@ def list_images(source: Path) -> Listing:
         return _folder(source)
     if not source.is_file():
         raise InputError(
-            f"{source} does not exist; expected a folder of images, a .txt list or LAVIS annotation JSON",
+            f"{source} does not exist; expected a folder of images, a .txt or .jsonl list, or LAVIS annotation JSON",
             code="image-source",
         )
     if source.suffix.lower() == ".json":
         return _annotated(source)
     if source.suffix.lower() == ".txt":
         return _listed(source)
+    if source.suffix.lower() == ".jsonl":
+        return _described(source)
     raise InputError(
-        f"{source} is neither a folder, a .txt list of images nor LAVIS annotation JSON (.json)", code="image-source"
+        f"{source} is neither a folder, a list of images (.txt or .jsonl) nor LAVIS annotation JSON (.json)",
+        code="image-source",
     )
 
 
@@ -146,6 +155,38 @@ def _list_names(source: Path) -> Iterator[tuple[int, str]]:
             name = line
         if name:
             yield place, name
+
+
+def _described(source: Path) -> Listing:
+    lines = [(place, line) for place, line in enumerate(text_lines(source, str(source)), start=1) if line.strip()]
+    if not lines:
+        raise InputError(
+            f'the list {source} names no image; expected a line for each, such as {{"image": "a.jpg"}}',
+            code="no-images",
+        )
+    return Listing(tuple(_described_entry(source, place, line) for place, line in lines))
+
+
+def _described_entry(source: Path, place: int, line: str) -> ImageEntry:
+    what = f"{source}, line {place}"
+    try:
+        values = json.loads(line, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is no JSON ({error})", code="image-list-line") from error
+    name = values.pop("image", None) if isinstance(values, dict) else None
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f'{what} is {line!r:.80}; expected an object such as {{"image": "a.jpg"}}', code="image-list-line"
+        )
+    captions = values.pop("captions", [])
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise InputError(f"{what} has captions {captions!r:.80}; expected a list of texts", code="image-list-line")
+    path = named_file(source.parent, name)
+    return ImageEntry(name, path, captions=tuple(captions), metadata=checked_metadata(values, what))
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _annotated(source: Path) -> Listing:

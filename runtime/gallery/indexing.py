@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.detection.source import BoxSource
-from qpert.runtime.errors import BoxError, GalleryError, ImageError, InputError
-from qpert.runtime.files import local_path, portable_name, sha256_of
-from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord, boxes_to_json
-from qpert.runtime.gallery.detected import DetectedBoxes, without_source
+from qpert.runtime.errors import GalleryError, InputError
+from qpert.runtime.files import local_path, portable_name
+from qpert.runtime.filters.metadata import Metadata, checked_metadata
+from qpert.runtime.gallery.batches import EncodedPart, ImageBatches, boxes_difference
+from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord
+from qpert.runtime.gallery.detected import DetectedBoxes
 from qpert.runtime.gallery.entries import ImageEntry
+from qpert.runtime.gallery.fields import read_fields
+from qpert.runtime.gallery.files import file_differs
 from qpert.runtime.gallery.spec import FeatureMode
-from qpert.runtime.gallery.writer import GalleryWriter, NewImage, open_writer
-from qpert.runtime.inputs.images import load_image
+from qpert.runtime.gallery.writer import GalleryWriter, open_writer
+from qpert.runtime.inputs.arguments import as_count
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
-from qpert.runtime.retrieval.features import ImageFeatures, concatenated
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 RECORDS_A_SHARD = 64
-IMAGES_AT_ONCE = 16
-"""Decoded photographs held in memory (a batch of the vision graph may be smaller)."""
 
 
 @dataclass(frozen=True)
 class IndexSummary:
     """What one call did, in images: `skipped` holds (name, reason) of those that could not be read; in `without_boxes`
-    of those added or replaced, the given `boxes` source found nothing."""
+    of those added or replaced, the given `boxes` source found nothing; of `relabelled`, the metadata alone changed."""
 
     images: int
     added: int
@@ -46,6 +41,7 @@ class IndexSummary:
     skipped: tuple[tuple[str, str], ...] = ()
     texts: int = 0
     without_boxes: int = 0
+    relabelled: int = 0
 
 
 def index_images(
@@ -57,6 +53,7 @@ def index_images(
     features: FeatureMode | None = None,
     replace: bool = False,
     skip_unreadable: bool = False,
+    workers: int = 1,
     records_a_shard: int = RECORDS_A_SHARD,
     progress: Progress | None = None,
 ) -> IndexSummary:
@@ -75,8 +72,11 @@ def index_images(
         features: `stored` keeps image features for re-ranking; `recomputed` keeps none (16 to 60 times less space) and
             encodes the shortlist again at each search; `none` keeps none and never re-ranks. None means what the
             gallery has; for a new one `stored`, or `none` where the bundle has no pair scorer.
-        replace: encode again what is there under the same name with another file, other boxes or captions.
+        replace: encode again what is there under the same name with another file, other boxes or captions. Where
+            only the metadata differ, nothing is encoded.
         skip_unreadable: leave out, and count, images that cannot be read, instead of stopping at them.
+        workers: batches that are read and encoded at the same time. Two keep a machine's cores busy where a batch alone
+            does not; give the encoder its share of them (`threads`).
         records_a_shard: images that are committed together.
         progress: where to say how far it is.
 
@@ -90,46 +90,57 @@ def index_images(
     """
     if records_a_shard < 1:
         raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1", code="records-per-shard")
+    workers = as_count(workers, "workers", least=1)
     listed = [portable(entry) for entry in entries]
-    _check_names(listed)
+    check_names(listed)
     folder = Path(folder)
     detected = None if boxes is None else DetectedBoxes.of(boxes, encoder)
     with open_writer(folder, encoder, features) as writer:
         plan = _plan(writer.catalogue, listed, detected, replace=replace)
-        run = _Run(writer, encoder, detected, skip_unreadable=skip_unreadable)
+        writer.set_metadata(plan.relabelled)
+        batches = ImageBatches(encoder, detected, skip_unreadable=skip_unreadable, workers=workers)
+        run = _Run(writer, encoder)
         shown = progress or Silent()
-        with shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
-            for start in range(0, len(plan.todo), records_a_shard):
-                part = plan.todo[start : start + records_a_shard]
-                run.add(part)
-                advance(len(part))
+        with (
+            shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance,
+            batches.encoded(plan.todo, records_a_shard) as parts,
+        ):
+            for part in parts:
+                run.commit(part)
+                advance(len(part.entries))
         writer.remember()
         replaced = len([name for name in run.added if name in plan.replaced])
         return IndexSummary(
             images=len(writer.catalogue.images()),
             added=len(run.added) - replaced,
             replaced=replaced,
-            unchanged=len(listed) - len(plan.todo),
-            skipped=tuple(run.skipped),
+            unchanged=len(listed) - len(plan.todo) - len(plan.relabelled),
+            skipped=tuple(batches.skipped),
             texts=len(writer.catalogue.texts()),
-            without_boxes=run.without_boxes,
+            without_boxes=batches.without_boxes,
+            relabelled=len(plan.relabelled),
         )
 
 
 def portable(entry: ImageEntry) -> ImageEntry:
-    """The entry with a name that can be stored, and a path that this process can open, whatever the locale is."""
-    return replace_fields(entry, name=portable_name(entry.name), path=local_path(entry.path))
+    """The entry with a name that can be stored, a path that this process can open, whatever the locale is, and
+    metadata that a filter can name."""
+    name = portable_name(entry.name)
+    metadata = checked_metadata(entry.metadata, f"the image {name}")
+    return replace_fields(entry, name=name, path=local_path(entry.path), metadata=metadata)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What has to be encoded, in order, and which of it replaces an image of the same name."""
+    """What has to be encoded, in order; which of it replaces an image of the same name; and the new metadata, by name,
+    of images that differ in nothing else."""
 
     todo: Sequence[ImageEntry]
     replaced: frozenset[str]
+    relabelled: Mapping[str, Metadata]
 
 
-def _check_names(entries: Sequence[ImageEntry]) -> None:
+def check_names(entries: Sequence[ImageEntry]) -> None:
     twice = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if twice:
         raise GalleryError(
@@ -142,15 +153,20 @@ def _plan(
     catalogue: Catalogue, entries: Sequence[ImageEntry], detected: DetectedBoxes | None, *, replace: bool
 ) -> _Plan:
     present = {record.name: record for record in catalogue.images()}
+    fields = read_fields(catalogue)
     todo: list[ImageEntry] = []
     changed: dict[str, str] = {}
+    relabelled: dict[str, Metadata] = {}
     for entry in entries:
         record = present.get(entry.name)
         if record is not None:
             difference = _difference(catalogue, record, entry, detected)
-            if difference is None:
+            if difference is None and dict(entry.metadata) == fields.get(record.row, {}):
                 continue
-            changed[entry.name] = difference
+            changed[entry.name] = difference or "metadata"
+            if difference is None:
+                relabelled[entry.name] = entry.metadata
+                continue
         todo.append(entry)
     if changed and not replace:
         name, difference = next(iter(changed.items()))
@@ -159,125 +175,32 @@ def _plan(
             f"its {difference} for instance; pass --replace to encode them again, or index into a new gallery",
             code="image-changed",
         )
-    return _Plan(todo, frozenset(changed))
+    return _Plan(todo, frozenset(changed) - relabelled.keys(), relabelled)
 
 
 def _difference(
     catalogue: Catalogue, record: ImageRecord, entry: ImageEntry, detected: DetectedBoxes | None
 ) -> str | None:
     """In what an image differs from the one of its name in the gallery, or None."""
-    if detected is not None and entry.boxes is None:
-        if not detected.made(record.boxes):
-            return "detector or its options"
-    elif without_source(record.boxes) != boxes_to_json(entry.boxes):
-        return "boxes"
+    if (difference := boxes_difference(record.boxes, entry, detected)) is not None:
+        return difference
     if catalogue.captions(record.row) != entry.captions:
         return "captions"
-    try:
-        state = entry.path.stat()
-    except OSError as error:
-        raise ImageError(
-            f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
-        ) from error
-    if state.st_size == record.bytes and state.st_mtime_ns == record.mtime:
-        return None
-    return None if state.st_size == record.bytes and sha256_of(entry.path) == record.sha256 else "file"
+    return "file" if file_differs(record, entry) else None
 
 
 class _Run:
-    """Encodes shards of images into a gallery; `added` and `skipped` say what became of them."""
+    """Writes shards of encoded images into a gallery; `added` says which."""
 
-    def __init__(
-        self, writer: GalleryWriter, encoder: Encoder, detected: DetectedBoxes | None, *, skip_unreadable: bool
-    ) -> None:
-        self.writer, self.encoder, self.skip_unreadable = writer, encoder, skip_unreadable
-        self.detected, self.without_boxes = detected, 0
+    def __init__(self, writer: GalleryWriter, encoder: Encoder) -> None:
+        self.writer, self.encoder = writer, encoder
         self.added: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
 
-    def add(self, entries: Sequence[ImageEntry]) -> None:
-        """Encode one shard's images and commit them. Batches start with the shard, so that a resumed run
-        makes the same batches as one that was never interrupted."""
-        step = min(self.encoder.limit(IMAGE_TOWER, "B"), IMAGES_AT_ONCE)
-        images: list[NewImage] = []
-        parts: list[ImageFeatures] = []
-        for start in range(0, len(entries), step):
-            new, part = self._encode(entries[start : start + step])
-            images += new
-            parts += [] if part is None else [part]
-        if not parts:
+    def commit(self, part: EncodedPart) -> None:
+        if part.features is None:
             return
-        captions = [caption for image in images for caption in image.captions]
+        captions = [caption for image in part.images for caption in image.captions]
         width = self.writer.spec.width
         texts = self.encoder.encode_texts(captions) if captions else np.empty((0, width), np.float32)
-        self.writer.append(images, concatenated(parts), texts)
-        self.added += [image.name for image in images]
-
-    def _encode(self, entries: Sequence[ImageEntry]) -> tuple[list[NewImage], ImageFeatures | None]:
-        """One batch, without the images that cannot be read where these are to be skipped."""
-        found: list[tuple[ImageEntry, Image, NewImage]] = []
-        for entry in entries:
-            try:
-                state = _state(entry)
-                found.append((entry, _loaded(entry), state))
-            except ImageError as error:
-                if not self.skip_unreadable:
-                    raise
-                self.skipped.append((entry.name, str(error)))
-        if not found:
-            return [], None
-        if self.detected is not None:
-            found = self._with_detected(self.detected, found)
-        features = self.encoder.encode_images([image for _, image, _ in found], [entry.boxes for entry, _, _ in found])
-        _check_finite([entry.name for entry, _, _ in found], features)
-        return [new for _, _, new in found], features
-
-    def _with_detected(
-        self, detected: DetectedBoxes, found: Sequence[tuple[ImageEntry, Image, NewImage]]
-    ) -> list[tuple[ImageEntry, Image, NewImage]]:
-        """The same with the source's boxes where an entry has none."""
-        boxes = iter(detected.find([image for entry, image, _ in found if entry.boxes is None]))
-        filled = []
-        for entry, image, new in found:
-            if entry.boxes is None:
-                its = next(boxes)
-                self.without_boxes += not len(its)
-                entry, new = replace_fields(entry, boxes=its), replace_fields(new, boxes=detected.to_json(its))
-            filled.append((entry, image, new))
-        return filled
-
-
-def _state(entry: ImageEntry) -> NewImage:
-    """What the catalogue keeps of an image's file."""
-    try:
-        state = entry.path.stat()
-        digest = sha256_of(entry.path)
-    except OSError as error:
-        raise ImageError(
-            f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
-        ) from error
-    path = os.path.abspath(entry.path)  # noqa: PTH100, resolve() would follow the links of a data set
-    boxes = boxes_to_json(entry.boxes)
-    return NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, entry.captions)
-
-
-def _loaded(entry: ImageEntry) -> Image:
-    image = load_image(entry.path)
-    if entry.boxes is not None and entry.boxes.size != image.size:
-        raise BoxError(
-            f"the boxes of {entry.name} are for a picture of {entry.boxes.size[0]}×{entry.boxes.size[1]} pixels, "
-            f"it has {image.size[0]}×{image.size[1]}; give boxes in the picture's own pixels (after EXIF rotation)",
-            code="box-image-size",
-        )
-    return image
-
-
-def _check_finite(names: Sequence[str], features: ImageFeatures) -> None:
-    """Half precision can overflow; a NaN in the gallery would spoil every search."""
-    for index, name in enumerate(names):
-        if not (np.isfinite(features.query_embeds[index]).all() and np.isfinite(features.image_embeds[index]).all()):
-            raise ImageError(
-                f"{name} was encoded to NaN or infinity; verify the bundle (`qpert verify`), and export it in fp32 if "
-                "half precision overflows",
-                code="image-not-finite",
-            )
+        self.writer.append(part.images, part.features, texts)
+        self.added += [image.name for image in part.images]

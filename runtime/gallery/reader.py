@@ -14,20 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import HashMemory
-from qpert.runtime.errors import GalleryError, ImageError, InputError
-from qpert.runtime.files import sha256_of
+from qpert.runtime.errors import GalleryError, InputError
+from qpert.runtime.filters.metadata import Metadata
+from qpert.runtime.filters.parsing import as_condition
+from qpert.runtime.filters.tree import Condition
+from qpert.runtime.gallery.box_json import boxes_from_json
 from qpert.runtime.gallery.catalogue import (
     Catalogue,
     ImageRecord,
     blocks_digest,
-    boxes_from_json,
     damaged_block,
     open_catalogue,
     text_column,
     vector_columns,
 )
+from qpert.runtime.gallery.fields import read_fields, rows_where
+from qpert.runtime.gallery.files import check_unchanged
 from qpert.runtime.gallery.hits import MatchedBox
 from qpert.runtime.gallery.scan import Codes, Nearest, nearest
+from qpert.runtime.gallery.search import TextGallery
 from qpert.runtime.gallery.shards import ShardReader
 from qpert.runtime.inputs.arguments import as_path, as_rows, kind_of
 from qpert.runtime.inputs.boxes import Boxes
@@ -50,7 +55,7 @@ class StoredGallery:
 
     _STATE = (
         *("encoder", "spec", "_generation", "_records", "_sets", "_texts", "_columns", "_blocks", "_shards"),
-        "_physical",
+        *("_fields", "_physical"),
     )
     """What a copy takes along; the rest is read again."""
 
@@ -63,6 +68,7 @@ class StoredGallery:
         self._records = catalogue.images()
         self._sets = catalogue.sets()
         self._texts = catalogue.texts()
+        self._fields = read_fields(catalogue)
         self._columns = {column.name: column for column in (*vector_columns(self.spec), text_column(self.spec))}
         self._blocks = {name: catalogue.blocks(name) for name in self._columns}
         self._shards = ShardReader(self.folder, catalogue.shards())
@@ -113,6 +119,16 @@ class StoredGallery:
         """The images' files in row order, as they were when indexed."""
         return tuple(Path(record.path) for record in self._records)
 
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.folder.name
+
+    def picture_of(self, name: str) -> tuple[Path, Boxes | None]:
+        """An image's file and boxes, by its name."""
+        row = self._row_of_name[name]
+        return self.paths[row], self.boxes_of(row)
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -149,14 +165,56 @@ class StoredGallery:
         """float32 [m, E] of the captions."""
         return self._map("text_embeds")[np.array([row for row, _, _ in self._texts], np.int64)]
 
-    def nearest(self, text_embeds: npt.NDArray[np.float32], count: int, *, exact: bool = False) -> Nearest:
-        """The best `count` images for each of T texts by ITC; see `qpert.runtime.gallery.scan.nearest`."""
+    def captions(self, where: str | Condition | None = None) -> TextGallery:
+        """The captions to search for an image; with `where`, those of images of which it is true."""
+        owners = self.image_of_text
+        rows = np.arange(len(owners)) if where is None else np.flatnonzero(np.isin(owners, self.rows_where(where)))
+        texts, images = self.texts, self.images
+        embeds = self.text_embeds[rows] if len(owners) else np.empty((0, self.spec.width), np.float32)
+        return TextGallery(tuple(texts[row] for row in rows), embeds, tuple(images[owners[row]] for row in rows))
+
+    def nearest(
+        self,
+        text_embeds: npt.NDArray[np.float32],
+        count: int,
+        *,
+        exact: bool = False,
+        where: str | Condition | None = None,
+    ) -> Nearest:
+        """The best `count` images for each of T texts by ITC, of those of which `where` is true; see
+        `qpert.runtime.gallery.scan.nearest`."""
         alive = np.zeros(len(self._sets), bool)
         alive[self._physical] = True
+        if where is not None:
+            alive &= self._where(where)
         codes = Codes(self._map("codes"), self._map("code_stats"))
         vectors, counts = self._map("query_embeds"), self._sets
         found = nearest(vectors, text_embeds, count, counts=counts, codes=codes, alive=alive, exact=exact)
         return Nearest(np.searchsorted(self._physical, found.rows), found.scores)
+
+    def rows_where(self, where: str | Condition) -> npt.NDArray[np.int64]:
+        """int64 [m]: the rows of which a filter is true; of a gallery's metadata as they are now.
+
+        Raises InputError for a filter that cannot be read, GalleryError where the gallery was compacted since.
+        """
+        return np.flatnonzero(self._where(where)[self._physical])
+
+    @cached_property
+    def metadata(self) -> tuple[Metadata, ...]:
+        """What is known of each image besides its pixels, in row order, as it was when the gallery was opened."""
+        return tuple(self._fields.get(record.row, {}) for record in self._records)
+
+    def _where(self, where: str | Condition) -> npt.NDArray[np.bool_]:
+        """bool [rows], dead ones too. The catalogue is asked, which has an index; a row's image never changes while
+        the generation stays."""
+        condition, chosen = as_condition(where), np.zeros(len(self._sets), bool)
+        assert condition is not None
+        with closing(open_catalogue(self.folder)) as catalogue, catalogue.snapshot():
+            if catalogue.generation != self._generation:
+                raise self._compacted()
+            rows = rows_where(catalogue, condition)
+        chosen[rows[rows < len(chosen)]] = True
+        return chosen
 
     def features_of(self, rows: Rows) -> ImageFeatures:
         """The features of some images, in that order (a row may repeat).
@@ -197,6 +255,23 @@ class StoredGallery:
         (number,) = as_rows([row], len(self))
         return boxes_from_json(self._records[number].boxes)
 
+    def row_of(self, name: str) -> int | None:
+        """The row of an image, or None where there is no such image."""
+        return self._row_of_name.get(name)
+
+    def record(self, row: int) -> ImageRecord:
+        """What the catalogue says of an image."""
+        (number,) = as_rows([row], len(self))
+        return self._records[number]
+
+    def sets_of(self, rows: Rows) -> QuerySets:
+        """The query sets of some images, in that order."""
+        return self._sets_of([self.record(row) for row in rows])
+
+    @cached_property
+    def _row_of_name(self) -> dict[str, int]:
+        return {record.name: row for row, record in enumerate(self._records)}
+
     def require(self, encoder: Encoder) -> None:
         """Raises GalleryError unless `encoder` is of the bundle and settings that made this gallery."""
         self.spec.require(encoder, self.folder)
@@ -219,11 +294,14 @@ class StoredGallery:
             with closing(open_catalogue(self.folder)) as catalogue:
                 if catalogue.generation == self._generation:
                     raise
-            raise GalleryError(
-                f"the gallery {self.folder} was compacted by another process since it was opened here, and the files "
-                "of before are gone; open it again (nothing is damaged)",
-                code="gallery-compacted",
-            ) from error
+            raise self._compacted() from error
+
+    def _compacted(self) -> GalleryError:
+        return GalleryError(
+            f"the gallery {self.folder} was compacted by another process since it was opened here, and the files "
+            "of before are gone; open it again (nothing is damaged)",
+            code="gallery-compacted",
+        )
 
     def close(self) -> None:
         """Give files back. What was read stays valid."""
@@ -313,23 +391,4 @@ class StoredGallery:
             check_unchanged(record)
         return self.encoder.encode_images(
             [record.path for record in records], [boxes_from_json(record.boxes) for record in records]
-        )
-
-
-def check_unchanged(record: ImageRecord) -> None:
-    """Raises ImageError where an image's file is not the one that was indexed."""
-    path = Path(record.path)
-    if not path.is_file():
-        raise ImageError(
-            f"{path}, from which the features of {record.name} are recomputed, is gone; put it back, delete it from "
-            "the gallery, or index with --features stored",
-            code="image-missing",
-        )
-    state = path.stat()
-    if (state.st_size, state.st_mtime_ns) == (record.bytes, record.mtime):
-        return
-    if state.st_size != record.bytes or sha256_of(path) != record.sha256:
-        raise ImageError(
-            f"{path} has changed since it was indexed as {record.name}; index it again with --replace",
-            code="image-changed",
         )

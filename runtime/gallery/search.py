@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
+from qpert.runtime.filters.metadata import Metadata, checked_metadata
+from qpert.runtime.filters.parsing import as_condition
+from qpert.runtime.filters.tree import Condition, holds
 from qpert.runtime.gallery.hits import Hit, MatchedBox, TextHit
 from qpert.runtime.gallery.scan import Nearest, nearest, top
 from qpert.runtime.inputs.arguments import as_boxes, as_count, as_list, as_numbers, as_rows, as_texts, kind_of
@@ -29,16 +32,25 @@ SHARED = 2
 """Texts that an image of the shortlists has to meet on average for going image by image to be the cheaper order."""
 
 
+class Names(Protocol):
+    """The name of each row."""
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
 class Searchable(Protocol):
     """Images that can be searched: in memory (`Gallery`) or on disk (`StoredGallery`). Rows are numbered from 0."""
 
     @property
-    def images(self) -> tuple[str, ...]: ...
+    def images(self) -> Names: ...
 
     def __len__(self) -> int: ...
 
-    def nearest(self, text_embeds: Floats, count: int, *, exact: bool = False) -> Nearest:
-        """The best `count` images (or all there are) for each of T texts [T, E], by ITC."""
+    def nearest(
+        self, text_embeds: Floats, count: int, *, exact: bool = False, where: Condition | None = None
+    ) -> Nearest:
+        """The best `count` images (or all there are) for each of T texts [T, E], by ITC, of those of which `where` is
+        true."""
         ...
 
     def features_of(self, rows: Rows) -> ImageFeatures:
@@ -59,12 +71,13 @@ class Gallery:
     """Images in memory that can be searched: a name for each row of `features`.
 
     `boxes`: those that the images were encoded with, so that hits can show the box that matched; None leaves its place
-    and label out.
+    and label out. `metadata`: what filters are about; None is none of any image.
     """
 
     images: tuple[str, ...]
     features: ImageFeatures
     boxes: tuple[Boxes | None, ...] | None = None
+    metadata: tuple[Metadata, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.features, ImageFeatures):
@@ -80,14 +93,27 @@ class Gallery:
             )
         if self.boxes is not None:
             object.__setattr__(self, "boxes", tuple(as_boxes(self.boxes, len(self.images))))
+        if self.metadata is not None:
+            if len(self.images) != len(self.metadata):
+                raise InputError(
+                    f"got metadata of {len(self.metadata)} images for {len(self.images)} names; expected one each",
+                    code="metadata",
+                )
+            pairs = zip(self.images, self.metadata, strict=True)
+            found = tuple(checked_metadata(one, f"the image {name}") for name, one in pairs)
+            object.__setattr__(self, "metadata", found)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def nearest(self, text_embeds: Floats, count: int, *, exact: bool = False) -> Nearest:
+    def nearest(
+        self, text_embeds: Floats, count: int, *, exact: bool = False, where: Condition | None = None
+    ) -> Nearest:
         """Always by the exact scan."""
-        sets = self.features.query_sets
-        return nearest(sets.vectors, text_embeds, count, counts=sets.counts, exact=exact)
+        sets, alive = self.features.query_sets, None
+        if where is not None:
+            alive = np.array([holds(where, one) for one in self.metadata or [{}] * len(self)], bool)
+        return nearest(sets.vectors, text_embeds, count, counts=sets.counts, alive=alive, exact=exact)
 
     def matched_box(self, row: int, text_embed: Floats) -> MatchedBox | None:
         index = self.features.query_sets.matched_box(row, text_embed)
@@ -122,9 +148,17 @@ class TextGallery:
 
 
 def search_images(
-    encoder: Encoder, texts: Iterable[str], gallery: Searchable, *, k: int, rerank: int | None, exact: bool
+    encoder: Encoder,
+    texts: Iterable[str],
+    gallery: Searchable,
+    *,
+    k: int,
+    rerank: int | None,
+    exact: bool,
+    where: str | Condition | None = None,
 ) -> list[list[Hit]]:
     """The best images for each text; see `Retriever.search`."""
+    condition = as_condition(where)
     k, shortlist = as_count(k, "k", least=1), encoder.shortlist(rerank)
     check_gallery(gallery)
     texts = as_texts(texts)
@@ -132,7 +166,7 @@ def search_images(
     text_embeds = encoder.encode_texts(texts)
     if not len(gallery):
         return [[] for _ in texts]
-    found = gallery.nearest(text_embeds, max(k, shortlist), exact=exact)
+    found = gallery.nearest(text_embeds, max(k, shortlist), exact=exact, where=condition)
     matched = match_shortlists(encoder, texts, gallery, found.rows[:, :shortlist])
     names = gallery.images
     return [

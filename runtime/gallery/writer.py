@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import HashMemory
 from qpert.runtime.errors import GalleryError, UnavailableError
+from qpert.runtime.filters.metadata import Metadata
 from qpert.runtime.gallery.catalogue import (
     CATALOGUE_NAME,
     Block,
@@ -39,6 +40,7 @@ from qpert.runtime.gallery.catalogue import (
 )
 from qpert.runtime.gallery.columns import Column
 from qpert.runtime.gallery.compaction import compact
+from qpert.runtime.gallery.fields import insert_fields, replace_fields
 from qpert.runtime.gallery.lock import LOCK_NAME, OWNER_NAME, writer_lock
 from qpert.runtime.gallery.scan import encode_codes
 from qpert.runtime.gallery.shards import FEATURE_FOLDER, check_shard, kept_arrays, write_shard
@@ -58,6 +60,7 @@ class NewImage:
     sha256: str
     boxes: str | None
     captions: tuple[str, ...] = ()
+    metadata: Metadata = field(default_factory=dict)
 
 
 class GalleryWriter:
@@ -98,10 +101,19 @@ class GalleryWriter:
             insert_images(connection, _records(images, sets.counts.tolist(), row, shard))
             texts = [(row + place, text) for place, image in enumerate(images) for text in image.captions]
             insert_texts(connection, [(text_row + i, *text) for i, text in enumerate(texts)])
+            insert_fields(connection, [(row + place, image.metadata) for place, image in enumerate(images)])
             insert_shards(connection, [] if shard is None else [shard])
             insert_blocks(connection, blocks)
         if shard is not None:
             self._memory.remember(self.folder / shard.file, shard.sha256)
+
+    def set_metadata(self, metadata: Mapping[str, Metadata]) -> None:
+        """Give images that are there other metadata, by name; all of them, or on an error none."""
+        with self.catalogue.transaction() as connection:
+            for name, values in metadata.items():
+                record = self.catalogue.image(name)
+                if record is not None:
+                    replace_fields(connection, record.row, values)
 
     def delete(self, names: Sequence[str]) -> None:
         """Take images out; their space is given back by `compact`. Raises GalleryError, and does nothing, for unknown

@@ -58,6 +58,10 @@ class Job:
     answer: asyncio.Future[Any]
 
 
+NOT_OURS = ("gallery-locked", "store-unreachable", "store-image-gone")
+"""Codes of failures that the workers are no reason for; whether a store answers is asked anew by each probe."""
+
+
 class Scheduler:
     """Owns the worker threads. All methods but the work itself run in the event loop's thread."""
 
@@ -175,5 +179,5 @@ def run_batch(work: Work, payloads: list[Any]) -> Results:
 def is_our_fault(result: object) -> bool:
     """Whether a result is an error that no request can be blamed for."""
     if isinstance(result, QpertError):
-        return status_of(result) >= 500 and result.code != "gallery-locked"
+        return status_of(result) >= 500 and result.code not in NOT_OURS
     return isinstance(result, BaseException)

@@ -27,6 +27,7 @@ class BusyError(QpertError):
 STATUS_OF_CODE = {
     "gallery-image-unknown": 404,
     "gallery-locked": 503,
+    "store-image-gone": 503,
     "serve-without-gallery": 404,
     "picture-bytes": 413,
     "boxes-limit": 413,
@@ -56,7 +57,14 @@ def status_of(error: QpertError) -> int:
 
 
 REQUESTED_OF_GALLERY = frozenset(
-    {"gallery-without-features", "gallery-without-texts", "image-changed", "image-names-repeated"}
+    {
+        "gallery-without-features",
+        "gallery-without-texts",
+        "image-changed",
+        "image-names-repeated",
+        "serve-without-pictures",
+        "store-features",
+    }
 )
 """Errors of galleries that a request causes; the others say that the gallery itself is not right."""
 

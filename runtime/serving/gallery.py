@@ -9,16 +9,21 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, QpertError
 from qpert.runtime.files import write_atomically
+from qpert.runtime.filters.metadata import Metadata
+from qpert.runtime.filters.tree import Condition
 from qpert.runtime.gallery.catalogue import CATALOGUE_NAME, ImageRecord, has_catalogue, open_catalogue
 from qpert.runtime.gallery.entries import ImageEntry
+from qpert.runtime.gallery.fields import read_fields
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
-from qpert.runtime.gallery.search import TextGallery
+from qpert.runtime.gallery.search import Searchable, TextGallery
 from qpert.runtime.gallery.writer import open_writer
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.retrieval.encoder import Encoder
@@ -41,6 +46,7 @@ class Upload:
     data: bytes
     boxes: Boxes | None
     captions: tuple[str, ...]
+    metadata: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,24 +82,71 @@ class Snapshot:
     stamp: object
 
 
+Kept = tuple[ImageRecord, Metadata]
+
+
+@dataclass(frozen=True, eq=False)
+class GalleryImage:
+    """What is shown of one picture."""
+
+    path: Path
+    boxes: Boxes | None
+    captions: tuple[str, ...]
+    metadata: Metadata
+
+
+class ServedGallery(Protocol):
+    """What a service searches and changes: a gallery's folder, or a vector store. All but `change` may be called by any
+    thread; `change` by one at a time."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    def searchable(self) -> Searchable: ...
+
+    def captions(self, where: Condition | None = None) -> TextGallery: ...
+
+    def count(self) -> int: ...
+
+    def names(self, offset: int, limit: int) -> list[str]: ...
+
+    def image(self, name: str) -> GalleryImage | None: ...
+
+    def forget(self) -> None: ...
+
+    def trouble(self) -> str | None: ...
+
+    def change(self, requests: Sequence[AddRequest | DeleteRequest]) -> list[Change | Exception]: ...
+
+    def sweep(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class LiveGallery:
     """Use `open`. `current` may be called by any thread; `change` by one at a time."""
 
-    def __init__(self, folder: Path, encoder: Encoder, pictures: Path | None = None) -> None:
-        self.folder, self.encoder = folder, encoder
+    def __init__(
+        self, folder: Path, encoder: Encoder, pictures: Path | None = None, detector: BoxSource | None = None
+    ) -> None:
+        self.folder, self.encoder, self.detector = folder, encoder, detector
         self.pictures = (pictures or folder / PICTURES).absolute()  # as the catalogue keeps paths
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
     @classmethod
-    def open(cls, folder: Path, encoder: Encoder, pictures: Path | None = None) -> LiveGallery:
-        """Open a gallery; a new one is made where there is none.
+    def open(
+        cls, folder: Path, encoder: Encoder, pictures: Path | None = None, detector: BoxSource | None = None
+    ) -> LiveGallery:
+        """Open a gallery; a new one is made where there is none. `detector`: for pictures that come without boxes.
 
         Raises:
             GalleryError: it is damaged, or was made with another bundle or other settings.
             UnavailableError: it cannot be read, or not be made.
         """
-        gallery = cls(folder, encoder, pictures)
+        gallery = cls(folder, encoder, pictures, detector)
         if not has_catalogue(folder):
             with open_writer(folder, encoder):
                 pass
@@ -106,10 +159,41 @@ class LiveGallery:
             stamp = self._stamp()
             if self._snapshot is None or self._snapshot.stamp != stamp:
                 images = StoredGallery.open(self.folder, self.encoder)
-                owners = tuple(images.images[row] for row in images.image_of_text) if images.texts else ()
-                captions = TextGallery(images.texts, images.text_embeds, owners)
-                self._snapshot = Snapshot(images, captions, stamp)
+                self._snapshot = Snapshot(images, images.captions(), stamp)
             return self._snapshot
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    def searchable(self) -> StoredGallery:
+        return self.current().images
+
+    def captions(self, where: Condition | None = None) -> TextGallery:
+        """Of the pictures of which `where` is true."""
+        snapshot = self.current()
+        return snapshot.captions if where is None else snapshot.images.captions(where)
+
+    def count(self) -> int:
+        return len(self.current().images)
+
+    def names(self, offset: int, limit: int) -> list[str]:
+        """In the order in which they were added."""
+        return list(self.current().images.images[offset : offset + limit])
+
+    def image(self, name: str) -> GalleryImage | None:
+        images = self.current().images
+        row = images.row_of(name)
+        if row is None:
+            return None
+        texts = (text for text, owner in zip(images.texts, images.image_of_text, strict=True) if owner == row)
+        return GalleryImage(images.paths[row], images.boxes_of(row), tuple(texts), images.metadata[row])
+
+    def trouble(self) -> None:
+        """A folder that cannot be read is said by each request."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def forget(self) -> None:
         """Read everything again at the next use."""
@@ -147,13 +231,14 @@ class LiveGallery:
             return [self._delete(first.name)]
         added = [request for request in group if isinstance(request, AddRequest)]
         uploads = [upload for request in added for upload in request.uploads]
-        before = self._records([upload.name for upload in uploads])
+        names = [upload.name for upload in uploads]
+        before = self._records(names)
         entries = [self._kept(upload) for upload in uploads]
         try:
-            index_images(self.folder, self.encoder, entries, replace=first.replace)
+            index_images(self.folder, self.encoder, entries, boxes=self.detector, replace=first.replace)
         finally:
-            self._sweep([*(entry.path for entry in entries), *(Path(record.path) for record in before.values())])
-        after = self._records([upload.name for upload in uploads])
+            self._sweep([*(entry.path for entry in entries), *(Path(record.path) for record, _ in before.values())])
+        after = self._records(names)
         images = len(self.current().images)
         return [changed([upload.name for upload in request.uploads], before, after, images) for request in added]
 
@@ -174,7 +259,7 @@ class LiveGallery:
             os.utime(path)
         else:
             write_atomically(path, upload.data)
-        return ImageEntry(upload.name, path, upload.boxes, upload.captions)
+        return ImageEntry(upload.name, path, upload.boxes, upload.captions, upload.metadata)
 
     def _sweep(self, paths: Sequence[Path]) -> None:
         """Delete those kept files that no picture of the gallery refers to."""
@@ -188,11 +273,15 @@ class LiveGallery:
             oldest = time.time() - SWEEP_SECONDS
             self._sweep([path for path in self.pictures.iterdir() if path.stat().st_mtime < oldest])
 
-    def _records(self, names: Sequence[str]) -> dict[str, ImageRecord]:
-        """Those pictures that are there."""
+    def _records(self, names: Sequence[str]) -> dict[str, Kept]:
+        """Those pictures that are there, with their metadata."""
         with closing(open_catalogue(self.folder)) as catalogue:
             found = {name: catalogue.image(name) for name in names}
-        return {name: record for name, record in found.items() if record is not None}
+            return {
+                name: (record, read_fields(catalogue, record.row).get(record.row, {}))
+                for name, record in found.items()
+                if record is not None
+            }
 
 
 def together(requests: Sequence[AddRequest | DeleteRequest]) -> Iterator[list[AddRequest | DeleteRequest]]:
@@ -212,12 +301,10 @@ def together(requests: Sequence[AddRequest | DeleteRequest]) -> Iterator[list[Ad
         yield group
 
 
-def changed(
-    names: Sequence[str], before: Mapping[str, ImageRecord], after: Mapping[str, ImageRecord], images: int
-) -> Change:
+def changed(names: Sequence[str], before: Mapping[str, Kept], after: Mapping[str, Kept], images: int) -> Change:
     """What became of the pictures of one request: one that was encoded again has another row."""
     added = sum(name not in before for name in names)
-    unchanged = sum(name in before and name in after and before[name].row == after[name].row for name in names)
+    unchanged = sum(name in before and name in after and before[name] == after[name] for name in names)
     return Change(added, len(names) - added - unchanged, unchanged, images=images)
 
 
@@ -237,11 +324,11 @@ def check_name(name: str) -> str:
     return name
 
 
-def require_gallery(gallery: LiveGallery | None) -> LiveGallery:
+def require_gallery(gallery: ServedGallery | None) -> ServedGallery:
     """Raises GalleryError where the service has none."""
     if gallery is None:
         raise GalleryError(
-            "this service has no gallery; start it with --gallery DIR to search, add and delete pictures",
+            "this service has no gallery; start it with --gallery DIR or --store URL to search, add and delete",
             code="serve-without-gallery",
         )
     return gallery

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from qpert.runtime.errors import InputError
+from qpert.runtime.filters.metadata import checked_metadata
 from qpert.runtime.inputs.images import load_image
 from qpert.runtime.serving import schemas
 from qpert.runtime.serving.errors import RequestError
@@ -34,6 +37,17 @@ from qpert.runtime.serving.requests import (
 from qpert.runtime.serving.service import Service
 
 router = APIRouter()
+
+
+@dataclass(frozen=True, eq=False)
+class NewPicture:
+    """One picture of a request to add some."""
+
+    raw: RawPicture
+    captions: tuple[str, ...]
+    metadata: Mapping[str, Any]
+
+
 THUMBNAIL = 480
 """Pixels of the longer side of a thumbnail."""
 PAGE = 1_000
@@ -47,18 +61,21 @@ async def add_images(request: Request) -> Response:
     require_gallery(service.gallery)
     if is_form(request):
         form = await Form.read(request, service)
-        form.check_fields(("image", "boxes", "captions", "replace"))
+        form.check_fields(("image", "boxes", "captions", "metadata", "replace"))
         files = form.files("image")
         boxes = form.boxes(len(files))
-        captions = captions_of(form, len(files))
+        captions, metadata = captions_of(form, len(files)), metadata_of(form, len(files))
         new = [
-            (RawPicture(data, own, name), tuple(texts))
-            for (name, data), own, texts in zip(files, boxes, captions, strict=True)
+            NewPicture(RawPicture(data, own, name), tuple(texts), values)
+            for (name, data), own, texts, values in zip(files, boxes, captions, metadata, strict=True)
         ]
         replace = form.field("replace", "false").lower() in ("true", "1")
     else:
         wanted = await read_json(request, schemas.ImagesRequest)
-        new = [(RawPicture(one.image, one.boxes, one.name), tuple(one.captions)) for one in wanted.images]
+        new = [
+            NewPicture(RawPicture(one.image, one.boxes, one.name), tuple(one.captions), one.metadata)
+            for one in wanted.images
+        ]
         replace = wanted.replace
     check_count(len(new), service)
     return await until_gone(request, add(service, new, replace))
@@ -80,34 +97,51 @@ def captions_of(form: Form, count: int) -> list[list[str]]:
     )
 
 
-async def add(service: Service, new: Sequence[tuple[RawPicture, tuple[str, ...]]], replace: bool) -> Response:
+def metadata_of(form: Form, count: int) -> list[dict[str, Any]]:
+    """The form field `metadata`: JSON, an object for each picture."""
+    with suppress(ValueError):
+        values = json.loads(form.field("metadata", "null"))
+        if values is None:
+            return [{} for _ in range(count)]
+        if isinstance(values, list) and len(values) == count and all(isinstance(one, dict) for one in values):
+            return values
+    raise RequestError(
+        f"metadata are no JSON list of {count} objects; expected one for each picture",
+        code="request-invalid",
+        status=422,
+    )
+
+
+async def add(service: Service, new: Sequence[NewPicture], replace: bool) -> Response:
     deadline = deadline_of(service)
-    names = [check_name(raw.name) for raw, _ in new]
+    names = [check_name(one.raw.name) for one in new]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
             f"the request gives {len(twice)} names twice, such as {twice[0]!a}; each picture needs a name of its own",
             code="image-names-repeated",
         )
-    captions = [text for _, texts in new for text in texts]
+    new = [dataclasses.replace(one, metadata=checked_metadata(one.metadata, one.raw.name)) for one in new]
+    captions = [text for one in new for text in one.captions]
     if captions:
         check_count(len(captions), service)
         await service.tokenize(captions)
 
-    async def upload(raw: RawPicture, texts: tuple[str, ...]) -> Upload:
-        data = await picture_bytes(raw, service)
-        return await service.help(lambda: checked_upload(service, data, raw, texts))
+    async def upload(one: NewPicture) -> Upload:
+        data = await picture_bytes(one.raw, service)
+        return await service.help(lambda: checked_upload(service, data, one))
 
-    uploads = await in_order([upload(raw, texts) for raw, texts in new])
+    uploads = await in_order([upload(one) for one in new])
     change = await service.change(AddRequest(tuple(uploads), replace), deadline)
     counts = {name: getattr(change, name) for name in ("added", "replaced", "unchanged", "images")}
     return JSONResponse(counts)
 
 
-def checked_upload(service: Service, data: bytes, raw: RawPicture, captions: tuple[str, ...]) -> Upload:
+def checked_upload(service: Service, data: bytes, new: NewPicture) -> Upload:
     """In a helper: found to be a picture whose boxes are right, before it comes near the gallery."""
+    raw = new.raw
     image = open_picture(data, raw.name, service.limits)
     (boxes,) = service.encoder.check_boxes(1, [boxes_of(raw.boxes, image.size, raw.name)])
-    return Upload(raw.name, data, boxes, captions)
+    return Upload(raw.name, data, boxes, new.captions, new.metadata)
 
 
 @router.delete("/v1/images/{name:path}", **described(schemas.DeletedAnswer))
@@ -130,8 +164,8 @@ async def list_images(request: Request, offset: int = 0, limit: int = 100) -> Re
             code="request-invalid",
             status=422,
         )
-    names = (await service.help(gallery.current)).images.images
-    return JSONResponse({"images": names[offset : offset + limit], "total": len(names)})
+    listed = await service.help(lambda: {"images": gallery.names(offset, limit), "total": gallery.count()})
+    return JSONResponse(listed)
 
 
 @router.get("/v1/images/{name:path}", **described(schemas.GalleryPicture))
@@ -141,12 +175,10 @@ async def show_image(request: Request, name: str) -> Response:
     gallery = require_gallery(service.gallery)
 
     def read() -> dict[str, Any]:
-        images = gallery.current().images
-        if name not in images.images:
+        shown = gallery.image(name)
+        if shown is None:
             raise RequestError(f"the gallery has no picture named {name!a}", code="gallery-image-unknown", status=404)
-        row = images.images.index(name)
-        image, boxes = load_image(images.paths[row], name=name), images.boxes_of(row)
-        texts = [text for text, owner in zip(images.texts, images.image_of_text, strict=True) if owner == row]
+        image, boxes = load_image(shown.path, name=name), shown.boxes
         width, height = image.size
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         stream = io.BytesIO()
@@ -156,7 +188,8 @@ async def show_image(request: Request, name: str) -> Response:
             "width": width,
             "height": height,
             "boxes": None if boxes is None else boxes.xyxy.tolist(),
-            "captions": texts,
+            "captions": list(shown.captions),
+            "metadata": dict(shown.metadata),
             "thumbnail": "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii"),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse
 
 from qpert.runtime.bundle.roles import IMAGE_VECTORS, QUERY_HEAD
 from qpert.runtime.errors import QpertError
+from qpert.runtime.filters.parsing import as_condition
 from qpert.runtime.retrieval.scores import ranking
 from qpert.runtime.serving import schemas
 from qpert.runtime.serving.errors import RequestError
@@ -37,6 +39,7 @@ from qpert.runtime.serving.requests import (
 from qpert.runtime.serving.service import Service
 
 router = APIRouter()
+PROBE_SECONDS = 5.0
 
 
 def check_model(service: Service, model: str | None) -> None:
@@ -162,14 +165,14 @@ async def search(request: Request) -> Response:
 
 
 async def find(service: Service, wanted: schemas.SearchRequest) -> Response:
-    deadline, hits = deadline_of(service), list[Any]()
+    deadline, hits, where = deadline_of(service), list[Any](), as_condition(wanted.where)
     if wanted.text is not None:
         query = wanted.text
-        hits += await service.search(wanted.text, wanted.k, wanted.rerank, deadline)
+        hits += await service.search(wanted.text, wanted.k, wanted.rerank, deadline, where)
     else:
         query = "image"
         (picture,) = await pictures_of([RawPicture(wanted.image or "", wanted.boxes, "image")], service)
-        hits += await service.search_captions(picture, wanted.k, wanted.rerank, deadline)
+        hits += await service.search_captions(picture, wanted.k, wanted.rerank, deadline, where)
     return JSONResponse({"query": query, "hits": [dataclasses.asdict(hit) for hit in hits]})
 
 
@@ -191,8 +194,9 @@ async def models(request: Request) -> Response:
         "vectors": queries,
         "width": width,
         "boxes": service.encoder.limit(QUERY_HEAD, "O") if takes_boxes else 0,
+        "detector": None if service.detector is None else service.detector.manifest.checkpoint.name,
         "reranks": service.encoder.reranks,
-        "gallery": None if gallery is None else len((await service.help(gallery.current)).images),
+        "gallery": None if gallery is None else await service.help(gallery.count),
     }
     return JSONResponse({"object": "list", "data": [model]})
 
@@ -206,10 +210,23 @@ async def live() -> Response:
 @router.get("/health/ready")
 async def ready(request: Request) -> Response:
     """200 where requests will be answered now; else 503 and why not."""
-    trouble = state_of(request).trouble
+    state = state_of(request)
+    trouble = state.trouble
+    if trouble is None and state.service is not None:
+        trouble = await gallery_trouble(state.service)
     if trouble is not None:
         return JSONResponse({"status": "not ready", "reason": trouble}, 503)
     return JSONResponse({"status": "ready"})
+
+
+async def gallery_trouble(service: Service) -> str | None:
+    """Why the gallery or store cannot be searched, or None: asked at every probe, so that the answer is of now."""
+    if service.gallery is None:
+        return None
+    try:
+        return await asyncio.wait_for(service.help(service.gallery.trouble), PROBE_SECONDS)
+    except asyncio.TimeoutError:
+        return f"{service.gallery.name} does not answer"
 
 
 @router.get("/metrics", response_class=Response)
@@ -221,5 +238,5 @@ async def metrics(request: Request) -> Response:
         state.metrics.waiting.set(state.service.scheduler.waiting_rows)
         gallery = state.service.gallery
         with suppress(QpertError, OSError):  # a gallery that cannot be read is no reason to hide the other figures
-            state.metrics.images.set(0 if gallery is None else len((await state.service.help(gallery.current)).images))
+            state.metrics.images.set(0 if gallery is None else await state.service.help(gallery.count))
     return Response(state.metrics.text(), media_type=CONTENT_TYPE)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 BOXES = Field(
     default=None,
     description="x1, y1, x2, y2 in pixels of the picture as it is seen (after EXIF rotation), 0-based, half-open; what "
-    "reaches out of the picture is clipped. null: none.",
+    "reaches out of the picture is clipped. []: none. null: those that the service's detector finds, if "
+    "it has one.",
     examples=[[[132, 347, 209, 423]]],
 )
 IMAGE = Field(
@@ -32,6 +33,12 @@ class PictureInput(Strict):
     boxes: list[Box] | None = BOXES
 
 
+Scalar = StrictStr | StrictBool | StrictInt | StrictFloat | None
+METADATA: Any = Field(
+    default_factory=dict,
+    description="what `where` of a search is about: strings, numbers and booleans by key",
+    examples=[{"album": "kitchen", "year": 2021}],
+)
 Input = str | PictureInput
 """A text, or a picture."""
 
@@ -112,6 +119,11 @@ class SearchRequest(Strict):
     rerank: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="candidates that the pair scorer re-ranks; null: 64, or 0 without a pair scorer"
     )
+    where: str | None = Field(
+        default=None,
+        description="search only pictures of which this is true of the metadata (for an image: their captions)",
+        examples=["album = 'kitchen' and year >= 2020"],
+    )
 
 
 class MatchedBox(BaseModel):
@@ -147,6 +159,7 @@ class NewPicture(Strict):
     image: str = IMAGE
     boxes: list[Box] | None = BOXES
     captions: list[str] = Field(default_factory=list, description="texts that a search by picture can find")
+    metadata: dict[str, Scalar] = METADATA
 
 
 class ImagesRequest(Strict):
@@ -182,6 +195,7 @@ class GalleryPicture(BaseModel):
     height: int
     boxes: list[Box] | None
     captions: list[str]
+    metadata: dict[str, Scalar]
     thumbnail: str
 
 
@@ -203,6 +217,7 @@ class Model(BaseModel):
     vectors: int = Field(description="vectors of a picture (Q)")
     width: int = Field(description="numbers of a vector (E)")
     boxes: int = Field(description="boxes a picture may have")
+    detector: str | None = Field(description="finds the boxes of pictures that come without; null: none does")
     reranks: bool
     gallery: int | None = Field(description="pictures in the gallery; null without one")
 

@@ -7,15 +7,20 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS, TEXT_TOWER
+from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS, QUERY_HEAD, TEXT_TOWER
+from qpert.runtime.detection.detector import Detector
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, LimitError
+from qpert.runtime.filters.tree import Condition
 from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
+from qpert.runtime.gallery.detected import DetectedBoxes
 from qpert.runtime.gallery.hits import Hit, TextHit
 from qpert.runtime.gallery.search import search_texts
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -25,10 +30,13 @@ from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 from qpert.runtime.retrieval.scores import final_scores, itc_scores
 from qpert.runtime.retriever import Retriever
 from qpert.runtime.serving.batching import Results, Scheduler, Work
-from qpert.runtime.serving.gallery import AddRequest, Change, DeleteRequest, LiveGallery, require_gallery
+from qpert.runtime.serving.gallery import AddRequest, Change, DeleteRequest, LiveGallery, ServedGallery, require_gallery
 from qpert.runtime.serving.metrics import Metrics
 from qpert.runtime.serving.pictures import Picture
 from qpert.runtime.serving.settings import LENGTH_STEP, Settings
+from qpert.runtime.serving.store import ServedStore
+from qpert.runtime.stores.opening import open_store
+from qpert.runtime.stores.protocol import VectorStore
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -39,10 +47,18 @@ FETCHES_AT_ONCE = 8
 class Service:
     """A bundle, perhaps a gallery, and the queue in front of them. Made by `load`, in a thread: that takes long."""
 
-    def __init__(self, settings: Settings, encoder: Encoder, gallery: LiveGallery | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: Encoder,
+        gallery: ServedGallery | None,
+        metrics: Metrics,
+        detector: Detector | None = None,
+    ) -> None:
         self.settings, self.limits, self.metrics = settings, settings.limits, metrics
-        self.encoder, self.retriever, self.gallery = encoder, Retriever(encoder), gallery
+        self.encoder, self.retriever, self.gallery, self.detector = encoder, Retriever(encoder), gallery, detector
         self.name = encoder.bundle.folder.resolve().name
+        self.opened = ExitStack()
         self.scheduler = Scheduler(settings.worker_count, settings.limits.queue, metrics)
         self.helpers = ThreadPoolExecutor(max(2, settings.worker_count), thread_name_prefix="qpert-helper")
         self.fetchers = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="qpert-fetcher")
@@ -54,41 +70,43 @@ class Service:
 
     @classmethod
     def load(cls, settings: Settings, metrics: Metrics) -> Service:
-        """Open the bundle and the gallery. The gallery's perturbation settings are the service's.
+        """Open the bundle, the detector and the gallery. The gallery's perturbation settings are the service's.
 
         Raises:
             BundleError, GalleryError, UnavailableError: what is wrong with them.
+            InputError: a detector beside a bundle that takes no boxes, or fewer than it may find.
         """
-        perturbation = None
-        if settings.gallery is not None and has_catalogue(settings.gallery):
-            catalogue = open_catalogue(settings.gallery)
-            perturbation = Perturbation.from_dict(catalogue.spec.perturbation)
-            catalogue.close()
-        encoder = Encoder(
-            Bundle.open(settings.bundle),
-            settings.provider,
-            perturbation,
-            threads=settings.thread_count,
-            spin=False,
-            length_step=LENGTH_STEP,
-        )
-        try:
-            gallery = (
-                None if settings.gallery is None else LiveGallery.open(settings.gallery, encoder, settings.pictures)
+        with ExitStack() as opened:
+            store = None if settings.store is None else opened.enter_context(open_store(settings.store))
+            encoder = Encoder(
+                Bundle.open(settings.bundle),
+                settings.provider,
+                perturbation_of(settings, store),
+                threads=settings.thread_count,
+                spin=False,
+                length_step=LENGTH_STEP,
             )
+            opened.callback(encoder.close)
+            detector = opened.enter_context(
+                settings.detector.open(settings.provider, settings.max_boxes, threads=settings.thread_count)
+            )
+            if detector is not None:
+                check_detector(detector, encoder)
+            gallery = opened_gallery(settings, store, encoder, detector)
             if gallery is not None:
                 gallery.sweep()
-            return cls(settings, encoder, gallery, metrics)
-        except BaseException:
-            encoder.close()
-            raise
+            service = cls(settings, encoder, gallery, metrics, detector)
+            service.opened = opened.pop_all()
+        return service
 
     async def close(self) -> None:
         """Wait for the workers, then release the graphs."""
         await self.scheduler.close()
         self.helpers.shutdown()
         self.fetchers.shutdown()
-        self.encoder.close()
+        self.opened.close()
+        if self.gallery is not None:
+            self.gallery.close()
 
     async def help(self, call: Callable[[], T]) -> T:
         """The host's work on one request (decoding, tokenising much text), in a thread of its own kind."""
@@ -141,25 +159,29 @@ class Service:
         (scores,) = await self.scheduler.run(self._pair, [(None, score, 1)], deadline)
         return np.asarray(scores, np.float32)
 
-    async def search(self, text: str, k: int, rerank: int | None, deadline: float) -> list[Hit]:
+    async def search(
+        self, text: str, k: int, rerank: int | None, deadline: float, where: Condition | None = None
+    ) -> list[Hit]:
         """As `Retriever.search` in the gallery."""
         require_gallery(self.gallery)
         self.encoder.shortlist(rerank)
         await self.tokenize([text])
-        (hits,) = await self.scheduler.run(self._search, [(None, (text, k, rerank), 1)], deadline)
+        (hits,) = await self.scheduler.run(self._search, [(None, (text, k, rerank, where), 1)], deadline)
         return list(hits)
 
-    async def search_captions(self, picture: Picture, k: int, rerank: int | None, deadline: float) -> list[TextHit]:
-        """As `Retriever.search_texts` among the captions of the gallery."""
+    async def search_captions(
+        self, picture: Picture, k: int, rerank: int | None, deadline: float, where: Condition | None = None
+    ) -> list[TextHit]:
+        """As `Retriever.search_texts` among the captions of the gallery, of those images of which `where` is true."""
         gallery = require_gallery(self.gallery)
         self.encoder.shortlist(rerank)
         (features,) = await self.encode_pictures([picture], deadline)
 
         def find() -> list[TextHit]:
-            captions = gallery.current().captions
-            if not len(captions):
+            captions = gallery.captions(where)
+            if not len(captions) and not len(gallery.captions()):
                 raise GalleryError(
-                    f"the gallery {gallery.folder} has no captions to find for a picture; add pictures with captions, "
+                    f"the gallery {gallery.name} has no captions to find for a picture; add pictures with captions, "
                     "or send the texts to /v1/rerank",
                     code="gallery-without-texts",
                 )
@@ -193,6 +215,10 @@ class Service:
         picture = Picture(np.zeros((1, 3, size, size), np.float32), None)
         (features,) = await self.encode_pictures([picture], deadline)
         itc_scores(features.query_embeds, text_embeds)
+        if self.detector is not None:
+            from PIL import Image
+
+            self.detector.boxes([Image.new("RGB", (size, size))])
         if encoder.reranks:
             for text in texts:
                 await self.rerank(text, [picture], deadline)
@@ -216,26 +242,60 @@ class Service:
         features = self.encoder.encode_features(tokens, [picture.boxes for picture in pictures])
         return [features.rows(slice(row, row + 1)) for row in range(len(pictures))]
 
-    def _run_search(self, query: tuple[str, int, int | None]) -> list[Hit]:
+    def _run_search(self, query: tuple[str, int, int | None, Condition | None]) -> list[Hit]:
         """One text. Searches share no scan: a product with more texts adds up in another order, and the last bit of a
         score would depend on who else searches."""
         gallery = require_gallery(self.gallery)
-        text, k, rerank = query
+        text, k, rerank, where = query
         try:
-            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank)
+            return self.retriever.search(text, gallery.searchable(), k=k, rerank=rerank, where=where)
         except GalleryError as error:
             if error.code != "gallery-compacted":
                 raise
             gallery.forget()
-            return self.retriever.search(text, gallery.current().images, k=k, rerank=rerank)
+            return self.retriever.search(text, gallery.searchable(), k=k, rerank=rerank, where=where)
 
     def _run_changes(self, requests: list[AddRequest | DeleteRequest]) -> Results:
         return list(require_gallery(self.gallery).change(requests))
 
 
+def perturbation_of(settings: Settings, store: VectorStore | None) -> Perturbation | None:
+    """The settings that the gallery or store was made with; None where there is none yet."""
+    if store is not None:
+        spec = store.spec()
+        return None if spec is None else Perturbation.from_dict(spec.gallery.perturbation)
+    if settings.gallery is None or not has_catalogue(settings.gallery):
+        return None
+    with contextlib.closing(open_catalogue(settings.gallery)) as catalogue:
+        return Perturbation.from_dict(catalogue.spec.perturbation)
+
+
+def opened_gallery(
+    settings: Settings, store: VectorStore | None, encoder: Encoder, detector: BoxSource | None
+) -> ServedGallery | None:
+    """What is searched, made where it is not there; None where only encoding is served."""
+    if store is not None:
+        return ServedStore(store, encoder, settings.pictures, settings.features, detector)
+    if settings.gallery is None:
+        return None
+    return LiveGallery.open(settings.gallery, encoder, settings.pictures, detector)
+
+
 def each(function: Callable[[Any], Any]) -> Callable[[list[Any]], Results]:
     """Work that is done payload by payload."""
     return lambda payloads: [function(payload) for payload in payloads]
+
+
+def check_detector(detector: Detector, encoder: Encoder) -> None:
+    """Raises InputError where the bundle takes no boxes, or fewer than the detector may find in a picture."""
+    DetectedBoxes.of(detector, encoder)
+    most, found = encoder.limit(QUERY_HEAD, "O"), detector.options.max_boxes
+    if found > most:
+        raise InputError(
+            f"the detector keeps up to {found} boxes of a picture, this bundle takes up to {most}; keep the best ones "
+            f"(--max-boxes {most}), or export the bundle again with a larger --max-boxes",
+            code="detector-boxes",
+        )
 
 
 def box_bucket(picture: Picture) -> int:

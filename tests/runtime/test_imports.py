@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "onnx", "onnxscript", "onnx_graphsurgeon", "tensorrt", "tensorrt_rtx", "transformers", "lavis"}
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx_graphsurgeon",
+    "tensorrt",
+    "tensorrt_rtx",
+    "transformers",
+    "lavis",
+    "openvino",
+}
 
 PROGRAM = """
 import json, sys, time
@@ -31,6 +41,15 @@ def loaded_by(statements):
 def test_importing_the_runtime_loads_no_library_at_all():
     light = loaded_by("import qpert.runtime")
     assert not light & (HEAVY | {"numpy", "onnxruntime", "PIL", "tokenizers", "click", "rich", "safetensors"})
+
+
+def test_stores_load_no_driver_before_one_is_used():
+    names = loaded_by(
+        "import qpert.runtime.cli.search, qpert.runtime.cli.index, qpert.runtime.stores.indexing, "
+        "qpert.runtime.stores.searching"
+    )
+    assert not names & (HEAVY | {"psycopg", "qdrant_client", "qdrant_edge", "grpc"})
+    assert "numpy" in names
 
 
 def test_every_public_name_of_the_runtime_is_there_without_torch_or_onnx():

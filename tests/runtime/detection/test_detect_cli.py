@@ -16,7 +16,8 @@ from qpert.runtime.cli import run
 from qpert.runtime.detection.detector import Detector
 from qpert.runtime.detection.run import detect_images
 from qpert.runtime.errors import GalleryError, InputError
-from qpert.runtime.gallery.catalogue import boxes_from_json, open_catalogue
+from qpert.runtime.gallery.box_json import boxes_from_json
+from qpert.runtime.gallery.catalogue import open_catalogue
 from qpert.runtime.gallery.entries import read_entries, with_boxes
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import load_image

@@ -405,7 +405,7 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path, encoder, retri
 def test_a_newer_gallery_is_refused(gallery, retriever, encoder):
     with open_writer(gallery, encoder) as writer:
         writer.catalogue.connection.execute("UPDATE meta SET schema_version = 99")
-    with pytest.raises(GalleryError, match="schema version 99, this qpert reads up to 2"):
+    with pytest.raises(GalleryError, match="schema version 99, this qpert reads up to 3"):
         retriever.open_gallery(gallery)
 
 

@@ -133,13 +133,14 @@ def test_a_first_schema_gallery_is_read_and_written_on(tmp_path, demo_bundle, en
         assert_same_search(retriever, folder, entries[:4])
         assert version_of(folder) == 1, "reading changes nothing"
         index_images(folder, retriever.encoder, entries)
-        assert version_of(folder) == 2
+        assert version_of(folder) == 3
         assert_same_search(retriever, folder, entries)
 
 
 def as_first_schema(folder):
     connection = sqlite3.connect(folder / "gallery.sqlite")
     connection.execute("ALTER TABLE image DROP COLUMN sets")
+    connection.execute("DROP TABLE field")
     connection.execute("UPDATE meta SET schema_version = 1")
     connection.commit()
     connection.close()
