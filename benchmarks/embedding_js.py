@@ -67,7 +67,7 @@ def main() -> int:
     load = os.getloadavg()
     report = {
         "what": "the graphs of one bundle (demo-small-objects, fp32) by ONNX Runtime in Python, Node and Chromium",
-        "note": "a shared machine of two cores that other work kept busy: trust the ratios, not the times",
+        "note": "times depend on what else the machine did (see load_at_start and load): trust the ratios first",
         "graphs": graphs(given, arguments.rounds),
         "first_result_ms": first_results(given, arguments.rounds),
         "browser": in_browser(arguments.site, given, arguments.rounds),

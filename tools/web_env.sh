@@ -44,7 +44,7 @@ if ! command -v "$browser" >/dev/null; then
         echo "installing chromium (300 MB)" >&2
         export DEBIAN_FRONTEND=noninteractive
         apt-get update -qq >&2
-        apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends chromium >/dev/null
+        apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends chromium fonts-dejavu-core >/dev/null
     else
         echo "no chromium here: install it, or name one in QPERT_CHROMIUM; the browser tests need it" >&2
         exit $missing
