@@ -19,7 +19,6 @@ TONES: dict[Method, m.Tone] = {"none": "third", "q-pert": "first", "or-q-pert": 
 METRICS = tuple(f"{kind}R@{cut}" for kind in ("", "m", "small ") for cut in CUTS)
 """In the order of `recall_cells`."""
 TABLE_A = {"small_r1": "small R@1", "r1": "R@1", "r5": "R@5", "mr1": "mR@1", "mr5": "mR@5"}
-WORDS = {1: "better", 0: "not told apart", -1: "worse"}
 
 
 def comparison_report(comparison: Comparison) -> m.Report:
@@ -71,45 +70,59 @@ def opening(comparison: Comparison) -> Iterator[m.Block]:
         yield verdicts(comparison, stage)
 
 
+Gains = Mapping[tuple[Method, str, int], Difference]
+"""Of R@K, by method, name of the direction and cut."""
+
+
 def verdicts(comparison: Comparison, stage: str) -> m.Section:
-    """R@1 of every other method against q-pert (or against the reference), in words and numbers."""
+    """R@K of every other method against q-pert (or against the reference), in words and numbers."""
     against = main_method(comparison)
+    others = [method for method in comparison.methods if method != against]
     found = {
-        (method, name): comparison.contrast(method, against, stage).metrics[way]["r1"]
-        for method in comparison.methods
-        if method != against
+        (method, name, cut): comparison.contrast(method, against, stage).metrics[way][f"r{cut}"]
+        for method in others
         for way, name in DIRECTIONS.items()
+        for cut in CUTS
     }
-    rows = tuple(verdict_row(*named, one) for named, one in found.items())
+    rows = tuple(
+        (f"{LABELS[method]}\n{name}", *(verdict(found[method, name, cut]) for cut in CUTS))
+        for method in others
+        for name in DIRECTIONS.values()
+    )
     legend = (
-        f"difference of R@1 to {LABELS[against]} in points, and its {bootstrap.LEVEL} % interval from "
+        f"difference of R@K to {LABELS[against]} in points, and its {bootstrap.LEVEL} % interval from "
         f"{bootstrap.RESAMPLES:,} draws of pictures (paired: all methods on the same draws; not corrected for several "
         "comparisons)",
     )
     title = f"Against {LABELS[against]}: {scored_by(comparison.evaluations[0], stage)}"
-    table = m.Table(("method", "direction", "", "R@1"), rows, words=3, legend=legend)
-    return m.Section(title, (plain_words(found, against), table))
+    return m.Section(
+        title, (plain_words(found, against), m.Table(("", *map("R@{}".format, CUTS)), rows, legend=legend))
+    )
 
 
-def plain_words(found: Mapping[tuple[Method, str], Difference], against: Method) -> m.Paragraph:
-    """One sentence: what is better than `against`, by R@1 with an interval above 0; or that nothing is shown to be."""
+def plain_words(found: Gains, against: Method) -> m.Paragraph:
+    """What is better than `against` by R@K with an interval above 0; or that nothing is shown to be."""
     better = [
-        f"{LABELS[method]} ({way}, by {one.gain:.2f} points)"
-        for (method, way), one in found.items()
+        f"{LABELS[method]} in R@{cut} ({way}, by {one.gain:.2f} points)"
+        for (method, way, cut), one in found.items()
         if one.verdict > 0 and one.gain is not None
     ]
     name = LABELS[against]
     if better:
-        return m.Paragraph(f"Better than {name} in R@1: {', '.join(better)}.", "bad")
+        return m.Paragraph(f"Better than {name}: {', '.join(better)}.", "bad")
     if all(one.verdict < 0 for one in found.values()):
-        return m.Paragraph(f"{name} is better than every other method in R@1, in both directions.", "good")
-    return m.Paragraph(f"No other method is shown to be better than {name} in R@1.", "unsure")
+        return m.Paragraph(
+            f"{name} is better than every other method in R@1, R@5 and R@10, in both directions.", "good"
+        )
+    return m.Paragraph(f"No other method is shown to be better than {name} in R@1, R@5 or R@10.", "unsure")
 
 
-def verdict_row(method: Method, way: str, one: Difference) -> tuple[m.Text, ...]:
-    """A baseline that is better is bad news for the perturbation."""
-    tones: dict[int, m.Tone] = {1: "bad", 0: "quiet", -1: "good"}
-    return LABELS[method], way, m.Badge(WORDS[one.verdict], tones[one.verdict]), points(one)
+def verdict(one: Difference) -> m.Text:
+    """A baseline that is better is bad news for the perturbation; what is not told apart has no badge."""
+    tones: dict[int, m.Tone] = {1: "bad", -1: "good"}
+    if not one.verdict:
+        return points(one)
+    return m.Badge({1: "better", -1: "worse"}[one.verdict], tones[one.verdict]), f"\n{points(one)}"
 
 
 def points(one: Difference) -> str:
