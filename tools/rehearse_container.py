@@ -164,7 +164,8 @@ def rehearse(stage: Stage, bundle: Path, port: int) -> dict[str, object]:
     """Start, wait for the health check, ask for something, and stop."""
     shutil.copytree(bundle, stage.root / "bundle")
     stage.environment["QPERT_PORT"] = str(port)
-    service = stage.run([*stage.entry, "--port", str(port)], stdout=sys.stderr)
+    alone = ["--host", "127.0.0.1"]  # a container has a network of its own, this has the machine's
+    service = stage.run([*stage.entry, "--port", str(port), *alone], stdout=sys.stderr)
     checks, end = [], time.monotonic() + WAIT
     while time.monotonic() < end and service.poll() is None:
         checks.append(stage.run(stage.health, stderr=subprocess.DEVNULL).wait())

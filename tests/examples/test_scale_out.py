@@ -54,7 +54,8 @@ def expected(demo_bundle, pictures):
 def start(example: str, *arguments: object) -> subprocess.Popen:
     # Ray's sockets lie below its folder, and their paths may have 107 bytes
     variables = os.environ | {"RAY_TMPDIR": tempfile.mkdtemp(prefix="qpert-ray-"), "OMP_NUM_THREADS": "1"}
-    variables["RAY_raylet_start_wait_time_s"] = str(int(WAIT))  # Ray's own patience ends before a loaded machine is up
+    # Ray's own patience ends before a loaded machine is up
+    variables |= {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}
     command = [sys.executable, str(EXAMPLES / example / "encode.py"), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
 
