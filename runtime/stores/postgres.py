@@ -39,6 +39,10 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS {schema}.embedding (image bigint NOT NULL REFERENCES {schema}.image ON DELETE CASCADE, "
     "place integer NOT NULL, embed vector({width}) NOT NULL, PRIMARY KEY (image, place))",
 )
+UPSERT = (
+    "INSERT INTO {schema}.image VALUES (%s, %s::jsonb, %s::jsonb) "
+    "ON CONFLICT (id) DO UPDATE SET facts = excluded.facts, metadata = excluded.metadata"
+)
 EXTENSION_SCHEMA = "SELECT nspname FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace \
 WHERE extname = 'vector'"
 SEARCH = """
@@ -84,13 +88,11 @@ class PostgresStore(Closing):
             )
 
     def upsert(self, images: Sequence[StoredImage]) -> None:
-        ids = [storable(image).id for image in images]
+        images = sorted(map(storable, images), key=lambda image: image.id)  # two writers wait, and never for each other
         with self._connection() as connection, connection.transaction(), connection.cursor() as cursor:
-            cursor.execute(self._sql("DELETE FROM {schema}.image WHERE id = ANY(%s)"), (ids,))
-            cursor.executemany(
-                self._sql("INSERT INTO {schema}.image VALUES (%s, %s::jsonb, %s::jsonb)"),
-                [(image.id, *documents(image)) for image in images],
-            )
+            cursor.executemany(self._sql(UPSERT), [(image.id, *documents(image)) for image in images])
+            ids = [image.id for image in images]
+            cursor.execute(self._sql("DELETE FROM {schema}.embedding WHERE image = ANY(%s)"), (ids,))
             with cursor.copy(self._sql("COPY {schema}.embedding (image, place, embed) FROM STDIN")) as copy:
                 for image in images:
                     assert image.vectors is not None
@@ -101,7 +103,7 @@ class PostgresStore(Closing):
         with self._connection() as connection, connection.transaction(), connection.cursor() as cursor:
             cursor.executemany(
                 self._sql("UPDATE {schema}.image SET metadata = %s::jsonb WHERE id = %s"),
-                [(documents(image)[1], image.id) for image in images],
+                [(documents(image)[1], image.id) for image in sorted(images, key=lambda image: image.id)],
             )
 
     def delete(self, names: Sequence[str]) -> int:

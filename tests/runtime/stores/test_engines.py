@@ -1,6 +1,9 @@
 """Every engine does what `VectorStore` says, against NumPy and the oracle of filters."""
 
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from qpert.runtime.errors import GalleryError, InputError, UnavailableError
 from qpert.runtime.filters.parsing import parse
 from qpert.runtime.gallery.spec import GallerySpec
+from qpert.runtime.stores.opening import open_store
 from qpert.runtime.stores.protocol import StoredImage, StoreSpec, id_of
 
 ENGINES = ("postgresql", "qdrant-edge", "qdrant-local")
@@ -181,6 +185,54 @@ def test_an_embedded_store_is_for_one_process(tmp_path, open_engine):
         assert found.value.code == "store-unreachable"
     with open_engine("qdrant-edge", tmp_path, "one") as store:
         assert store.spec() == SPEC
+
+
+WRITER = """
+import sys
+import numpy as np
+from qpert.runtime.stores.opening import open_store
+from qpert.runtime.stores.protocol import StoredImage, StoreSpec
+with open_store(sys.argv[1]) as store:
+    store.create(StoreSpec.from_json(sys.argv[2], "x"))
+    for number in range(10_000):
+        vectors = np.full((4, 16), 0.25, np.float32)
+        store.upsert([StoredImage(f"{number}.png", "/x", 1, 1, "0", None, {"n": number}, 1, vectors)])
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "qdrant-edge"])
+def test_what_was_answered_survives_a_killed_writer(kind, request, tmp_path):
+    server = request.getfixturevalue("postgres") if kind == "postgresql" else None
+    address = f"{server.url}?gallery=killed" if server else f"qdrant-edge:{tmp_path / 'killed'}"
+    command = [sys.executable, "-c", WRITER, address, SPEC.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        said = [writer.stdout.readline() for _ in range(7)]
+        writer.kill()
+        said += writer.stdout.readlines()
+    answered = [int(line) for line in said if line.endswith("\n")]
+    assert len(answered) >= 7
+    with open_store(address) as store:
+        assert store.spec() == SPEC
+        names = {one.name for one in store.scan()}
+        assert {f"{number}.png" for number in answered} <= names
+        assert len(names) <= len(answered) + 1, "one was under way"
+        assert len(store.search(np.ones(16, np.float32), 100_000)) == len(names)
+
+
+def test_two_writers_of_the_same_images_wait_for_each_other(open_engine, tmp_path):
+    random = np.random.default_rng(10)
+    images = [image(number, random) for number in range(20)]
+    with open_engine("postgresql", tmp_path, "two") as one, open_engine("postgresql", tmp_path, "two") as other:
+        one.create(SPEC)
+        with ThreadPoolExecutor(2) as pool:
+            calls = [pool.submit(store.upsert, part) for _ in range(5)
+                     for store, part in ((one, images), (other, images[::-1]))]  # fmt: skip
+            for call in calls:
+                call.result()
+        found = one.get([each.id for each in images], vectors=True)
+        assert {each.vectors.shape for each in found.values()} == {each.vectors.shape for each in images}
+        assert all((found[each.id].vectors == each.vectors).all() for each in images)
 
 
 def test_what_postgresql_answered_survives_its_crash(postgres, open_engine, tmp_path):
