@@ -30,10 +30,9 @@ import numpy as np
 from full_size import machine
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.evaluation.evaluate import opened_images
 from qpert.runtime.evaluation.inputs import EvaluationData, open_data
 from qpert.runtime.evaluation.methods.choices import Choices, Method, Pooling, SeveralBoxes, Similarity
-from qpert.runtime.evaluation.methods.compare import STOCK_GALLERY, compare, opened_journal, without_boxes
+from qpert.runtime.evaluation.methods.compare import compare, opened_journal, opened_stock
 from qpert.runtime.evaluation.methods.comparison import Comparison
 from qpert.runtime.evaluation.methods.images import MethodImages, MethodReader
 from qpert.runtime.evaluation.methods.report import comparison_report
@@ -71,9 +70,7 @@ class Split:
     def readings(self) -> list[dict[str, Any]]:
         """R@1 of every reading by ITC alone, in percent."""
         found = []
-        stored = opened_images(
-            self.encoder, without_boxes(self.data), self.work, self.progress, Watch(), name=STOCK_GALLERY
-        )
+        stored = opened_stock(self.encoder, self.data, self.work, self.progress, Watch())
         with stored as base, opened_journal(self.work) as journal:
             watch, texts = Watch(), self.encoder.tokenize(self.data.dataset.captions)
             embeds = encode_all_texts(self.encoder, texts, journal, self.progress, watch)

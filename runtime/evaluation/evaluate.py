@@ -16,6 +16,7 @@ from qpert.runtime.evaluation.running import ImagesInMemory, ImageStore, Watch, 
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
+from qpert.runtime.gallery.spec import FeatureMode
 from qpert.runtime.inputs.perturbation import FIXED_IN_GRAPHS, Coverage, Perturbation, Reduction, Semantics
 from qpert.runtime.inputs.text import TokenizedTexts
 from qpert.runtime.progress import Progress, Silent
@@ -125,8 +126,9 @@ def opened_images(
     watch: Watch,
     *,
     name: str = GALLERY_NAME,
+    features: FeatureMode | None = None,
 ) -> Iterator[ImageStore]:
-    """The encoded images: a gallery of that name in the work folder, or memory."""
+    """The encoded images: a gallery of that name in the work folder, or memory. features: as in `index_images`."""
     began = time.perf_counter()
     if work is None:
         store = ImagesInMemory(encoded(encoder, data, progress))
@@ -138,7 +140,7 @@ def opened_images(
         ImageEntry(name, path, boxes if len(boxes) else None)
         for name, path, boxes in zip(dataset.names, dataset.images, data.boxes, strict=True)
     ]
-    summary = index_images(work / name, encoder, entries, progress=progress)
+    summary = index_images(work / name, encoder, entries, features=features, progress=progress)
     watch.resumed["images"] = summary.unchanged
     watch.measure("images", began)
     with StoredGallery.open(work / name, encoder) as gallery:
