@@ -178,8 +178,13 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
 
 def evaluated(document: dict[str, Any]) -> dict[str, Any]:
-    """The report of a comparison that `qpert eval --json` made, with the default readings."""
+    """The report of a comparison that `qpert eval --json` made, under the name of its readings."""
     stage = "reranked" if document["rerank"] else "itc"
+    found = compared(document)
+    readings = Choices()
+    other = {name: value for method in found["choices"] for name, value in found["choices"][method].items()}
+    usual = {name: value for method in found["choices"] for name, value in readings.of(method).items()}
+    name = ", ".join(f"{name} {other[name]}" for name in other if other[name] != usual[name]) or "default"
     return {
         "environment": document["environment"],
         "machine": machine(),
@@ -187,7 +192,7 @@ def evaluated(document: dict[str, Any]) -> dict[str, Any]:
         "texts": {"test": document["texts"]},
         "bootstrap": document["bootstrap"],
         "perturbation": next(one for one in document["methods"] if one["method"]["name"] == "q-pert")["perturbation"],
-        stage: {"default": compared(document)},
+        stage: {name: found},
     }
 
 
@@ -205,6 +210,16 @@ def write(options: argparse.Namespace, report: dict[str, Any], page: str | None 
     options.out.write_text(json.dumps({**before, options.dataset: report}, indent=1) + "\n")
 
 
+def merge(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Beside other readings of the same data set, which stay."""
+    known = options.out is not None and options.out.exists()
+    before = json.loads(options.out.read_text()).get(options.dataset, {}) if known else {}
+    for stage in ("itc", "reranked"):
+        if stage in before or stage in report:
+            report[stage] = {**before.get(stage, {}), **report.get(stage, {})}
+    write(options, {**before, **report})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -218,7 +233,7 @@ def main() -> None:
     parser.add_argument("--html", type=Path, help="write the comparison page here")
     options = parser.parse_args()
     if options.evaluated is not None:
-        write(options, evaluated(json.loads(options.evaluated.read_text())))
+        merge(options, evaluated(json.loads(options.evaluated.read_text())))
         return
     if options.work is None:
         parser.error("--work is needed where something is run")
