@@ -30,10 +30,9 @@ import numpy as np
 from full_size import machine
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.evaluation.evaluate import opened_images
 from qpert.runtime.evaluation.inputs import EvaluationData, open_data
 from qpert.runtime.evaluation.methods.choices import Choices, Method, Pooling, SeveralBoxes, Similarity
-from qpert.runtime.evaluation.methods.compare import STOCK_GALLERY, compare, opened_journal, without_boxes
+from qpert.runtime.evaluation.methods.compare import compare, opened_journal, opened_stock
 from qpert.runtime.evaluation.methods.comparison import Comparison
 from qpert.runtime.evaluation.methods.images import MethodImages, MethodReader
 from qpert.runtime.evaluation.methods.report import comparison_report
@@ -71,9 +70,7 @@ class Split:
     def readings(self) -> list[dict[str, Any]]:
         """R@1 of every reading by ITC alone, in percent."""
         found = []
-        stored = opened_images(
-            self.encoder, without_boxes(self.data), self.work, self.progress, Watch(), name=STOCK_GALLERY
-        )
+        stored = opened_stock(self.encoder, self.data, self.work, self.progress, Watch())
         with stored as base, opened_journal(self.work) as journal:
             watch, texts = Watch(), self.encoder.tokenize(self.data.dataset.captions)
             embeds = encode_all_texts(self.encoder, texts, journal, self.progress, watch)
@@ -181,8 +178,13 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
 
 def evaluated(document: dict[str, Any]) -> dict[str, Any]:
-    """The report of a comparison that `qpert eval --json` made, with the default readings."""
+    """The report of a comparison that `qpert eval --json` made, under the name of its readings."""
     stage = "reranked" if document["rerank"] else "itc"
+    found = compared(document)
+    readings = Choices()
+    other = {name: value for method in found["choices"] for name, value in found["choices"][method].items()}
+    usual = {name: value for method in found["choices"] for name, value in readings.of(method).items()}
+    name = ", ".join(f"{name} {other[name]}" for name in other if other[name] != usual[name]) or "default"
     return {
         "environment": document["environment"],
         "machine": machine(),
@@ -190,7 +192,7 @@ def evaluated(document: dict[str, Any]) -> dict[str, Any]:
         "texts": {"test": document["texts"]},
         "bootstrap": document["bootstrap"],
         "perturbation": next(one for one in document["methods"] if one["method"]["name"] == "q-pert")["perturbation"],
-        stage: {"default": compared(document)},
+        stage: {name: found},
     }
 
 
@@ -208,6 +210,16 @@ def write(options: argparse.Namespace, report: dict[str, Any], page: str | None 
     options.out.write_text(json.dumps({**before, options.dataset: report}, indent=1) + "\n")
 
 
+def merge(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Beside other readings of the same data set, which stay."""
+    known = options.out is not None and options.out.exists()
+    before = json.loads(options.out.read_text()).get(options.dataset, {}) if known else {}
+    for stage in ("itc", "reranked"):
+        if stage in before or stage in report:
+            report[stage] = {**before.get(stage, {}), **report.get(stage, {})}
+    write(options, {**before, **report})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -221,7 +233,7 @@ def main() -> None:
     parser.add_argument("--html", type=Path, help="write the comparison page here")
     options = parser.parse_args()
     if options.evaluated is not None:
-        write(options, evaluated(json.loads(options.evaluated.read_text())))
+        merge(options, evaluated(json.loads(options.evaluated.read_text())))
         return
     if options.work is None:
         parser.error("--work is needed where something is run")

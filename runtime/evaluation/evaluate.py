@@ -128,7 +128,7 @@ def opened_images(
     name: str = GALLERY_NAME,
     features: FeatureMode | None = None,
 ) -> Iterator[ImageStore]:
-    """The encoded images: a gallery of that name in the work folder, or memory. `features` as in `index_images`."""
+    """The encoded images: a gallery of that name in the work folder, or memory. features: as in `index_images`."""
     began = time.perf_counter()
     if work is None:
         store = ImagesInMemory(encoded(encoder, data, progress))

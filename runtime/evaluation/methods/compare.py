@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from qpert.runtime.evaluation.methods.comparison import Comparison
 from qpert.runtime.evaluation.methods.images import MethodImages, MethodReader, settings_encoder
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.result import Evaluation
-from qpert.runtime.evaluation.running import Watch, check_itc, encode_all_texts, match_all
+from qpert.runtime.evaluation.running import ImageStore, Watch, check_itc, encode_all_texts, match_all
 from qpert.runtime.evaluation.schedule import Schedule
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -68,7 +68,7 @@ def compare(
     began = time.perf_counter()
     texts = check_comparison(encoder, data, methods, choices, rerank)
     with (
-        opened_images(encoder, without_boxes(data), work, progress, watch, name=STOCK_GALLERY) as base,
+        opened_stock(encoder, data, work, progress, watch) as base,
         opened_journal(work) as journal,
     ):
         reader = MethodReader(encoder, data, base, choices, journal, progress, watch)
@@ -112,6 +112,14 @@ def without_boxes(data: EvaluationData) -> EvaluationData:
     """The same split with no box that acts; size bins stay."""
     empty = tuple(Boxes.empty(boxes.size) for boxes in data.boxes)
     return replace(data, boxes=empty, boxes_from="no boxes")
+
+
+def opened_stock(
+    encoder: Encoder, data: EvaluationData, work: Path | None, progress: Progress, watch: Watch
+) -> AbstractContextManager[ImageStore]:
+    """The images without boxes. Their tokens are kept whether or not the bundle has a pair scorer."""
+    plain = without_boxes(data)
+    return opened_images(encoder, plain, work, progress, watch, name=STOCK_GALLERY, features="stored")
 
 
 @contextmanager

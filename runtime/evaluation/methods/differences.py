@@ -70,7 +70,7 @@ class Contrast:
 
 def flipped(one: Difference) -> Difference:
     def minus(value: float | None) -> float | None:
-        return None if value is None else -value
+        return None if value is None else 0.0 - value  # never −0
 
     return Difference(minus(one.gain), minus(one.high), minus(one.low), one.reason)
 
