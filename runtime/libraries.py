@@ -2,12 +2,15 @@
 
 ONNX Runtime from 1.29 on collects telemetry: `import onnxruntime` alone writes an identifier of the machine and a
 database to `~/.cache/Microsoft/DeveloperTools`, and starts threads that keep a forked process from ending. It reads its
-switch once, at the import, so every import in qpert goes through `load_onnxruntime` (a test looks for others).
+switch once, at the import, so every import in qpert goes through `load_onnxruntime` (a test looks for others). So does
+OpenVINO, see `load_openvino`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 TELEMETRY_SWITCHES = {
@@ -37,16 +40,27 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def load_openvino() -> Any:
-    """The module `openvino`.
+OPENVINO_CONSENT = Path("intel", "openvino_telemetry")
+"""Below the home folder: what the user told OpenVINO of telemetry, by its own `opt_in_out`."""
 
-    It has no switch, and needs none: the package `openvino-telemetry`, which is installed with it, is imported by
-    OpenVINO's model converter alone, and importing that sends nothing. Nothing here converts with it.
+
+def load_openvino() -> Any:
+    """The module `openvino`, without telemetry (where the application has not imported it before).
+
+    `import openvino` alone writes an identifier to `~/intel` and reports its use. It has no variable to turn that off,
+    but does without the package `openvino_telemetry` where there is none: so there is none while it is imported. What
+    the user has told OpenVINO before is the user's decision.
 
     Raises:
         ImportError: it is not installed.
     """
     turn_off_telemetry()
-    import openvino
-
+    hidden = "openvino_telemetry" not in sys.modules and not (Path.home() / OPENVINO_CONSENT).exists()
+    if hidden:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import of it is then an ImportError
+    try:
+        import openvino
+    finally:
+        if hidden:
+            del sys.modules["openvino_telemetry"]
     return openvino

@@ -53,6 +53,14 @@ OTHER_ENVIRONMENTS = {"lavis_worker.py", "modelopt_worker.py"}
 """Started with the environment of the process that turned telemetry off."""
 
 
+def test_openvino_is_imported_in_one_place():
+    """Where its telemetry package is hidden; `test_an_empty_home_stays_empty[doctor]` shows that this is enough."""
+    packages = (ROOT / package for package in ("runtime", "exporter", "calibration", "graphs", "benchmarks"))
+    line = re.compile(r"^\s*(?:from|import) openvino\b", re.MULTILINE)
+    found = [path for package in packages for path in package.rglob("*.py") if line.search(path.read_text("utf-8"))]
+    assert [path.relative_to(ROOT).as_posix() for path in found] == ["runtime/libraries.py"]
+
+
 def test_no_module_imports_a_library_that_has_telemetry_before_it_is_turned_off():
     found = {}
     for package in ("runtime", "exporter", "calibration", "graphs"):
