@@ -71,7 +71,8 @@ def finish(example: str, *arguments: object, meanwhile: Callable[[subprocess.Pop
         if "timed out during startup" not in err:
             break
     assert job.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    (result,) = [line for line in out.splitlines() if line.startswith("{")]  # Ray writes of a killed actor to stdout
+    return json.loads(result)
 
 
 def descendants(pid: int) -> list[int]:
