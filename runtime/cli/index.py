@@ -128,10 +128,8 @@ def command(
         require_vectors_alone(other=bool(other or store))
         if out is None:
             raise InputError("--from needs --out FOLDER, the gallery that takes the vectors", code="index-target")
-        wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
-        report: dict[str, object] = {"gallery": str(out)} | index_from(vectors, bundle, out, provider, wanted, progress)
-        report |= {"bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
-        show_index(report, as_json=as_json)
+        chosen = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
+        show_index(index_from(vectors, bundle, out, provider, chosen, progress), as_json=as_json)
         return
     if images is None and (
         boxes is not None or detector.folder is not None or replace or repair or not (deleted or compact)
@@ -148,11 +146,11 @@ def command(
         removed, compacted = change(out, deleted, compact=compact and images is None, repair=repair, progress=progress)
     elif deleted and address is not None:
         removed = delete_from(address, deleted)
-    report = {"gallery": str(out or address), "deleted": removed}
+    report: dict[str, object] = {"gallery": str(out or address), "deleted": removed}
     left_out: list[str] = []
     if images is not None:
         listing = listed(images, boxes, xml_coordinates, skip_bad_boxes=skip_bad_boxes, max_boxes=max_boxes)
-        wanted = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
+        wanted: dict[str, Any] = {"features": features, "replace": replace, "skip_unreadable": skip_unreadable}
         wanted["workers"] = count = worker_count(provider, workers)
         threads = thread_count(count)
         opened = Encoder(Bundle.open(bundle), provider, threads=threads, spin=count == 1)
@@ -234,9 +232,11 @@ def index_from(
     """The gallery of what `qpert.runtime.batch` encoded; `wanted` as in `index_vectors`."""
     from qpert.runtime.batch.importing import index_vectors
 
+    started = time.perf_counter()
     with closing(Encoder(Bundle.open(bundle), provider)) as encoder:
         summary = index_vectors(out, encoder, vectors, **wanted, progress=progress)
-    return summary_json(summary, Listing(()))
+    report = {"gallery": str(out)} | summary_json(summary, Listing(()))
+    return report | {"bytes": size_of(out), "seconds": round(time.perf_counter() - started, 3)}
 
 
 def change(out: Path, deleted: tuple[str, ...], *, compact: bool, repair: bool, progress: Progress) -> tuple[int, int]:
