@@ -2,16 +2,33 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,export,rtx,hf,serve,qdrant,postgres,test,lint
+EXTRAS := cpu,openvino,export,rtx,hf,serve,qdrant,postgres,parquet,ray,daft,test,lint,docs
 STAMP := $(VENV)/.installed
+# What tests need beside the virtual environment. Each is made once; where one cannot be had, it says so or its tests skip.
+ENVIRONMENTS := lavis-env modelopt-env open-clip-env trt-bindings triton-env postgres-env cpp-env web-env
 
-.PHONY: demo test soak check format lowest lavis-env modelopt-env postgres-env clean
+.PHONY: demo test test-cpp test-node test-web web soak check docs format lowest clean $(ENVIRONMENTS)
 
 demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) lavis-env modelopt-env postgres-env  ## every test that runs without a GPU
+test: $(STAMP) $(ENVIRONMENTS)  ## every test that runs without a GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-cpp: $(STAMP) cpp-env  ## examples/cpp: built, also with sanitizers, and held against Python
+	$(BIN)/python -m pytest tests/examples/test_cpp.py tests/examples/test_cpp_inputs.py
+
+test-node: $(STAMP)       ## the Node example, with its npm packages
+	sh tools/web_env.sh --without-browser
+	$(BIN)/python -m pytest tests/examples/test_node.py
+
+test-web: $(STAMP)        ## the web page in headless Chromium, with its npm packages
+	sh tools/web_env.sh
+	$(BIN)/python -m pytest tests/examples/test_web.py
+
+web: $(STAMP)             ## the web page with the demonstration, in build/web: any static server serves it
+	sh tools/web_env.sh --without-browser
+	$(BIN)/python examples/web/build.py
 
 soak: $(STAMP)            ## ten thousand hostile inputs; watches for crashes, hangs and leaks
 	PYTHONPATH=tests $(BIN)/python -m soak
@@ -20,6 +37,10 @@ check: $(STAMP)           ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p qpert
+
+docs: $(STAMP)            ## the documentation site in build/docs, strictly: a warning is an error; opens without a network
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -34,8 +55,23 @@ lavis-env:                ## stock LAVIS in an environment of its own (.cache/la
 modelopt-env:             ## NVIDIA ModelOpt in an environment of its own (.cache/modelopt), for FP8
 	sh tools/modelopt_env.sh
 
+open-clip-env:            ## stock open_clip in an environment of its own (.cache/open_clip), for tests and `verify --reference open_clip`
+	sh tools/open_clip_env.sh
+
+trt-bindings: $(STAMP)    ## NVIDIA's Python bindings of TensorRT 10.3 to 11 (.cache/trt-bindings), for tests of what is called
+	PYTHON=$(BIN)/python sh tools/trt_bindings_env.sh
+
+triton-env:               ## a real Triton server in an environment of its own (.cache/triton), for tests
+	sh tools/triton_env.sh
+
 postgres-env:             ## a PostgreSQL with pgvector in an environment of its own (.cache/postgres), which tests start
 	sh tools/postgres_env.sh
+
+cpp-env:                  ## what examples/cpp is built with, from apt and in .cache/onnxruntime-headers; says what is missing
+	sh tools/cpp_env.sh
+
+web-env:                  ## npm packages of examples/node and examples/web, and Chromium; says what is missing
+	sh tools/web_env.sh --if-possible
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

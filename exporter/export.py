@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qpert.exporter.checkpoints.checkpoint import Checkpoint
+from qpert.exporter.checkpoints.locate import FILE_SUFFIXES
 from qpert.exporter.families import find_family
 from qpert.exporter.families.base import Family, Host
 from qpert.exporter.families.declare import Limits
@@ -70,7 +71,8 @@ class ExportRequest:
     @property
     def target(self) -> Path:
         """The bundle's folder: `--out`, else `qpert-<family>-<checkpoint>-<precision>` in the working folder."""
-        stem = Path(self.checkpoint).name.removesuffix(".pth").removesuffix(".safetensors")
+        path = Path(self.checkpoint)
+        stem = path.stem if path.suffix in FILE_SUFFIXES else path.name
         return self.out or Path(f"qpert-{self.family}-{stem}-{self.precision}")
 
     def check(self) -> None:

@@ -35,3 +35,18 @@ def load_onnxruntime() -> Any:
     import onnxruntime
 
     return onnxruntime
+
+
+def load_openvino() -> Any:
+    """The module `openvino`.
+
+    It has no switch, and needs none: the package `openvino-telemetry`, which is installed with it, is imported by
+    OpenVINO's model converter alone, and importing that sends nothing. Nothing here converts with it.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    turn_off_telemetry()
+    import openvino
+
+    return openvino

@@ -55,7 +55,7 @@ class Retriever:
 
         Args:
             bundle: the folder that `qpert export` made.
-            provider: `cpu`, `cuda`, `tensorrt` or `rtx`; exactly this one is used.
+            provider: `cpu`, `cuda`, `openvino`, `tensorrt` or `rtx`; exactly this one is used.
             perturbation: other settings than the bundle's defaults, as far as the graphs can follow.
             threads: CPU threads for one operator; 0 leaves it to the runtime.
             spin: whether idle threads of ONNX Runtime wait by spinning: soonest for a lone caller, wasteful where

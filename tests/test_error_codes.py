@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-OTHER_ENVIRONMENTS = {"lavis_worker.py", "modelopt_worker.py"}
+OTHER_ENVIRONMENTS = {"lavis_worker.py", "modelopt_worker.py", "open_clip_worker.py"}
 
 
 def trees():

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 import venv
 import zipfile
 from pathlib import Path
@@ -14,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = ("runtime", "graphs", "exporter", "calibration")
+STARTS = 120
+"""Seconds until a service has failed to start: far more than it takes."""
 
 PROGRAM = """
 import json, sys
@@ -81,6 +86,26 @@ def python(wheel, tmp_path_factory):
     found = folder / "bin" / "python"
     constraints = ["-c", ROOT / "constraints.txt"] if (ROOT / "constraints.txt").is_file() else []
     run(found, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *constraints, f"{wheel}[cpu]")
+    return found
+
+
+@pytest.fixture(scope="module")
+def serving_python(sdist_wheel, tmp_path_factory):
+    """The interpreter of a fresh environment with `qpert[cpu,serve]` from the source distribution."""
+    folder = tmp_path_factory.mktemp("serving") / "venv"
+    venv.create(folder, with_pip=True)
+    found = folder / "bin" / "python"
+    constraints = ["-c", ROOT / "constraints.txt"] if (ROOT / "constraints.txt").is_file() else []
+    run(
+        found,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *constraints,
+        f"{sdist_wheel}[cpu,serve]",
+    )
     return found
 
 
@@ -155,3 +180,55 @@ def test_the_installed_wheel_verifies_and_inspects_a_bundle(python, tiny_bundle,
     folder = copy_of(tiny_bundle)
     assert json.loads(run(python.with_name("qpert"), "verify", folder, "--json"))["verdict"] == "pass"
     assert json.loads(run(python.with_name("qpert"), "inspect", folder, "--json"))["files_ok"]
+
+
+def test_the_installed_wheel_indexes_and_searches(python, tiny_bundle, photos, tmp_path):
+    qpert, gallery = python.with_name("qpert"), tmp_path / "gallery"
+    run(qpert, "index", tiny_bundle, photos[0].parent, "--out", gallery)
+    document = json.loads(run(qpert, "search", gallery, "a cup of coffee", "-k", 2, "--json"))
+    assert len(document["hits"]) == 2
+    assert {hit["image"] for hit in document["hits"]} <= {photo.name for photo in photos}
+
+
+def test_an_installed_source_distribution_serves_what_the_command_line_finds(
+    serving_python, tiny_bundle, photos, tmp_path
+):
+    listed = {
+        entry["name"].lower() for entry in json.loads(run(serving_python, "-m", "pip", "list", "--format", "json"))
+    }
+    assert not listed & {"torch", "onnx", "transformers"}
+    qpert, gallery = serving_python.with_name("qpert"), tmp_path / "gallery"
+    run(qpert, "index", tiny_bundle, photos[0].parent, "--out", gallery)
+    expected = json.loads(run(qpert, "search", gallery, "a cup of coffee", "-k", 2, "--json"))["hits"]
+    log = tmp_path / "service.log"
+    with log.open("w") as written:
+        service = subprocess.Popen(
+            [qpert, "serve", tiny_bundle, "--gallery", gallery, "--port", "0"], stderr=written, cwd=tmp_path
+        )
+    try:
+        answer = search_of(service, log, {"text": "a cup of coffee", "k": 2})
+    finally:
+        service.terminate()
+        service.wait(STARTS)
+    assert [hit["image"] for hit in answer["hits"]] == [hit["image"] for hit in expected]
+    # the same library on the same machine; batches may be cut otherwise: float32 sums in another order
+    np.testing.assert_allclose(
+        [hit["score"] for hit in answer["hits"]], [hit["score"] for hit in expected], rtol=0, atol=1e-4
+    )
+
+
+def search_of(service, log, query):
+    """The answer of `/v1/search`, once the service is ready."""
+    end = time.monotonic() + STARTS
+    while time.monotonic() < end and service.poll() is None:
+        found = re.search(r" on (http://\S+)", log.read_text())
+        if found:
+            body = json.dumps(query).encode()
+            request = urllib.request.Request(f"{found[1]}/v1/search", body, {"Content-Type": "application/json"})
+            try:
+                with urllib.request.urlopen(request, timeout=STARTS) as answer:
+                    return json.loads(answer.read())
+            except OSError:  # not ready yet: 503, or not bound
+                pass
+        time.sleep(0.2)
+    raise AssertionError(f"the service did not answer: {log.read_text()}")

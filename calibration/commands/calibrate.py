@@ -43,7 +43,11 @@ if TYPE_CHECKING:
 @shared.skip_bad_option
 @shared.max_boxes_option
 @shared.limit_option
-@click.option("--alphas", default="2,4,6,8,10", help="strengths, comma-separated")
+@click.option(
+    "--alphas",
+    help="strengths, comma-separated [default: the paper's 2,4,6,8,10, or its 0.2,0.4,0.6,0.8,1 for a bundle whose own "
+    "α is at most 1]",
+)
 @click.option("--weights", default=",".join(WEIGHT_FUNCTIONS), help="weight functions of a box's share S of the image")
 @click.option("--thresholds", default="0.85,0.9,0.95,0.99", help="contribution ratios of the key subspace")
 @click.option(
@@ -78,7 +82,7 @@ if TYPE_CHECKING:
 @shared.work_option
 @shared.threads_option
 @shared.html_option
-@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", help="what runs the graphs")
+@click.option("--provider", type=click.Choice(["cpu", "cuda", "openvino"]), default="cpu", help="what runs the graphs")
 @shared.json_option
 def command(bundle: Path, html: Path | None, as_json: bool, **options: Any) -> int:
     """Search the perturbation settings that score best on a validation split of images with boxes.
@@ -136,11 +140,12 @@ def calibrate(bundle: Bundle, grid: Grid, options: dict[str, Any], progress: Pro
 
 def grid_of(options: dict[str, Any], exported: Perturbation) -> Grid:
     """Raises InputError for values that no grid takes, or a reduction that the bundle's graphs cannot follow."""
-    from qpert.calibration.perturbation.grid import Grid, GridReduction
+    from qpert.calibration.perturbation.grid import Grid, GridReduction, alphas_around
 
     asked = options["reductions"] or ("sum,mean" if exported.stages == "both" else "sum,mean,each,each+stock")
+    alphas = options["alphas"]
     grid = Grid(
-        shared.parse_numbers(options["alphas"], "--alphas", "2,4,6"),
+        shared.parse_numbers(alphas, "--alphas", "2,4,6") if alphas else alphas_around(exported.alpha),
         shared.parse_names(options["weights"]),
         shared.parse_numbers(options["thresholds"], "--thresholds", "0.9,0.95"),
         cast(tuple[GridReduction, ...], shared.parse_names(asked)),  # Grid checks them

@@ -18,10 +18,11 @@ import onnx
 from onnx import version_converter
 
 from qpert.calibration.detectors.gate import Agreement, DetectorAccuracyError, agreement
+from qpert.calibration.graph_files import load_graph
 from qpert.calibration.quantization.candidates import Candidate
 from qpert.calibration.quantization.data import Feed
 from qpert.calibration.quantization.request import MIN_SAMPLES, RANGES, TARGETS
-from qpert.calibration.quantization.static import FORMATS, HISTOGRAM_CALLS, Reader, load, make_calibrator, quantize_all
+from qpert.calibration.quantization.static import FORMATS, HISTOGRAM_CALLS, Reader, make_calibrator, quantize_all
 from qpert.runtime.bundle.manifest import MANIFEST_NAME
 from qpert.runtime.bundle.staging import check_target, staged_folder
 from qpert.runtime.detection.bundle import DetectorBundle, DetectorManifest
@@ -163,7 +164,7 @@ def quantized(
 ) -> tuple[onnx.ModelProto, tuple[Candidate, ...]]:
     """The graph with its candidates in 8 bits. `folder`: for working files, which are deleted."""
     path = folder / "float.onnx"
-    model = onnx.load(bundle.graph_path(bundle.manifest.graph))
+    model = load_graph(bundle.graph_path(bundle.manifest.graph))
     if next(entry.version for entry in model.opset_import if not entry.domain) < LOWEST_OPSET:
         model = version_converter.convert_version(model, RAISED_OPSET)
     onnx.save(model, path)
@@ -186,7 +187,7 @@ def quantized(
             calibrator.collect_data(Reader(feeds[start : start + step]))
         measured = calibrator.compute_data()
     made = quantize_all(
-        load(path),
+        load_graph(path),
         measured,
         candidates,
         target=request.target,

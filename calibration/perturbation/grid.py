@@ -1,8 +1,9 @@
 """The settings that a search tries: the paper's grid by default.
 
-Source: Sogi, Shibata, Terao, ECCV 2024, section 5.1: α in 2, 4 … 10, five weight functions of a box's share S of the
-image, contribution-ratio thresholds 0.85, 0.9, 0.95 and 0.99. Whether boxes are summed (the paper) or averaged (the
-authors' release), or each given queries of its own (ours), is a separate choice here.
+Source: Sogi, Shibata, Terao, ECCV 2024, section 5.1: α in 2, 4 … 10 for BLIP-2 and in 0.2, 0.4 … 1 for CoCa, five
+weight functions of a box's share S of the image, contribution-ratio thresholds 0.85, 0.9, 0.95 and 0.99. Whether boxes
+are summed (the paper) or averaged (the authors' release), or each given queries of its own (ours), is a separate choice
+here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import WEIGHT_FUNCTIONS, Perturbation, Reduction
 
 ALPHAS = (2.0, 4.0, 6.0, 8.0, 10.0)
+SMALL_ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""The paper's for models whose image is pooled by one cross-attention."""
 THRESHOLDS = (0.85, 0.9, 0.95, 0.99)
 GridReduction = Literal["sum", "mean", "each", "each+stock"]
 """How boxes act together; `each+stock` is reduction `each` with `keep_stock`."""
 REDUCTIONS: tuple[GridReduction, ...] = get_args(GridReduction)
+
+
+def alphas_around(exported: float) -> tuple[float, ...]:
+    """The grid to which a bundle's own α belongs: α at most 1 is exported for models with one cross-attention."""
+    return SMALL_ALPHAS if exported <= max(SMALL_ALPHAS) else ALPHAS
 
 
 @dataclass(frozen=True, order=True)

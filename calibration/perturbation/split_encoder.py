@@ -23,7 +23,7 @@ from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.query_sets import QuerySets, image_sets
-from qpert.runtime.sessions.onnx import start_onnxruntime
+from qpert.runtime.sessions.graph_files import start_graph
 from qpert.runtime.sessions.providers import find_provider
 from qpert.runtime.verification import TOLERANCES
 
@@ -55,7 +55,7 @@ def set_weights(boxes: Boxes, settings: Perturbation) -> Floats:
 
 
 class SplitEncoder:
-    """The query head of a bundle, split into parts, in ONNX Runtime. A context manager."""
+    """The query head of a bundle, split into parts, each run as the bundle's graphs are. A context manager."""
 
     def __init__(self, encoder: Encoder, folder: Path, provider: str, *, threads: int = 0) -> None:
         self.encoder = encoder
@@ -67,7 +67,7 @@ class SplitEncoder:
         self._origin: Arrays | None = None  # the maps without boxes, which no image changes
         parts = (self.split.keys, self.split.maps, self.split.queries)
         self._sessions: dict[Path, Any] = {
-            part.file: start_onnxruntime(part.file, find_provider(provider), threads) for part in parts
+            part.file: start_graph(part.file, find_provider(provider), threads) for part in parts
         }
 
     def close(self) -> None:

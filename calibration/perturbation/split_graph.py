@@ -61,8 +61,10 @@ def split_query_head(path: Path, head: GraphSpec, folder: Path) -> SplitGraph:
     """
     import onnx
 
+    from qpert.calibration.graph_files import load_graph
+
     try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+        model = load_graph(path)
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise BundleError(f"onnx cannot read {path} with its weights: {error}", code="graph-unreadable") from error
     if not head.takes_boxes:

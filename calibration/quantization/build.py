@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from qpert.calibration.graph_files import load_graph
 from qpert.calibration.quantization.data import CalibrationData, calibration_data
 from qpert.calibration.quantization.gate import AccuracyError, Measured, judge, measure, passed, recall_at_1
 from qpert.calibration.quantization.modelopt import check_method, modelopt_python, modelopt_version
@@ -23,7 +24,7 @@ from qpert.calibration.quantization.report import quantization_report
 from qpert.calibration.quantization.request import QuantizeRequest
 from qpert.calibration.quantization.sensitivity import BlockCost, block_costs
 from qpert.calibration.quantization.speed import SLOWER, speed_ratio
-from qpert.calibration.quantization.static import FORMATS, load
+from qpert.calibration.quantization.static import FORMATS
 from qpert.calibration.quantization.storage import data_location, write_models
 from qpert.calibration.quantization.variants import running
 from qpert.runtime.bundle.folder import Bundle
@@ -147,7 +148,7 @@ def write_bundle(folder: Path, bundle: Bundle, request: QuantizeRequest, plan: P
     models, locations = {}, {}
     for name, graph in manifest.graphs.items():
         path = bundle.graph_path(graph)
-        models[name] = plan.model(name) if name in plan.graphs else load(path)
+        models[name] = plan.model(name) if name in plan.graphs else load_graph(path)
         locations[name] = data_location(path)
     write_models(folder / "onnx", models, locations)
     host_graphs = (graph.file for graph in manifest.host_graphs.values())

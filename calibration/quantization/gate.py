@@ -22,7 +22,7 @@ from qpert.runtime.inputs.images import load_image
 from qpert.runtime.progress import Progress
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.features import ImageFeatures
-from qpert.runtime.retrieval.scores import final_scores, itc_scores
+from qpert.runtime.retrieval.scores import final_scores
 from qpert.runtime.verification import Gate
 
 PAIR_IMAGES = 64
@@ -58,16 +58,16 @@ def measure(
     """Score a split and return the shortlists too; if they are None, they come from this run's ITC scores."""
     with progress.stage(f"scoring {len(split)} images ({what})", len(split)) as advance:
         texts = encoder.encode_texts(split.captions)
-        queries: list[npt.NDArray[np.floating]] = []
+        itc_parts: list[Floats] = []
         embeds: list[ImageFeatures] = []
         for rows in chunks(len(split), encoder.limit(IMAGE_TOWER, "B")):
             images = [load_image(split.images[row], name=split.names[row]) for row in rows]
             given = [split.boxes_of(row, image.size) for row, image in zip(rows, images, strict=True)]
             features = encoder.encode_images(images, given if split.boxes else None)
-            queries.append(features.query_embeds)
+            itc_parts.append(features.query_sets.itc_scores(texts))
             embeds += [features.rows([i]) for i in range(len(rows))] if len(embeds) < PAIR_IMAGES else []
             advance(len(rows))
-    itc = itc_scores(np.concatenate(queries), texts)
+    itc = np.concatenate(itc_parts)
     if shortlists is None:
         length = SHORTLIST if encoder.reranks else 0
         shortlists = np.argsort(-itc[:PAIR_IMAGES], axis=1, kind="stable")[:, :length]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
+from qpert.calibration.graph_files import copy_graph, load_graph
 from qpert.calibration.quantization.candidates import Candidate, find_candidates
 from qpert.calibration.quantization.data import CalibrationData
 from qpert.calibration.quantization.modelopt import quantize_with_modelopt, taken
 from qpert.calibration.quantization.request import QuantizeRequest
-from qpert.calibration.quantization.static import FORMATS, load, quantize_all, tensor_ranges
+from qpert.calibration.quantization.static import FORMATS, quantize_all, tensor_ranges
 from qpert.calibration.quantization.tables import fold_weights, quantize_tables
 from qpert.calibration.quantization.variants import Form, free_other_readers, variant
 from qpert.runtime.bundle.folder import Bundle
@@ -43,7 +43,7 @@ def quantize_graph(
     bundle: Bundle, name: str, request: QuantizeRequest, data: CalibrationData, folder: Path
 ) -> QuantizedGraph:
     """Quantise every candidate of one graph with the tool for the precision."""
-    path = copied(bundle.graph_path(bundle.manifest.graphs[name]), folder)
+    path = copy_graph(bundle.graph_path(bundle.manifest.graphs[name]), folder)  # the tools write beside their input
     make = QUANTIZERS[request.precision]
     made, candidates = make(path, name, request, data, folder)
     free_other_readers(made, candidates)
@@ -54,20 +54,6 @@ def quantize_graph(
     return QuantizedGraph(name, path, made, candidates, tables, left)
 
 
-def copied(path: Path, folder: Path) -> Path:
-    """Copy the graph and its data files to the working folder: the tools write next to their input, and must not write
-    into a bundle. (Links are not possible: external data behind a link is refused as a possible attack.)
-    """
-    model = onnx.load_model(path, load_external_data=False)
-    names = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    for source in (path, *(path.parent / name for name in sorted(names))):
-        if not (folder / source.name).exists():
-            shutil.copyfile(source, folder / source.name)
-    return folder / path.name
-
-
 Made = tuple[onnx.ModelProto, tuple[Candidate, ...]]
 
 
@@ -76,7 +62,7 @@ def with_onnxruntime(path: Path, name: str, request: QuantizeRequest, data: Cali
     symmetric = FORMATS[request.target].symmetric
     feeds = data.feeds[name]
     ranges = tensor_ranges(path, feeds, candidates, method=request.ranges, symmetric=symmetric, folder=folder)
-    made = quantize_all(load(path), ranges, candidates, target=request.target, reduce_range=request.reduce_range)
+    made = quantize_all(load_graph(path), ranges, candidates, target=request.target, reduce_range=request.reduce_range)
     return made, candidates
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from qpert.calibration.graph_files import load_graph
 from qpert.calibration.quantization.candidates import blocks
 from qpert.calibration.quantization.data import CalibrationData, Feed
 from qpert.calibration.quantization.gate import changed_first
 from qpert.calibration.quantization.quantized import QuantizedGraph
-from qpert.calibration.quantization.static import load
 from qpert.calibration.quantization.variants import Form, running, variant
 from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_VECTORS, PAIR_SCORER, QUERY_HEAD
 from qpert.runtime.progress import Progress
@@ -81,7 +81,7 @@ def block_costs(
     costs = []
     with progress.stage("measuring each block's sensitivity", total) as advance:
         for name, graph in graphs.items():
-            original = load(graph.path)
+            original = load_graph(graph.path)
             for block in blocks(graph.candidates):
                 with running(alone(graph, original, block), encoder.manifest.graphs[name], folder) as session:
                     costs.append(cost_of(name, block, graph, session, encoder, data, reference))

@@ -39,13 +39,6 @@ class NumberFormat:
 FORMATS = {"cpu": NumberFormat("QUInt8", False), "tensorrt": NumberFormat("QInt8", True)}
 
 
-def load(path: Path) -> onnx.ModelProto:
-    """A graph with its weights in memory and all shapes inferred."""
-    model = onnx.shape_inference.infer_shapes(onnx.load_model(path, load_external_data=False))
-    onnx.load_external_data_for_model(model, str(path.parent))
-    return model
-
-
 def tensor_ranges(
     path: Path, feeds: Sequence[Feed], candidates: Sequence[Candidate], *, method: str, symmetric: bool, folder: Path
 ) -> Any:

@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 import onnx
 
+from qpert.calibration.graph_files import data_files
+
 SMALL = 256
 """Largest constant, in bytes, that stays inside its graph's file."""
 PAGE, CACHE_LINE = 4096, 64
@@ -60,10 +62,7 @@ def point_to(tensor: onnx.TensorProto, location: str, offset: int, length: int) 
 
 def data_location(path: Path) -> str:
     """The data file of a graph's weights."""
-    model = onnx.load_model(path, load_external_data=False)
-    found = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
+    found = data_files(onnx.load_model(path, load_external_data=False))
     if len(found) != 1:
-        raise ValueError(f"{path} keeps its weights in {sorted(found)}, expected one file")
-    return found.pop()
+        raise ValueError(f"{path} keeps its weights in {found}, expected one file")
+    return found[0]

@@ -12,7 +12,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,8 +195,10 @@ def finish(part: Path, target: Path, progress: Progress) -> None:
     sync_folder(target.parent)
 
 
-def download_snapshot(repository: str) -> Path:
+def download_snapshot(repository: str, files: Collection[str] = HUB_FILES) -> Path:
     """The folder of a Hugging Face repository in huggingface-hub's cache, downloaded if necessary.
+
+    `files`: patterns of the files to download.
 
     Raises:
         UnavailableError: huggingface-hub is not installed, or there is no network and no cached copy.
@@ -213,7 +215,7 @@ def download_snapshot(repository: str) -> Path:
             code="hf-extra-missing",
         ) from error
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(HUB_FILES)))
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(files)))
     except (errors.RepositoryNotFoundError, errors.HFValidationError, errors.RevisionNotFoundError) as error:
         raise CheckpointError(
             f"{repository} is neither a local file or folder nor an accessible repository on huggingface.co "

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpert.exporter.checkpoints.download import download_snapshot
+from qpert.exporter.checkpoints.download import HUB_FILES, download_snapshot
 from qpert.runtime.errors import CheckpointError
 
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -29,12 +29,13 @@ class Located:
     folder: Path | None = None
 
 
-def locate(source: str, published: Collection[str], expected: str) -> Located:
+def locate(source: str, published: Collection[str], expected: str, *, files: Collection[str] = HUB_FILES) -> Located:
     """Find `source`, downloading a hub repository if it is an id.
 
     Args:
         published: names that the family knows.
         expected: the kinds of checkpoint that the family reads, for the message.
+        files: patterns of the files that the family needs from a hub repository.
 
     Raises:
         CheckpointError: nothing has that name.
@@ -54,7 +55,7 @@ def locate(source: str, published: Collection[str], expected: str) -> Located:
     if exists or path.suffix in FILE_SUFFIXES:
         return Located(path.stem, source, file=path)
     if HUB_ID.fullmatch(source):
-        return Located(source, HUB_URL + source, folder=download_snapshot(source))
+        return Located(source, HUB_URL + source, folder=download_snapshot(source, files))
     names = f"one of {', '.join(published)}, " if published else ""
     raise CheckpointError(
         f"{source!r} is not a checkpoint: no file or folder has that name; expected {names}{expected}",

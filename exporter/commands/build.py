@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,12 @@ SIZES = {"K": 10, "M": 20, "G": 30}
 @click.option("--graph", "graphs", multiple=True, help="build only this graph; may be repeated")
 @click.option("--workspace", help="most GPU scratch memory per layer, such as 2G or 512M [default: the library's]")
 @click.option("--force", is_flag=True, help="rebuild engines that exist")
+@click.option(
+    "--print-trtexec",
+    "prints",
+    is_flag=True,
+    help="build nothing; print the commands that build the engines with TensorRT's own trtexec, on another device",
+)
 @json_option
 def command(
     bundle: Path,
@@ -43,9 +50,15 @@ def command(
     graphs: tuple[str, ...],
     workspace: str | None,
     force: bool,
+    prints: bool,
     as_json: bool,
 ) -> None:
     """Compile TensorRT engines for BUNDLE, or a detector, into its folder `engines`. Engines that exist are kept."""
+    limit = None if workspace is None else parse_size(workspace)
+    if prints:
+        require_trtexec(flavor, target, force)
+        print_trtexec(bundle, graphs, limit, as_json=as_json)
+        return
     from qpert.exporter.detectors.engines import require_buildable
     from qpert.exporter.engines.build import BuildRequest, build_engines
 
@@ -53,7 +66,7 @@ def command(
         flavor=flavor,
         target=target,
         graphs=graphs,
-        workspace=None if workspace is None else parse_size(workspace),
+        workspace=limit,
         force=force,
         command=command_line(),
     )
@@ -63,6 +76,27 @@ def command(
     require_buildable(opened, plan)
     built = build_engines(opened, request, plan, Terminal())
     print_result(built.to_dict(), lambda: engines_report(built, bundle), as_json=as_json)
+
+
+def require_trtexec(flavor: str, target: str, force: bool) -> None:
+    """Raises InputError for options that `trtexec` cannot follow."""
+    if flavor == "rtx" or target not in ("auto", "current") or force:
+        raise InputError(
+            "--print-trtexec builds nothing, and trtexec is classic TensorRT's tool, which builds for the GPU that it "
+            f"runs on; got --flavor {flavor} --target {target}{' --force' * force}: leave these out, or build ahead of "
+            "time with `qpert build --flavor rtx`",
+            code="trtexec-options",
+        )
+
+
+def print_trtexec(bundle: Path, graphs: tuple[str, ...], workspace: int | None, *, as_json: bool) -> None:
+    """The commands on stdout: a shell script, or one JSON document. Needs neither TensorRT nor PyTorch."""
+    from qpert.exporter.engines.trtexec import trtexec_script
+
+    opened = open_bundle(bundle)
+    check_graphs("--graph", graphs, opened)
+    script = trtexec_script(opened, graphs, workspace)
+    click.echo(json.dumps(script.to_dict()) if as_json else script.to_shell(), nl=as_json)
 
 
 def parse_size(text: str) -> int:

@@ -16,6 +16,7 @@ from qpert.exporter.engines.monitor import make_monitor
 from qpert.runtime.errors import QpertError
 from qpert.runtime.progress import Advance
 from qpert.runtime.sessions.tensorrt.engines import Profile
+from qpert.runtime.sessions.tensorrt.libraries import builds_ahead
 from qpert.runtime.sessions.tensorrt.log import make_log
 
 
@@ -119,15 +120,8 @@ def configured(library: Any, builder: Any, log: Any, job: BuildJob) -> Any:
     config.clear_flag(library.BuilderFlag.TF32)
     if job.workspace is not None:
         config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, job.workspace)
-    if job.architectures:
-        config.num_compute_capabilities = len(job.architectures)
-    for index, architecture in enumerate(job.architectures):
-        capability = getattr(library.ComputeCapability, architecture.upper(), None)
-        if capability is None or not config.set_compute_capability(capability, index):
-            raise EngineError(
-                f"{library.__name__} {library.__version__} does not support {architecture}: {log.summary()}",
-                code="engine-architecture-refused",
-            )
+    if builds_ahead(library):
+        choose_architectures(library, config, log, job)
     profile = builder.create_optimization_profile()
     for name, (smallest, optimal, largest) in job.profile.items():
         profile.set_shape(name, smallest, optimal, largest)
@@ -137,6 +131,19 @@ def configured(library: Any, builder: Any, log: Any, job: BuildJob) -> Any:
             code="engine-profile-refused",
         )
     return config
+
+
+def choose_architectures(library: Any, config: Any, log: Any, job: BuildJob) -> None:
+    """Set the GPUs that the engine is for; none are named for this machine's own."""
+    if job.architectures:
+        config.num_compute_capabilities = len(job.architectures)
+    for index, architecture in enumerate(job.architectures):
+        capability = getattr(library.ComputeCapability, architecture.upper(), None)
+        if capability is None or not config.set_compute_capability(capability, index):
+            raise EngineError(
+                f"{library.__name__} {library.__version__} does not support {architecture}: {log.summary()}",
+                code="engine-architecture-refused",
+            )
 
 
 def attached_cache(config: Any, job: BuildJob) -> Any:

@@ -12,6 +12,7 @@ from qpert.runtime.errors import InputError
 FAMILIES: Mapping[str, str] = {
     "blip2": "qpert.exporter.families.blip2.family:FAMILY",
     "clip": "qpert.exporter.families.clip.family:FAMILY",
+    "coca": "qpert.exporter.families.coca.family:FAMILY",
     "siglip": "qpert.exporter.families.siglip.family:FAMILY",
 }
 """Name → location of its `Family` object. A new family is one row here and two folders."""

@@ -152,11 +152,16 @@ def parameter_shapes(make: Callable[[], nn.Module]) -> dict[str, Shape]:
 
 
 def check_tensors(
-    entries: Mapping[str, TensorInfo], expected: Mapping[str, Shape], unused: frozenset[str], source: str
+    entries: Mapping[str, TensorInfo],
+    expected: Mapping[str, Shape],
+    unused: frozenset[str],
+    source: str,
+    *,
+    described: str = "its config.json",
 ) -> None:
     """Raise unless the file holds every parameter in its shape, and no others in a part of the network.
 
-    `unused` are tensors inside a part that may exist too.
+    `unused` are tensors inside a part that may exist too. `described`: the file that describes them, for the message.
 
     Raises:
         CheckpointError: `checkpoint-tensors`, with all faults in one message.
@@ -177,7 +182,7 @@ def check_tensors(
             if names
         )
         raise CheckpointError(
-            f"{source} does not hold the tensors that its config.json describes ({shown}); download the folder again",
+            f"{source} does not hold the tensors that {described} describes ({shown}); download the folder again",
             code="checkpoint-tensors",
         )
 

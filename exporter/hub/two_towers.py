@@ -1,4 +1,4 @@
-"""The common base of the CLIP and SigLIP families: two towers that meet in one dot product, and no pair scorer."""
+"""The common base of CLIP, SigLIP and CoCa: two towers that meet in one dot product, and no pair scorer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ KINDS = {"clip-bpe": "bpe", "gemma-bpe": "bpe", "siglip-sentencepiece": "sentenc
 
 
 class TwoTowers:
-    """A family of Hugging Face folders; a subclass supplies the network and how the folder is read."""
+    """A family of Hugging Face folders; a subclass supplies the network and how the folder is read.
+
+    A family of other files replaces `open`, `reopening`, `stock_tokenizer`, `tokenizer` and `prefix_tokens` instead.
+    """
 
     card: FamilyCard
 
@@ -40,6 +43,16 @@ class TwoTowers:
 
     def build_tokenizer(self, folder: Path, config: Any) -> HubTokenizer:
         raise NotImplementedError
+
+    def stock_tokenizer(self, checkpoint: Checkpoint) -> HubTokenizer:
+        """The tokenizer of the checkpoint's folder."""
+        assert checkpoint.folder is not None  # folders alone are opened
+        return self.build_tokenizer(checkpoint.folder, checkpoint.config)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Image tokens before the patches."""
+        return self.folder_format().prefix_tokens
 
     def text_shape(self, config: Any) -> tuple[int | str, ...]:
         """Shape of `input_ids`: [T, L], or [T, length] if all texts have the same length."""
@@ -83,9 +96,7 @@ class TwoTowers:
         return {spec.name: spec for spec in declared}
 
     def host(self, checkpoint: Checkpoint, limits: Limits) -> Host:
-        config, form = checkpoint.config, self.folder_format()
-        assert checkpoint.folder is not None  # these families open folders only
-        stock = self.build_tokenizer(checkpoint.folder, config)
+        config, stock = checkpoint.config, self.stock_tokenizer(checkpoint)
         length = stock.max_length
         if limits.length is not None:
             length = limits.text_length(length, length)
@@ -93,7 +104,7 @@ class TwoTowers:
         return Host(
             patches=(config.vision.grid, config.vision.grid),
             patch_size=config.vision.patch_size,
-            prefix_tokens=form.prefix_tokens,
+            prefix_tokens=self.prefix_tokens,
             tokenizer=TokenizerSpec(
                 file="tokenizer.json",
                 max_length=length,

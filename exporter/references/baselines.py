@@ -80,7 +80,7 @@ def open_baselines(
 
 
 def device_of(provider: str) -> str:
-    if provider == "cpu":
+    if provider in ("cpu", "openvino"):
         return "cpu"
     if not torch.cuda.is_available():
         raise UnavailableError(

@@ -17,7 +17,7 @@ from qpert.runtime.errors import UnavailableError
 from qpert.runtime.sessions.gpus import find_gpus
 
 LIBRARIES = (
-    *("qpert", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
+    *("qpert", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     *("torch", "transformers", "numpy", "pillow", "tokenizers"),
 )
 PRODUCT_SIDE = 1536

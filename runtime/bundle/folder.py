@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -47,6 +47,11 @@ class GraphManifest(Protocol):
 
     @property
     def files(self) -> dict[str, str]: ...
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """What `qpert quantize` did; None where nothing is quantised."""
+        ...
 
 
 class GraphBundle(Protocol):

@@ -1,7 +1,8 @@
 """`manifest.json`: what a bundle is, as frozen dataclasses that read and write themselves.
 
 The manifest is the only thing the runtime believes about a bundle. It is read strictly: a missing key, a wrong type, a
-newer schema or a path that leaves the bundle is a `BundleError` that names it. Schema 1 is upgraded as it is read.
+newer schema or a path that leaves the bundle is a `BundleError` that names it. Schema 1 is upgraded as it is read, and
+the published JSON Schema (`qpert.runtime.bundle.schema`) is checked next.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from qpert.runtime.bundle.roles import (
     ROLES,
     TEXT_TOWER,
 )
+from qpert.runtime.bundle.schema import MANIFEST, check_against
 from qpert.runtime.bundle.score_rules import ScoreRules
 from qpert.runtime.bundle.upgrade import upgrade_schema_1
 from qpert.runtime.errors import BundleError, InputError
@@ -39,8 +41,8 @@ MANIFEST_NAME = "manifest.json"
 class CheckpointRecord:
     """Where the weights came from.
 
-    `format`: whose tensor names it has (`lavis`, `huggingface`). `sha256` is over the checkpoint file, or over a
-    folder's weight files in order. `parts`: other files whose tensors were used, by what they hold (`vision`).
+    `format`: whose tensor names it has (`lavis`, `huggingface`, `open_clip`). `sha256` is over the checkpoint file, or
+    over a folder's weight files in order. `parts`: other files whose tensors were used, by what they hold (`vision`).
     """
 
     name: str
@@ -162,6 +164,7 @@ class Manifest:
         schema = check_schema_version(values.get("schema_version"))
         if schema == 1:
             values = upgrade_schema_1(values)
+        check_against(MANIFEST, values)
         rows, columns = values["patches"]
         graphs = {name: GraphSpec.from_dict(name, graph) for name, graph in values["graphs"].items()}
         manifest = cls(

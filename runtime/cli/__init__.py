@@ -20,12 +20,12 @@ from qpert.runtime.cli.edge import BROKEN_PIPE, MACHINE, ReaderGoneError, exit_c
 from qpert.runtime.errors import QpertError, QpertWarning, UnavailableError
 
 ORDER = (
-    *("export", "verify", "eval", "calibrate", "quantize", "build", "detect", "index", "search", "serve", "bench"),
-    *("inspect", "doctor"),
+    *("export", "verify", "eval", "data", "calibrate", "quantize", "build", "detect", "index", "search", "serve"),
+    *("package", "bench", "inspect", "doctor"),
 )
 """The order in which `qpert --help` lists commands; others follow by name."""
 
-OWN = ("verify", "eval", "detect", "index", "search", "serve", "bench", "inspect", "doctor")
+OWN = ("verify", "eval", "data", "detect", "index", "search", "serve", "package", "bench", "inspect", "doctor")
 """Commands of this package, each in the module of its name."""
 
 ENTRY_POINTS = "qpert.commands"

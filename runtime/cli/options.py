@@ -28,7 +28,8 @@ provider_option = click.option(
     type=click.Choice(list(PROVIDERS)),
     default="cpu",
     show_default=True,
-    help="what runs the graphs: ONNX Runtime on cpu or cuda; engines that `qpert build` made with tensorrt or rtx",
+    help="what runs the graphs: ONNX Runtime on cpu or cuda; openvino on the CPU; engines that `qpert build` made with "
+    "tensorrt or rtx",
 )
 FLAVORS_HELP = "classic TensorRT, TensorRT-RTX, or what suits the target"
 TARGET_HELP = (
@@ -57,7 +58,10 @@ work_option = click.option(
     "--work", type=PATH, help="keep features and scores here [default: in the cache, until finished]"
 )
 threads_option = click.option(
-    "--threads", type=IntegerRange(min=0), default=0, help="CPU threads; 0 leaves it to ONNX Runtime"
+    "--threads",
+    type=IntegerRange(min=0),
+    default=0,
+    help="CPU threads; 0: what the library that runs the graphs chooses",
 )
 html_option = click.option("--html", type=PATH, help="also write the report page here")
 skip_bad_option = click.option(

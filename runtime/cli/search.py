@@ -11,7 +11,7 @@ import click
 
 from qpert.runtime.bundle.calibrated import calibration_notice
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.cli.detector_options import DetectorChoice, detector_options
+from qpert.runtime.cli.detector_options import detector_options
 from qpert.runtime.cli.number_types import Integer
 from qpert.runtime.cli.options import (
     PATH,
@@ -23,6 +23,7 @@ from qpert.runtime.cli.options import (
     provider_option,
 )
 from qpert.runtime.cli.store_options import features_from_option
+from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import local_path, portable_name
 from qpert.runtime.filters.parsing import parse

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from qpert.runtime.cli.detector_options import detector_options
 from qpert.runtime.cli.number_types import IntegerRange, NumberRange
-from qpert.runtime.cli.options import PATH, bundle_argument, provider_option, require
+from qpert.runtime.cli.options import PATH, bundle_argument, max_boxes_option, provider_option, require
 from qpert.runtime.cli.store_options import features_from_option
+from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
 from qpert.runtime.files import local_path
 from qpert.runtime.inputs.boxes import BoxWarning
@@ -25,6 +27,8 @@ COUNT = IntegerRange(min=1)
 @click.command("serve", short_help="a bundle and a gallery behind HTTP", context_settings={"show_default": True})
 @bundle_argument
 @click.option("--gallery", type=PATH, help="search and change this gallery; made where there is none")
+@detector_options
+@max_boxes_option
 @click.option("--store", help="search and change this store instead: qdrant://…, qdrant-edge:FOLDER or postgresql://…")
 @features_from_option
 @click.option("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 serves other machines")
@@ -53,6 +57,8 @@ COUNT = IntegerRange(min=1)
 def command(
     bundle: Path,
     gallery: Path | None,
+    detector: DetectorChoice,
+    max_boxes: int | None,
     store: str | None,
     features_from: Path | None,
     host: str,
@@ -78,6 +84,13 @@ def command(
     /openapi.json describes the requests; /health/ready, /metrics and /v2 (the raw graphs) are for machines. SIGTERM
     answers what has been asked, and ends.
     """
+    detector.check(None)
+    if max_boxes is not None and detector.folder is None:
+        raise InputError(
+            "--max-boxes needs --detector: it says how many of the boxes that are found are used; add it, or leave "
+            "--max-boxes out",
+            code="detector-missing",
+        )
     require("qpert serve", ("fastapi", "uvicorn", "prometheus_client", "python_multipart"), "serve")
     limits = Limits(
         body_bytes=max_body,
@@ -103,6 +116,8 @@ def command(
         names=names,
         url_hosts=hosts,
         pictures=pictures,
+        detector=detector,
+        max_boxes=max_boxes,
         limits=limits,
     )
     if not settings.is_loopback and not settings.token:

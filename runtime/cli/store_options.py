@@ -66,7 +66,7 @@ def index_into(
     listing: Listing,
     source: BoxSource | None,
     progress: Progress,
-    **choices: bool,
+    **choices: Any,
 ) -> IndexSummary:
     from qpert.runtime.stores.indexing import index_store
 

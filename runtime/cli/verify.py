@@ -26,7 +26,7 @@ from qpert.runtime.verification.result import Verification
 from qpert.runtime.verification.tensors import verify_tensors
 
 LEVELS = ("tensor", "rank", "recall")
-REFERENCES = ("recorded", "torch", "hf", "lavis")
+REFERENCES = ("recorded", "torch", "hf", "lavis", "open_clip")
 IMAGES = {"rank": 50, "recall": 100}
 """Images of the data set without --limit: a minute or two on two cores for the demonstration."""
 DATA_OPTIONS = ("dataset", "split", "boxes", "skip_bad_boxes", "limit", "rerank", "allow")
@@ -89,7 +89,8 @@ def command(
         check_no_data(data)
         if reference is None:
             progress.say(
-                "comparing with the outputs recorded at export; use --reference torch|hf|lavis for a live reference"
+                f"comparing with the outputs recorded at export; use --reference {'|'.join(REFERENCES[1:])} for a live "
+                "reference"
             )
         found = verify(opened, reference or "recorded", checkpoint, provider=provider, seed=seed, progress=progress)
     else:
@@ -117,7 +118,7 @@ def verify(
     samples = bundle.samples()
     if reference == "recorded" and checkpoint is not None:
         raise InputError(
-            "--checkpoint is for a live reference; add --reference torch, hf or lavis",
+            "--checkpoint is for a live reference; add --reference torch, hf, lavis or open_clip",
             code="checkpoint-without-reference",
         )
     with closing(
@@ -148,7 +149,7 @@ def verify_order(
     if reference == "recorded":
         raise InputError(
             f"--level {level} compares rankings, and a bundle records no scores of pictures and captions; use "
-            "--reference torch, hf or lavis, or --level tensor",
+            "--reference torch, hf, lavis or open_clip, or --level tensor",
             code="level-needs-reference",
         )
     references = live_references(f"a live reference ({reference})")

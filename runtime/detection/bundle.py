@@ -18,6 +18,7 @@ from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.bundle.manifest import MANIFEST_NAME, CheckpointRecord, is_detector, manifest_values
 from qpert.runtime.bundle.paths import bundle_path
 from qpert.runtime.bundle.roles import DETECTOR, PIXELS
+from qpert.runtime.bundle.schema import DETECTOR_MANIFEST, check_against
 from qpert.runtime.detection.geometry import DetectorGeometry
 from qpert.runtime.detection.options import DetectionOptions
 from qpert.runtime.errors import BundleError, InputError
@@ -88,6 +89,7 @@ class DetectorManifest:
                 "export the detector again with this version",
                 code="bundle-schema-newer",
             )
+        check_against(DETECTOR_MANIFEST, values)
         ((name, described),) = values["graphs"].items()
         labels = tuple(values["labels"])
         if not labels or not all(isinstance(label, str) for label in labels):

@@ -64,7 +64,7 @@ class Detector:
 
         Args:
             folder: what `qpert export detector` made.
-            provider: `cpu`, `cuda`, `tensorrt` or `rtx`; exactly this one is used.
+            provider: `cpu`, `cuda`, `openvino`, `tensorrt` or `rtx`; exactly this one is used.
             threshold, max_boxes, classes, suppression: see `DetectionOptions`.
             threads: CPU threads for one operator; 0 leaves it to the runtime.
 

@@ -24,7 +24,7 @@ LEVEL = 95
 """Percent of the draws inside an interval."""
 DRAWS_AT_ONCE = 250
 
-Score = Literal["mr1", "r1", "small"]
+Score = Literal["mr1", "r1", "small", "mean_filled"]
 Direction = Literal["t2i", "i2t"]
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -60,19 +60,27 @@ def scores(hits: Hits, draws: Floats, score: Score, *, every_bin: bool = False) 
     r1 is recall at the cut of `hits`; small is that of the images whose largest box covers less than a tenth; mr1 is
     the harmonic mean of the ten bins' recalls. A draw without any image that counts is NaN. A bin without
     images in a draw is left out of that draw's mean, and the mean is 0 if any bin's recall is 0; with `every_bin` the
-    mean is NaN in both cases, where the metric itself is undefined.
+    mean is NaN in both cases, where the metric itself is undefined. mean_filled is the arithmetic mean over the bins
+    that have images in a draw.
     """
     if score == "r1":
         return _recall(hits, draws, np.ones(len(hits.bins), np.bool_))
     if score == "small":
         return _recall(hits, draws, hits.bins == SMALL_BIN)
-    binned = np.stack([_recall(hits, draws, hits.bins == number) for number in range(BINS)])  # [bins, R, S]
+    binned = np.stack([bin_recall(hits, draws, number) for number in range(BINS)])  # [bins, R, S]
     drawn = ~np.isnan(binned)
     count = drawn.sum(axis=0)
+    if score == "mean_filled":
+        return np.where(count > 0, np.where(drawn, binned, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
     with np.errstate(divide="ignore"):
         total = np.where(drawn, 1 / np.where(drawn, binned, 1), 0).sum(axis=0)
     defined = (drawn & (binned > 0)).all(axis=0) if every_bin else count > 0
     return np.where(defined, count / np.maximum(total, 1e-300), np.nan)
+
+
+def bin_recall(hits: Hits, draws: Floats, number: int) -> Floats:
+    """float64 [R, S], in percent: recall of the images of one size bin; NaN in a draw without any."""
+    return _recall(hits, draws, hits.bins == number)
 
 
 def _recall(hits: Hits, draws: Floats, chosen: npt.NDArray[np.bool_]) -> Floats:
@@ -98,6 +106,13 @@ def interval(values: Floats) -> tuple[float, float]:
     """The percentiles between which `LEVEL` % of the values are."""
     low, high = np.percentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2]).tolist()
     return low, high
+
+
+def paired_interval(differences: Floats) -> tuple[float, float] | None:
+    """The interval of resampled differences, without the draws in which they are undefined; None if most are: an
+    interval over the rest would describe other data."""
+    defined = differences[~np.isnan(differences)]
+    return None if len(defined) < len(differences) / 2 else interval(defined)
 
 
 @dataclass(frozen=True)

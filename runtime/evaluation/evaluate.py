@@ -77,6 +77,11 @@ def check_data(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:
     Raises LimitError for an image with more boxes than the bundle takes, TextError for a caption that cannot be used.
     """
     check_boxes(encoder, data)
+    return check_captions(encoder, data)
+
+
+def check_captions(encoder: Encoder, data: EvaluationData) -> TokenizedTexts:
+    """The tokenised captions. Raises TextError for one that cannot be used."""
     try:
         return encoder.tokenize(data.dataset.captions)
     except TextError as error:
@@ -113,9 +118,15 @@ def check_box_counts(encoder: Encoder, names: Sequence[str], counts: Sequence[in
 
 @contextmanager
 def opened_images(
-    encoder: Encoder, data: EvaluationData, work: Path | None, progress: Progress, watch: Watch
+    encoder: Encoder,
+    data: EvaluationData,
+    work: Path | None,
+    progress: Progress,
+    watch: Watch,
+    *,
+    name: str = GALLERY_NAME,
 ) -> Iterator[ImageStore]:
-    """The encoded images: a gallery in the work folder, or memory."""
+    """The encoded images: a gallery of that name in the work folder, or memory."""
     began = time.perf_counter()
     if work is None:
         store = ImagesInMemory(encoded(encoder, data, progress))
@@ -127,10 +138,10 @@ def opened_images(
         ImageEntry(name, path, boxes if len(boxes) else None)
         for name, path, boxes in zip(dataset.names, dataset.images, data.boxes, strict=True)
     ]
-    summary = index_images(work / GALLERY_NAME, encoder, entries, progress=progress)
+    summary = index_images(work / name, encoder, entries, progress=progress)
     watch.resumed["images"] = summary.unchanged
     watch.measure("images", began)
-    with StoredGallery.open(work / GALLERY_NAME, encoder) as gallery:
+    with StoredGallery.open(work / name, encoder) as gallery:
         if gallery.images != dataset.names:
             raise InputError(
                 f"the gallery in {work} does not hold the images of this split in order; delete {work}",

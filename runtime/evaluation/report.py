@@ -157,6 +157,9 @@ def setting(evaluation: Evaluation) -> str:
     """The setting of this run, in one line."""
     one = evaluation.perturbation
     checkpoint, scored = evaluation.environment.get("checkpoint", "this bundle"), stage(evaluation.rerank)
+    if evaluation.method == "oes":
+        chosen = ", ".join(f"{name} {value}" for name, value in evaluation.choices.of("oes").items())
+        return f"{checkpoint}, {scored}, object embeddings: {chosen}"
     if one.stages == "none" or not any(map(len, evaluation.data.boxes)):
         return f"{checkpoint}, {scored}, no boxes"
     weight = f"α {one.alpha:g}, β {one.beta:g}, γ {one.gamma:g}, τ {one.threshold:g}"

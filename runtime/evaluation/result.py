@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qpert.runtime.evaluation.inputs import EvaluationData
+from qpert.runtime.evaluation.methods.choices import DEFAULT, Choices, Method, described
 from qpert.runtime.evaluation.metrics import RetrievalMetrics
 from qpert.runtime.evaluation.pair_scores import PairScores
 from qpert.runtime.evaluation.published import Published, published_for
@@ -19,6 +20,7 @@ class Evaluation:
     metrics: of ITC + ITM (of ITC if nothing was re-ranked). itc: of ITC alone. scores: what both are computed from.
     seconds: of this process, by stage. resumed: images, texts and pairs computed by an earlier process. family: of the
     model. notice: what to know before the figures are believed, such as that the boxes' strength is not calibrated.
+    method: what boxes are used for, with the choices that it depends on.
     """
 
     metrics: RetrievalMetrics
@@ -32,6 +34,8 @@ class Evaluation:
     family: str
     environment: dict[str, str] = field(default_factory=dict)
     notice: str | None = None
+    method: Method = DEFAULT
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def itm_pairs(self) -> int:
@@ -60,4 +64,5 @@ class Evaluation:
             "resumed": self.resumed,
             "environment": self.environment,
             "notice": self.notice,
+            "method": described(self.method, self.choices),
         }

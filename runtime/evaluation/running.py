@@ -142,8 +142,13 @@ def match_all(
     journal: Journal,
     progress: Progress,
     watch: Watch,
+    *,
+    kind: str = "pairs",
 ) -> Floats:
-    """float32 [P]: ITM of the schedule's pairs, image by image, so that each image is loaded once."""
+    """float32 [P]: ITM of the schedule's pairs, image by image, so that each image is loaded once.
+
+    kind: of the journal's records.
+    """
 
     def compute(image: int) -> Floats:
         wanted = schedule.texts_of(image)
@@ -156,7 +161,7 @@ def match_all(
 
     sizes = [len(schedule.texts_of(image)) for image in range(schedule.images)]
     what = f"matching {len(schedule):,} pairs, image by image"
-    found = recorded("pairs", sizes, lambda i: key_of(schedule.texts_of(i)), compute, what, journal, progress, watch)
+    found = recorded(kind, sizes, lambda i: key_of(schedule.texts_of(i)), compute, what, journal, progress, watch)
     return np.concatenate(found)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from dataclasses import replace as replace_fields
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +18,7 @@ from qpert.runtime.files import sha256_of
 from qpert.runtime.gallery.box_json import boxes_to_json
 from qpert.runtime.gallery.detected import DetectedBoxes, without_source
 from qpert.runtime.gallery.entries import ImageEntry
+from qpert.runtime.gallery.pipeline import ordered
 from qpert.runtime.gallery.writer import NewImage
 from qpert.runtime.inputs.images import load_image
 from qpert.runtime.retrieval.encoder import Encoder
@@ -34,31 +38,68 @@ def boxes_difference(recorded: str | None, entry: ImageEntry, detected: Detected
     return None if without_source(recorded) == boxes_to_json(entry.boxes) else "boxes"
 
 
+@dataclass(frozen=True)
+class EncodedPart:
+    """`entries` that are durable together: those that could be read, in order, and their features; None where none
+    could."""
+
+    entries: Sequence[ImageEntry]
+    images: Sequence[NewImage]
+    features: ImageFeatures | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one call made of its images."""
+
+    images: Sequence[NewImage]
+    features: ImageFeatures | None
+    skipped: Sequence[tuple[str, str]]
+    without_boxes: int
+
+
 class ImageBatches:
     """Reads images, finds their boxes where a source is to do that, and encodes them. `skipped` holds (name, reason) of
     those that could not be read; in `without_boxes` of the others, the source found nothing."""
 
     def __init__(
-        self, encoder: Encoder, detected: DetectedBoxes | None = None, *, skip_unreadable: bool = False
+        self,
+        encoder: Encoder,
+        detected: DetectedBoxes | None = None,
+        *,
+        skip_unreadable: bool = False,
+        workers: int = 1,
     ) -> None:
+        """`workers`: batches that are read and encoded at the same time."""
         self.encoder, self.detected, self.skip_unreadable = encoder, detected, skip_unreadable
+        self.workers = workers
         self.without_boxes = 0
         self.skipped: list[tuple[str, str]] = []
 
-    def encode(self, entries: Sequence[ImageEntry]) -> tuple[list[NewImage], ImageFeatures | None]:
-        """The images that could be read, in order, and their features; None where there are none."""
+    @contextmanager
+    def encoded(self, entries: Sequence[ImageEntry], at_once: int) -> Iterator[Iterator[EncodedPart]]:
+        """`entries` in parts of `at_once`, in order. Batches start with a part, so that a resumed run makes the same
+        batches as one that was never interrupted; workers go on with later parts while one is written."""
         step = min(self.encoder.limit(IMAGE_TOWER, "B"), IMAGES_AT_ONCE)
-        images: list[NewImage] = []
-        parts: list[ImageFeatures] = []
-        for start in range(0, len(entries), step):
-            new, part = self._encode(entries[start : start + step])
-            images += new
-            parts += [] if part is None else [part]
-        return images, concatenated(parts) if parts else None
+        parts = [entries[start : start + at_once] for start in range(0, len(entries), at_once)]
+        batches = [[part[start : start + step] for start in range(0, len(part), step)] for part in parts]
+        with ordered(self._encode, [batch for own in batches for batch in own], self.workers) as results:
+            yield (
+                self._joined(part, list(islice(results, len(own)))) for part, own in zip(parts, batches, strict=True)
+            )
 
-    def _encode(self, entries: Sequence[ImageEntry]) -> tuple[list[NewImage], ImageFeatures | None]:
-        """One batch, without the images that cannot be read where these are to be skipped."""
+    def _joined(self, entries: Sequence[ImageEntry], batches: Sequence[_Batch]) -> EncodedPart:
+        for batch in batches:
+            self.skipped += batch.skipped
+            self.without_boxes += batch.without_boxes
+        features = [batch.features for batch in batches if batch.features is not None]
+        images = [image for batch in batches for image in batch.images]
+        return EncodedPart(entries, images, concatenated(features) if features else None)
+
+    def _encode(self, entries: Sequence[ImageEntry]) -> _Batch:
+        """One batch, without the images that cannot be read where these are to be skipped. In any thread."""
         found: list[tuple[ImageEntry, Image, NewImage]] = []
+        skipped: list[tuple[str, str]] = []
         for entry in entries:
             try:
                 state = _state(entry)
@@ -66,28 +107,30 @@ class ImageBatches:
             except ImageError as error:
                 if not self.skip_unreadable:
                     raise
-                self.skipped.append((entry.name, str(error)))
+                skipped.append((entry.name, str(error)))
         if not found:
-            return [], None
+            return _Batch([], None, skipped, 0)
+        without_boxes = 0
         if self.detected is not None:
-            found = self._with_detected(self.detected, found)
+            found, without_boxes = _with_detected(self.detected, found)
         features = self.encoder.encode_images([image for _, image, _ in found], [entry.boxes for entry, _, _ in found])
         _check_finite([entry.name for entry, _, _ in found], features)
-        return [new for _, _, new in found], features
+        return _Batch([new for _, _, new in found], features, skipped, without_boxes)
 
-    def _with_detected(
-        self, detected: DetectedBoxes, found: Sequence[tuple[ImageEntry, Image, NewImage]]
-    ) -> list[tuple[ImageEntry, Image, NewImage]]:
-        """The same with the source's boxes where an entry has none."""
-        boxes = iter(detected.find([image for entry, image, _ in found if entry.boxes is None]))
-        filled = []
-        for entry, image, new in found:
-            if entry.boxes is None:
-                its = next(boxes)
-                self.without_boxes += not len(its)
-                entry, new = replace_fields(entry, boxes=its), replace_fields(new, boxes=detected.to_json(its))
-            filled.append((entry, image, new))
-        return filled
+
+def _with_detected(
+    detected: DetectedBoxes, found: Sequence[tuple[ImageEntry, Image, NewImage]]
+) -> tuple[list[tuple[ImageEntry, Image, NewImage]], int]:
+    """The same with the source's boxes where an entry has none, and in how many of these it found nothing."""
+    boxes = iter(detected.find([image for entry, image, _ in found if entry.boxes is None]))
+    filled, empty = [], 0
+    for entry, image, new in found:
+        if entry.boxes is None:
+            its = next(boxes)
+            empty += not len(its)
+            entry, new = replace_fields(entry, boxes=its), replace_fields(new, boxes=detected.to_json(its))
+        filled.append((entry, image, new))
+    return filled, empty
 
 
 def _state(entry: ImageEntry) -> NewImage:

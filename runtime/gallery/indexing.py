@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.files import local_path, portable_name
 from qpert.runtime.filters.metadata import Metadata, checked_metadata
-from qpert.runtime.gallery.batches import ImageBatches, boxes_difference
+from qpert.runtime.gallery.batches import EncodedPart, ImageBatches, boxes_difference
 from qpert.runtime.gallery.catalogue import Catalogue, ImageRecord
 from qpert.runtime.gallery.detected import DetectedBoxes
 from qpert.runtime.gallery.entries import ImageEntry
@@ -23,11 +22,9 @@ from qpert.runtime.gallery.fields import read_fields
 from qpert.runtime.gallery.files import file_differs
 from qpert.runtime.gallery.spec import FeatureMode
 from qpert.runtime.gallery.writer import GalleryWriter, open_writer
+from qpert.runtime.inputs.arguments import as_count
 from qpert.runtime.progress import Progress, Silent
 from qpert.runtime.retrieval.encoder import Encoder
-
-if TYPE_CHECKING:
-    pass
 
 RECORDS_A_SHARD = 64
 
@@ -56,6 +53,7 @@ def index_images(
     features: FeatureMode | None = None,
     replace: bool = False,
     skip_unreadable: bool = False,
+    workers: int = 1,
     records_a_shard: int = RECORDS_A_SHARD,
     progress: Progress | None = None,
 ) -> IndexSummary:
@@ -77,6 +75,8 @@ def index_images(
         replace: encode again what is there under the same name with another file, other boxes or captions. Where
             only the metadata differ, nothing is encoded.
         skip_unreadable: leave out, and count, images that cannot be read, instead of stopping at them.
+        workers: batches that are read and encoded at the same time. Two keep a machine's cores busy where a batch alone
+            does not; give the encoder its share of them (`threads`).
         records_a_shard: images that are committed together.
         progress: where to say how far it is.
 
@@ -90,6 +90,7 @@ def index_images(
     """
     if records_a_shard < 1:
         raise InputError(f"records_a_shard is {records_a_shard}; expected at least 1", code="records-per-shard")
+    workers = as_count(workers, "workers", least=1)
     listed = [portable(entry) for entry in entries]
     check_names(listed)
     folder = Path(folder)
@@ -97,14 +98,16 @@ def index_images(
     with open_writer(folder, encoder, features) as writer:
         plan = _plan(writer.catalogue, listed, detected, replace=replace)
         writer.set_metadata(plan.relabelled)
-        batches = ImageBatches(encoder, detected, skip_unreadable=skip_unreadable)
-        run = _Run(writer, batches)
+        batches = ImageBatches(encoder, detected, skip_unreadable=skip_unreadable, workers=workers)
+        run = _Run(writer, encoder)
         shown = progress or Silent()
-        with shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
-            for start in range(0, len(plan.todo), records_a_shard):
-                part = plan.todo[start : start + records_a_shard]
-                run.add(part)
-                advance(len(part))
+        with (
+            shown.stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance,
+            batches.encoded(plan.todo, records_a_shard) as parts,
+        ):
+            for part in parts:
+                run.commit(part)
+                advance(len(part.entries))
         writer.remember()
         replaced = len([name for name in run.added if name in plan.replaced])
         return IndexSummary(
@@ -187,20 +190,17 @@ def _difference(
 
 
 class _Run:
-    """Encodes shards of images into a gallery; `added` says which."""
+    """Writes shards of encoded images into a gallery; `added` says which."""
 
-    def __init__(self, writer: GalleryWriter, batches: ImageBatches) -> None:
-        self.writer, self.batches = writer, batches
+    def __init__(self, writer: GalleryWriter, encoder: Encoder) -> None:
+        self.writer, self.encoder = writer, encoder
         self.added: list[str] = []
 
-    def add(self, entries: Sequence[ImageEntry]) -> None:
-        """Encode one shard's images and commit them. Batches start with the shard, so that a resumed run
-        makes the same batches as one that was never interrupted."""
-        images, features = self.batches.encode(entries)
-        if features is None:
+    def commit(self, part: EncodedPart) -> None:
+        if part.features is None:
             return
-        captions = [caption for image in images for caption in image.captions]
+        captions = [caption for image in part.images for caption in image.captions]
         width = self.writer.spec.width
-        texts = self.batches.encoder.encode_texts(captions) if captions else np.empty((0, width), np.float32)
-        self.writer.append(images, features, texts)
-        self.added += [image.name for image in images]
+        texts = self.encoder.encode_texts(captions) if captions else np.empty((0, width), np.float32)
+        self.writer.append(part.images, part.features, texts)
+        self.added += [image.name for image in part.images]

@@ -12,18 +12,15 @@ several sets scores the best of them, and the largest of their bounds bounds it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.errors import InputError
-from qpert.runtime.forks import keep_in_children
-from qpert.runtime.libraries import load_onnxruntime
+from qpert.runtime.gallery.products import best_products
 from qpert.runtime.retrieval.query_sets import QuerySets, best_of_sets
 from qpert.runtime.retrieval.scores import ranking
 
@@ -32,8 +29,7 @@ Rows = npt.NDArray[np.int64]
 
 IMAGE_LEVELS = 127
 TEXT_LEVELS = 64
-"""Codes are in ±127 (stored +128) and ±64: two products, 255·64 each, then fit into the 16 bits in which processors
-without VNNI add them; with ±127 for texts they would saturate there, and the bound would not hold."""
+"""Codes are in ±127 (stored +128) and ±64: `products` says why."""
 ROUNDING = 5e-5
 """What float32 sums of some hundred products may be off by, in either scan."""
 FAST_FROM = 4096
@@ -41,8 +37,6 @@ FAST_FROM = 4096
 SPARSE = 4
 """A filter that leaves fewer than one image in this many has its images copied and scanned alone."""
 TEXTS_AT_ONCE = 256
-DOTS_AT_ONCE = 1 << 23
-"""int32 products held at once: 32 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +135,7 @@ def _fast(
     sets: QuerySets, codes: Codes, texts: Floats, count: int, alive: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[Rows, Floats]]:
     text_codes, scale, lost = _encode_texts(texts)
-    products = _best_products(codes.codes, text_codes)  # [T, R]
+    products = best_products(codes.codes, text_codes)  # [T, R]
     set_scale, set_lost, set_kept = np.ascontiguousarray(codes.stats.T)
     for index, text in enumerate(texts):
         bound = set_lost * np.linalg.norm(text) + set_kept * lost[index] + ROUNDING
@@ -199,32 +193,3 @@ def _encode_texts(texts: Floats) -> tuple[npt.NDArray[np.int8], Floats, Floats]:
     whole = np.rint(texts / scale[:, None])
     lost = np.linalg.norm(texts - whole * scale[:, None], axis=1)
     return np.ascontiguousarray(whole.astype(np.int8).T), scale.astype(np.float32), lost.astype(np.float32)
-
-
-def _best_products(codes: npt.NDArray[np.uint8], texts: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
-    """int32 [T, R]: the largest product of a query set's codes with each text's."""
-    session = _session(os.getpid())  # a session works in the process that made it, not in its forked children
-    best = np.empty((texts.shape[1], len(codes)), np.int32)
-    step = max(64, DOTS_AT_ONCE // (codes.shape[1] * texts.shape[1]))
-    for start in range(0, len(codes), step):
-        (part,) = session.run(None, {"codes": codes[start : start + step], "texts": texts})
-        best[:, start : start + step] = part.T
-    return best
-
-
-@lru_cache(maxsize=1)
-def _session(process: int) -> Any:
-    """The session of SCAN_MODEL that belongs to a process."""
-    onnxruntime = load_onnxruntime()
-    return keep_in_children(onnxruntime.InferenceSession(SCAN_MODEL, providers=["CPUExecutionProvider"]))
-
-
-SCAN_MODEL = (
-    b'\x08\x08\x12\x00:\xcb\x01\n)\n\x05codes\n\x05texts\n\x04zero\x12\x04dots"\rMatMulInteger\n5\n\x04dots\x12\x04best'
-    b'"\tReduceMax*\x0b\n\x04axes@\x01\xa0\x01\x07*\x0f\n\x08keepdims\x18\x00\xa0\x01\x02\x12\x04scan*\x0c\x10\x02*\x02'
-    b"\x80\x01B\x04zeroZ\x1e\n\x05codes\x12\x15\n\x13\x08\x02\x12\x0f\n\x03\x12\x01n\n\x03\x12\x01Q\n\x03\x12\x01EZ\x19"
-    b"\n\x05texts\x12\x10\n\x0e\x08\x03\x12\n\n\x03\x12\x01E\n\x03\x12\x01Tb\x18\n\x04best\x12\x10\n\x0e\x08\x06\x12\n"
-    b"\n\x03\x12\x01n\n\x03\x12\x01TB\x04\n\x00\x10\r"
-)
-"""A serialised ONNX model: MatMulInteger of uint8 [n, Q, E] (zero point 128) and int8 [E, T], then the maximum over Q,
-int32 [n, T]. The runtime has no onnx to make one with; a test builds it again and compares."""

@@ -6,6 +6,7 @@ square, no crop, ToTensor, Normalize) and `lavis/datasets/datasets/retrieval_dat
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -64,6 +65,16 @@ def load_image(source: ImageInput, *, name: str | None = None) -> Image:
         f"{name or 'image'} is a {type(source).__name__}; expected a path, a PIL image or a uint8 array [H,W,3]",
         code="image-type",
     )
+
+
+def decode_image(data: bytes, *, name: str) -> Image:
+    """The picture in the bytes of an image file, as `load_image` gives that of a path; `name` is what errors call it.
+
+    Raises `ImageError` as `load_image` does.
+    """
+    if not data:
+        raise ImageError(f"{name} is empty; expected the bytes of an image file", code="image-empty")
+    return _decoded(io.BytesIO(data), name)
 
 
 def preprocess_images(images: Sequence[ImageInput], preprocessing: ImagePreprocessing) -> npt.NDArray[np.float32]:
@@ -196,11 +207,15 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image:
 
 
 def _from_file(path: str | Path, name: str) -> Image:
+    _check_is_file(path, name)
+    return _decoded(path, name)
+
+
+def _decoded(source: str | Path | io.BytesIO, name: str) -> Image:
     from PIL import Image, UnidentifiedImageError
 
-    _check_is_file(path, name)
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.load()
             return _to_rgb(image, name)
     except ImageError:

@@ -99,10 +99,10 @@ class Interval:
     high: float
 
 
-def interval_plot(rows: Sequence[Interval], what: str) -> Chart:
-    """Differences around zero with their intervals."""
-    left, right, step = 110, 520, 30
-    reach = max([0.1, *(abs(number) for row in rows for number in (row.value, row.low, row.high))]) * 1.1
+def interval_plot(rows: Sequence[Interval], what: str, *, reach: float = 0.1) -> Chart:
+    """Differences around zero with their intervals. The axis reaches at least to ±`reach`."""
+    left, right, step = 100, 410, 30
+    reach = max([reach, *(abs(number) for row in rows for number in (row.value, row.low, row.high))]) * 1.1
     middle, bottom = (left + right) / 2, 20 + step * len(rows)
 
     def place(value: float) -> float:
@@ -118,11 +118,11 @@ def interval_plot(rows: Sequence[Interval], what: str) -> Chart:
         parts.append(
             f'<circle class="point" cx="{place(row.value):.1f}" cy="{y}" r="5"><title>{row.value:+.3f}</title></circle>'
         )
-    return drawing(560, bottom + 20, what, parts)
+    return drawing(440, bottom + 20, what, parts)  # so that a phone shows it whole
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2g}" if value else "0"
+    return (f"{value:+.0f}" if abs(value) >= 100 else f"{value:+.2g}") if value else "0"
 
 
 def bar_chart(

@@ -21,7 +21,8 @@ THUMBNAIL = 420
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #14804a; --bad: #c02626; --unsure: #b26a00;
-  --quiet: #7779; --first: #2f6fdb; --second: #d9822b; --box: #ffb300; --matched: #ff3d7f }
+  --quiet: #7779; --first: #2f6fdb; --second: #d9822b; --third: #8a8f98; --fourth: #9a5bd0;
+  --box: #ffb300; --matched: #ff3d7f }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
   overflow-wrap: break-word }
 h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
@@ -68,6 +69,7 @@ pre { background: var(--soft); padding: .7rem 1rem; border-radius: .4rem; overfl
 .chart .point { fill: var(--good); fill-opacity: .55 } .chart .point.over { fill: var(--bad); fill-opacity: 1 }
 .chart .interval { stroke: currentColor; stroke-width: 2 }
 .chart .first { fill: var(--first) } .chart .second { fill: var(--second) }
+.chart .third { fill: var(--third) } .chart .fourth { fill: var(--fourth) }
 @media (max-width: 40rem) { table { font-size: .85em } td, th { padding-right: .5rem } .bar { min-width: 3rem } }
 """
 

@@ -14,8 +14,8 @@ from typing import Literal, NoReturn, TypeAlias
 from qpert.runtime.inputs.boxes import Boxes
 
 UNDEFINED = "–"
-Tone = Literal["good", "bad", "unsure", "quiet", "first", "second"]
-"""A meaning that back-ends colour; `first` and `second` are two series that a chart compares."""
+Tone = Literal["good", "bad", "unsure", "quiet", "first", "second", "third", "fourth"]
+"""A meaning that back-ends colour; `first` to `fourth` are series that a chart compares."""
 
 
 @dataclass(frozen=True)

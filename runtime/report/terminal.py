@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text as RichText
 
-STYLES = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow", "first": "", "second": "", "quiet": "dim"}
+STYLES = {"good": "bold green", "bad": "bold red", "unsure": "bold yellow", "quiet": "dim"}
+STYLES |= dict.fromkeys(("first", "second", "third", "fourth"), "")
 
 
 def print_report(report: m.Report, console: Console | None = None) -> None:

@@ -39,12 +39,12 @@ from qpert.runtime.inputs.perturbation import FIXED_IN_GRAPHS, Perturbation, box
 from qpert.runtime.inputs.text import TokenizedTexts, Tokenizer
 from qpert.runtime.retrieval.bound_graph import BoundGraph
 from qpert.runtime.retrieval.features import Floats, ImageFeatures, concatenated
-from qpert.runtime.retrieval.query_sets import NO_BOX, QuerySets, sets_of_images
+from qpert.runtime.retrieval.query_sets import NO_BOX, QuerySets, inputs_of_sets, sets_of_images
 from qpert.runtime.sessions.device import DeviceArray, on_host
 from qpert.runtime.sessions.open import open_sessions
 from qpert.runtime.sessions.protocol import Array
 
-ONNX_RUNTIME = ("cpu", "cuda")
+SHARING = ("cpu", "cuda", "openvino")
 """Providers on which sharing image tokens between rows was tried; an engine fixes how axes relate when it is built."""
 SHORTLIST = 64
 """Candidates that are re-ranked where nobody says how many: as the paper and LAVIS's evaluation on Flickr30K do."""
@@ -102,7 +102,7 @@ class Encoder:
 
     @property
     def threads(self) -> int:
-        """CPU threads for one operator; 0 where ONNX Runtime chooses."""
+        """CPU threads for one operator; 0 where the library that runs the graphs chooses."""
         return self.settings.threads
 
     def graph(self, role: str) -> BoundGraph:
@@ -261,11 +261,9 @@ class Encoder:
         tokens gets them once a call; others, and engines, get them once a set.
         """
         head, most = self.graph(QUERY_HEAD), self.limit(QUERY_HEAD, "B")
-        image, stock = np.repeat(np.arange(len(counts)), counts), set_boxes == NO_BOX
-        masks = objects[OBJECT_MASKS][image, set_boxes][:, None]  # [R, 1, N]
-        weights = objects[BOX_WEIGHTS][image, set_boxes][:, None]  # [R, 1]
-        masks[stock], weights[stock] = 0, 0
-        shares = head.spec.input(IMAGE_TOKENS).shared and self.provider in ONNX_RUNTIME
+        image = np.repeat(np.arange(len(counts)), counts)
+        masks, weights = inputs_of_sets(objects[OBJECT_MASKS], objects[BOX_WEIGHTS], counts, set_boxes)
+        shares = head.spec.input(IMAGE_TOKENS).shared and self.provider in SHARING
         parts = []
         for rows in calls(counts, most, alone=shares):
             one = int(image[rows.start])

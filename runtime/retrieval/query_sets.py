@@ -109,6 +109,15 @@ class QuerySets:
         return None if box == NO_BOX else box
 
 
+def inputs_of_sets(masks: Floats, weights: Floats, counts: Indices, set_boxes: Indices) -> tuple[Floats, Floats]:
+    """`object_masks` [B, O, N] and `box_weights` [B, O] of images → [R, 1, N] and [R, 1] of their sets, each with its
+    own box alone; zero for a set without one. `counts` [B] and `set_boxes` [R] as in `QuerySets`."""
+    image, stock = np.repeat(np.arange(len(counts)), counts), set_boxes == NO_BOX
+    set_masks, set_weights = masks[image, set_boxes][:, None], weights[image, set_boxes][:, None]
+    set_masks[stock], set_weights[stock] = 0, 0
+    return set_masks, set_weights
+
+
 def starts_of(counts: Indices) -> Indices:
     """int64 [B]: where the sets of each image begin, given how many each has."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])[:-1]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, QpertError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.filters.metadata import Metadata
@@ -127,21 +128,25 @@ class ServedGallery(Protocol):
 class LiveGallery:
     """Use `open`. `current` may be called by any thread; `change` by one at a time."""
 
-    def __init__(self, folder: Path, encoder: Encoder, pictures: Path | None = None) -> None:
-        self.folder, self.encoder = folder, encoder
+    def __init__(
+        self, folder: Path, encoder: Encoder, pictures: Path | None = None, detector: BoxSource | None = None
+    ) -> None:
+        self.folder, self.encoder, self.detector = folder, encoder, detector
         self.pictures = (pictures or folder / PICTURES).absolute()  # as the catalogue keeps paths
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
 
     @classmethod
-    def open(cls, folder: Path, encoder: Encoder, pictures: Path | None = None) -> LiveGallery:
-        """Open a gallery; a new one is made where there is none.
+    def open(
+        cls, folder: Path, encoder: Encoder, pictures: Path | None = None, detector: BoxSource | None = None
+    ) -> LiveGallery:
+        """Open a gallery; a new one is made where there is none. `detector`: for pictures that come without boxes.
 
         Raises:
             GalleryError: it is damaged, or was made with another bundle or other settings.
             UnavailableError: it cannot be read, or not be made.
         """
-        gallery = cls(folder, encoder, pictures)
+        gallery = cls(folder, encoder, pictures, detector)
         if not has_catalogue(folder):
             with open_writer(folder, encoder):
                 pass
@@ -230,7 +235,7 @@ class LiveGallery:
         before = self._records(names)
         entries = [self._kept(upload) for upload in uploads]
         try:
-            index_images(self.folder, self.encoder, entries, replace=first.replace)
+            index_images(self.folder, self.encoder, entries, boxes=self.detector, replace=first.replace)
         finally:
             self._sweep([*(entry.path for entry in entries), *(Path(record.path) for record, _ in before.values())])
         after = self._records(names)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from qpert.runtime.detection import source
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import BoxError, ImageError, LimitError
 from qpert.runtime.inputs.boxes import Boxes
 from qpert.runtime.inputs.images import load_image, preprocess_images
@@ -114,14 +116,22 @@ def boxes_of(corners: Corners | None, size: tuple[int, int], name: str) -> Boxes
         ) from None
 
 
-def prepare(data: bytes, corners: Corners | None, name: str, encoder: Encoder, limits: Limits) -> Picture:
+def prepare(
+    data: bytes, corners: Corners | None, name: str, encoder: Encoder, limits: Limits, detector: BoxSource | None = None
+) -> Picture:
     """Decode, check and preprocess one picture; what is left of it is small, whatever its size was.
+
+    `detector`: finds the boxes where the request gives none (null; an empty list means that there are none).
 
     Raises:
         ImageError, BoxError, LimitError: as `open_picture`, `boxes_of` and `Encoder.check_boxes`.
     """
     image = open_picture(data, name, limits)
-    (boxes,) = encoder.check_boxes(1, [boxes_of(corners, image.size, name)])
+    if corners is None and detector is not None:
+        found = source.boxes_of(detector, [image])
+    else:
+        found = [boxes_of(corners, image.size, name)]
+    (boxes,) = encoder.check_boxes(1, found)
     return Picture(preprocess_images([image], encoder.manifest.preprocessing), boxes)
 
 

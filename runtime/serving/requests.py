@@ -191,7 +191,8 @@ async def pictures_of(raws: Sequence[RawPicture], service: Service) -> list[Pict
 
     async def one(raw: RawPicture) -> Picture:
         data = await picture_bytes(raw, service)
-        return await service.help(lambda: prepare(data, raw.boxes, raw.name, service.encoder, service.limits))
+        encoder, limits, detector = service.encoder, service.limits, service.detector
+        return await service.help(lambda: prepare(data, raw.boxes, raw.name, encoder, limits, detector))
 
     return await in_order([one(raw) for raw in raws])
 

@@ -194,6 +194,7 @@ async def models(request: Request) -> Response:
         "vectors": queries,
         "width": width,
         "boxes": service.encoder.limit(QUERY_HEAD, "O") if takes_boxes else 0,
+        "detector": None if service.detector is None else service.detector.manifest.checkpoint.name,
         "reranks": service.encoder.reranks,
         "gallery": None if gallery is None else await service.help(gallery.count),
     }

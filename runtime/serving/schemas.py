@@ -10,7 +10,8 @@ Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 BOXES = Field(
     default=None,
     description="x1, y1, x2, y2 in pixels of the picture as it is seen (after EXIF rotation), 0-based, half-open; what "
-    "reaches out of the picture is clipped. null: none.",
+    "reaches out of the picture is clipped. []: none. null: those that the service's detector finds, if "
+    "it has one.",
     examples=[[[132, 347, 209, 423]]],
 )
 IMAGE = Field(
@@ -216,6 +217,7 @@ class Model(BaseModel):
     vectors: int = Field(description="vectors of a picture (Q)")
     width: int = Field(description="numbers of a vector (E)")
     boxes: int = Field(description="boxes a picture may have")
+    detector: str | None = Field(description="finds the boxes of pictures that come without; null: none does")
     reranks: bool
     gallery: int | None = Field(description="pictures in the gallery; null without one")
 

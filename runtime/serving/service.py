@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS, TEXT_TOWER
+from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS, QUERY_HEAD, TEXT_TOWER
+from qpert.runtime.detection.detector import Detector
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, LimitError
 from qpert.runtime.filters.tree import Condition
 from qpert.runtime.gallery.catalogue import has_catalogue, open_catalogue
+from qpert.runtime.gallery.detected import DetectedBoxes
 from qpert.runtime.gallery.hits import Hit, TextHit
 from qpert.runtime.gallery.search import search_texts
 from qpert.runtime.inputs.perturbation import Perturbation
@@ -44,10 +47,18 @@ FETCHES_AT_ONCE = 8
 class Service:
     """A bundle, perhaps a gallery, and the queue in front of them. Made by `load`, in a thread: that takes long."""
 
-    def __init__(self, settings: Settings, encoder: Encoder, gallery: ServedGallery | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: Encoder,
+        gallery: ServedGallery | None,
+        metrics: Metrics,
+        detector: Detector | None = None,
+    ) -> None:
         self.settings, self.limits, self.metrics = settings, settings.limits, metrics
-        self.encoder, self.retriever, self.gallery = encoder, Retriever(encoder), gallery
+        self.encoder, self.retriever, self.gallery, self.detector = encoder, Retriever(encoder), gallery, detector
         self.name = encoder.bundle.folder.resolve().name
+        self.opened = ExitStack()
         self.scheduler = Scheduler(settings.worker_count, settings.limits.queue, metrics)
         self.helpers = ThreadPoolExecutor(max(2, settings.worker_count), thread_name_prefix="qpert-helper")
         self.fetchers = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="qpert-fetcher")
@@ -59,13 +70,14 @@ class Service:
 
     @classmethod
     def load(cls, settings: Settings, metrics: Metrics) -> Service:
-        """Open the bundle and the gallery. The gallery's perturbation settings are the service's.
+        """Open the bundle, the detector and the gallery. The gallery's perturbation settings are the service's.
 
         Raises:
             BundleError, GalleryError, UnavailableError: what is wrong with them.
+            InputError: a detector beside a bundle that takes no boxes, or fewer than it may find.
         """
-        with ExitStack() as stack:
-            store = None if settings.store is None else stack.enter_context(open_store(settings.store))
+        with ExitStack() as opened:
+            store = None if settings.store is None else opened.enter_context(open_store(settings.store))
             encoder = Encoder(
                 Bundle.open(settings.bundle),
                 settings.provider,
@@ -74,12 +86,17 @@ class Service:
                 spin=False,
                 length_step=LENGTH_STEP,
             )
-            stack.callback(encoder.close)
-            gallery = opened_gallery(settings, store, encoder)
+            opened.callback(encoder.close)
+            detector = opened.enter_context(
+                settings.detector.open(settings.provider, settings.max_boxes, threads=settings.thread_count)
+            )
+            if detector is not None:
+                check_detector(detector, encoder)
+            gallery = opened_gallery(settings, store, encoder, detector)
             if gallery is not None:
                 gallery.sweep()
-            service = cls(settings, encoder, gallery, metrics)
-            stack.pop_all()
+            service = cls(settings, encoder, gallery, metrics, detector)
+            service.opened = opened.pop_all()
         return service
 
     async def close(self) -> None:
@@ -87,7 +104,7 @@ class Service:
         await self.scheduler.close()
         self.helpers.shutdown()
         self.fetchers.shutdown()
-        self.encoder.close()
+        self.opened.close()
         if self.gallery is not None:
             self.gallery.close()
 
@@ -198,6 +215,10 @@ class Service:
         picture = Picture(np.zeros((1, 3, size, size), np.float32), None)
         (features,) = await self.encode_pictures([picture], deadline)
         itc_scores(features.query_embeds, text_embeds)
+        if self.detector is not None:
+            from PIL import Image
+
+            self.detector.boxes([Image.new("RGB", (size, size))])
         if encoder.reranks:
             for text in texts:
                 await self.rerank(text, [picture], deadline)
@@ -249,16 +270,32 @@ def perturbation_of(settings: Settings, store: VectorStore | None) -> Perturbati
         return Perturbation.from_dict(catalogue.spec.perturbation)
 
 
-def opened_gallery(settings: Settings, store: VectorStore | None, encoder: Encoder) -> ServedGallery | None:
+def opened_gallery(
+    settings: Settings, store: VectorStore | None, encoder: Encoder, detector: BoxSource | None
+) -> ServedGallery | None:
     """What is searched, made where it is not there; None where only encoding is served."""
     if store is not None:
-        return ServedStore(store, encoder, settings.pictures, settings.features)
-    return None if settings.gallery is None else LiveGallery.open(settings.gallery, encoder, settings.pictures)
+        return ServedStore(store, encoder, settings.pictures, settings.features, detector)
+    if settings.gallery is None:
+        return None
+    return LiveGallery.open(settings.gallery, encoder, settings.pictures, detector)
 
 
 def each(function: Callable[[Any], Any]) -> Callable[[list[Any]], Results]:
     """Work that is done payload by payload."""
     return lambda payloads: [function(payload) for payload in payloads]
+
+
+def check_detector(detector: Detector, encoder: Encoder) -> None:
+    """Raises InputError where the bundle takes no boxes, or fewer than the detector may find in a picture."""
+    DetectedBoxes.of(detector, encoder)
+    most, found = encoder.limit(QUERY_HEAD, "O"), detector.options.max_boxes
+    if found > most:
+        raise InputError(
+            f"the detector keeps up to {found} boxes of a picture, this bundle takes up to {most}; keep the best ones "
+            f"(--max-boxes {most}), or export the bundle again with a larger --max-boxes",
+            code="detector-boxes",
+        )
 
 
 def box_bucket(picture: Picture) -> int:

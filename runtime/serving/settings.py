@@ -6,8 +6,9 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qpert.runtime.benchmark.machine import usable_cores
+from qpert.runtime.detection.choice import DetectorChoice
 from qpert.runtime.errors import InputError
+from qpert.runtime.sessions.workers import thread_count, worker_count
 from qpert.runtime.stores.address import StoreAddress
 
 LENGTH_STEP = 8
@@ -52,8 +53,9 @@ class Settings:
     among the workers. token: what clients have to send as `Authorization: Bearer …`; empty for none. origins: pages of
     other sites that may call the service (CORS). names: host names that a service of this machine alone answers to,
     besides this machine's own: those of a proxy in front of it. url_hosts: hosts from which pictures may be fetched.
-    pictures: where pictures sent to `POST /v1/images` are kept. store: a vector store instead of a gallery, and
-    features: the gallery that has the features of its pictures.
+    pictures: where pictures sent to `POST /v1/images` are kept. detector: finds the boxes of pictures that come
+    without; max_boxes: as many of them, the best. store: a vector store instead of a gallery, and features: the gallery
+    that has the features of its pictures.
     """
 
     bundle: Path
@@ -70,6 +72,8 @@ class Settings:
     names: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     pictures: Path | None = None
+    detector: DetectorChoice = field(default_factory=DetectorChoice)
+    max_boxes: int | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -84,11 +88,8 @@ class Settings:
 
     @property
     def worker_count(self) -> int:
-        """On a CPU two, so that the host's work on one batch overlaps the graphs of another; one on a GPU, whose
-        sessions run one call at a time."""
-        return self.workers or (min(2, usable_cores()) if self.provider == "cpu" else 1)
+        return worker_count(self.provider, self.workers)
 
     @property
     def thread_count(self) -> int:
-        """CPU threads of an operator: the cores divided among the workers."""
-        return self.threads or max(1, usable_cores() // self.worker_count)
+        return thread_count(self.worker_count, self.threads)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, QpertError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.filters.tree import Condition
@@ -34,8 +35,16 @@ from qpert.runtime.stores.searching import StoreGallery, boxes_of
 class ServedStore:
     """Use `open`. The store is searched as it is at that moment; other processes may change it."""
 
-    def __init__(self, store: VectorStore, encoder: Encoder, pictures: Path | None, features: Path | None) -> None:
-        self.store, self.encoder, self.pictures = store, encoder, None if pictures is None else pictures.absolute()
+    def __init__(
+        self,
+        store: VectorStore,
+        encoder: Encoder,
+        pictures: Path | None,
+        features: Path | None,
+        detector: BoxSource | None = None,
+    ) -> None:
+        self.store, self.encoder, self.detector = store, encoder, detector
+        self.pictures = None if pictures is None else pictures.absolute()
         if store.spec() is None:
             store.create(StoreSpec(GallerySpec.of(encoder, "recomputed" if encoder.reranks else "none")))
         self._gallery = StoreGallery.open(store, encoder, features)
@@ -105,7 +114,7 @@ class ServedStore:
         before = [self._found(upload.name) for upload in request.uploads]
         entries = [self._kept(upload) for upload in request.uploads]
         try:
-            done = index_store(self.store, self.encoder, entries, replace=request.replace)
+            done = index_store(self.store, self.encoder, entries, boxes=self.detector, replace=request.replace)
         except BaseException:
             known = {one.path for one in before if one is not None}
             self._remove([entry.path for entry in entries if str(entry.path) not in known])

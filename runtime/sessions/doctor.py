@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from qpert.runtime.errors import UnavailableError
+from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.sessions.gpus import find_gpus, first_gpu
 from qpert.runtime.sessions.providers import PROVIDERS, Provider, available_providers
@@ -17,6 +17,7 @@ from qpert.runtime.sessions.tensorrt.libraries import FLAVORS, Flavor, flavor_ve
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
     "export": ("torch", "onnx", "onnxscript", "onnx-graphsurgeon"),
     "hf": ("transformers", "huggingface-hub"),
     "quantize": ("onnxruntime", "onnx"),
@@ -105,9 +106,13 @@ def find_provider_here(provider: Provider) -> Finding:
         return Finding(name, False, f"not {where}", f"needs {provider.advice}")
     try:
         start_provider(provider)
-    except UnavailableError as error:
+    except (UnavailableError, BundleError) as error:
         return Finding(name, False, "there, does not start", str(error))
     used = "the default" if provider.name == "cpu" else "used when asked for"
+    if provider.openvino:
+        from qpert.runtime.sessions.openvino import describe_device
+
+        used = f"{used}: {describe_device(provider)}"
     return Finding(name, True, used)
 
 
@@ -119,6 +124,11 @@ def start_provider(provider: Provider) -> None:
     """
     if provider.flavor:
         this_machine(FLAVORS[provider.flavor])
+        return
+    if provider.openvino:
+        from qpert.runtime.sessions.openvino import start_openvino
+
+        start_openvino(IDENTITY, provider, 0)
         return
     session = load_onnxruntime().InferenceSession(IDENTITY, providers=[provider.onnxruntime])
     if provider.onnxruntime not in session.get_providers():

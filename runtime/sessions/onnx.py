@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from qpert.runtime.bundle.graph_spec import GraphSpec
-from qpert.runtime.errors import BundleError, InputError, UnavailableError
+from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.forks import gpu_forked_error, keep_in_children
 from qpert.runtime.libraries import load_onnxruntime
 from qpert.runtime.sessions.device import DeviceArray
-from qpert.runtime.sessions.protocol import Array, Arrays, check_inputs, closed_error
-from qpert.runtime.sessions.providers import Provider, find_provider
+from qpert.runtime.sessions.graph_files import FileSession, GraphSource, check_declared
+from qpert.runtime.sessions.protocol import Array, Arrays
+from qpert.runtime.sessions.providers import Provider
 
 CUDA_OPTIONS = {
     # Products of float32 stay float32: the perturbation needs more than the 10 bits that TF32 leaves of its inputs.
@@ -33,53 +31,8 @@ NO_MEMORY = ("Failed to allocate memory", "out of memory", "BFCArena", "CUDA fai
 """What an error of ONNX Runtime contains where memory ran out."""
 
 
-@dataclass(frozen=True)
-class GraphSource:
-    """What a session was opened from, so that another process can open the same. `stamp`: size and time of the file."""
-
-    path: Path
-    provider: str
-    threads: int
-    spin: bool
-    stamp: tuple[int, int]
-
-    @classmethod
-    def of(cls, path: Path, provider: str, threads: int, *, spin: bool = True) -> GraphSource:
-        return cls(path.absolute(), provider, threads, spin, file_stamp(path))
-
-    def start(self) -> Any:
-        """A new `onnxruntime.InferenceSession` of the same file.
-
-        Raises:
-            BundleError: the file is not the one that the first session was opened from.
-        """
-        if not self.path.is_file() or file_stamp(self.path) != self.stamp:
-            raise BundleError(
-                f"{self.path} was replaced since the bundle was opened, so this process cannot open the same graph; "
-                "open the bundle again",
-                code="bundle-replaced",
-            )
-        return start_onnxruntime(self.path, find_provider(self.provider), self.threads, spin=self.spin)
-
-
-def file_stamp(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
-
-
-class OnnxRuntimeSession:
-    """A graph in ONNX Runtime.
-
-    In a forked child, and where it was pickled or copied, it opens its file again when it is first used: ONNX Runtime's
-    own session works in the process that made it, and only there.
-    """
-
-    def __init__(self, spec: GraphSpec, session: Any, source: GraphSource | None = None) -> None:
-        """`session` is an `onnxruntime.InferenceSession`, opened from `source`."""
-        self.spec = spec
-        self.source = source
-        self._session = session
-        self._process = os.getpid()
+class OnnxRuntimeSession(FileSession):
+    """A graph in ONNX Runtime."""
 
     @classmethod
     def open(
@@ -88,7 +41,8 @@ class OnnxRuntimeSession:
         """See `qpert.runtime.sessions.open.open_session`."""
         source = GraphSource.of(path, provider.name, threads, spin=spin) if path.is_file() else None
         session = start_onnxruntime(path, provider, threads, spin=spin)
-        check_declared(session, spec, path)
+        found = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
+        check_declared(found, spec, path)
         kind = CudaSession if provider.name == "cuda" else OnnxRuntimeSession
         return kind(spec, session, source)
 
@@ -97,53 +51,6 @@ class OnnxRuntimeSession:
         with errors_explained(self.spec):
             outputs = session.run(list(self.spec.output_names), dict(inputs))
         return dict(zip(self.spec.output_names, outputs, strict=True))
-
-    def _ready(self, inputs: Arrays) -> Any:
-        """ONNX Runtime's session, once it is known to be open and the inputs to be right."""
-        if self._session is None:
-            raise closed_error(self.spec)
-        check_inputs(self.spec, inputs)
-        if self._process != os.getpid():
-            self._open_here()
-        return self._session
-
-    def _open_here(self) -> None:
-        """Replace what a forked child has inherited by a session of its own."""
-        if self.source is None:
-            raise InputError(
-                f"the session of graph {self.spec.name!r} was opened before this process was forked; open it here",
-                code="forked-session",
-            )
-        self._session = self.source.start()
-        self._process = os.getpid()
-
-    def close(self) -> None:
-        """Release the session. (In a forked child the inherited one stays in memory; see `qpert.runtime.forks`.)"""
-        self._session = None
-
-    def __reduce__(self) -> tuple[Callable[..., OnnxRuntimeSession], tuple[object, ...]]:
-        if self._session is None:
-            raise closed_error(self.spec)
-        if self.source is None:
-            raise InputError(
-                f"the session of graph {self.spec.name!r} was opened from no file and cannot be copied to another "
-                "process; open it there",
-                code="session-without-file",
-            )
-        return reopened, (type(self), self.spec, self.source)
-
-    def __enter__(self) -> OnnxRuntimeSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def reopened(kind: type[OnnxRuntimeSession], spec: GraphSpec, source: GraphSource) -> OnnxRuntimeSession:
-    """What a pickled or copied session becomes: one that is opened from the same file."""
-    return kind(spec, source.start(), source)
 
 
 class CudaSession(OnnxRuntimeSession):
@@ -278,14 +185,3 @@ def load_error(path: Path, provider: Provider, error: Exception) -> UnavailableE
             code="operator-missing",
         )
     return BundleError(f"ONNX Runtime cannot load {path}: {error}", code="graph-unreadable")
-
-
-def check_declared(session: Any, spec: GraphSpec, path: Path) -> None:
-    """The file's inputs and outputs must be the manifest's."""
-    found = (tuple(i.name for i in session.get_inputs()), tuple(o.name for o in session.get_outputs()))
-    declared = (spec.input_names, spec.output_names)
-    if found != declared:
-        raise BundleError(
-            f"{path} has inputs and outputs {found}, the manifest declares {declared}; export it again",
-            code="graph-signature",
-        )

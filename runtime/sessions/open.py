@@ -19,8 +19,8 @@ def open_sessions(
 
     Args:
         bundle: the opened bundle.
-        provider: `cpu` or `cuda` (ONNX Runtime), `tensorrt` or `rtx` (engines in the bundle).
-        threads: CPU threads for one operator; 0 leaves it to ONNX Runtime.
+        provider: `cpu` or `cuda` (ONNX Runtime), `openvino`, `tensorrt` or `rtx` (engines in the bundle).
+        threads: CPU threads for one operator; 0 leaves it to ONNX Runtime or OpenVINO.
         spin: whether ONNX Runtime's idle threads wait for work by spinning. That answers a lone caller soonest; where
             several threads call the sessions, as in a server, it takes cores from them.
 
@@ -59,19 +59,23 @@ def open_host_graph(bundle: Bundle, role: str) -> Session | None:
 
 
 def open_session(path: Path, spec: GraphSpec, provider: str = "cpu", *, threads: int = 0, spin: bool = True) -> Session:
-    """Open one ONNX file in ONNX Runtime on exactly the provider that was asked for, `cpu` or `cuda`.
+    """Open one ONNX file on exactly the provider that was asked for: `cpu`, `cuda` or `openvino`.
 
     Raises:
         UnavailableError: the provider is not there or did not start. Nothing else is used in its place.
         BundleError: the file is not the graph that `spec` describes.
-        InputError: the provider is none of ONNX Runtime's.
+        InputError: the provider runs engines.
     """
-    from qpert.runtime.sessions.onnx import OnnxRuntimeSession
-
     chosen = find_provider(provider)
-    if not chosen.onnxruntime:
+    if chosen.flavor:
         raise InputError(
             f"provider {provider!r} runs the engines of a bundle, not {path}; open the bundle with it",
             code="provider-needs-bundle",
         )
+    if chosen.openvino:
+        from qpert.runtime.sessions.openvino import OpenVinoSession
+
+        return OpenVinoSession.open(path, spec, chosen, threads=threads)
+    from qpert.runtime.sessions.onnx import OnnxRuntimeSession
+
     return OnnxRuntimeSession.open(path, spec, chosen, threads=threads, spin=spin)

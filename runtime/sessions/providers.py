@@ -13,7 +13,8 @@ from qpert.runtime.sessions.tensorrt.libraries import FLAVORS
 
 @dataclass(frozen=True)
 class Provider:
-    """What runs graphs: a provider of ONNX Runtime (its name there), or engines of a TensorRT flavour.
+    """What runs graphs: a provider of ONNX Runtime or a device of OpenVINO (their names there), or engines of one
+    TensorRT flavour.
 
     ONNX Runtime has providers for TensorRT too. They compile engines of their own at the first run, without fingerprint
     or profile, so they are not offered: `tensorrt` and `rtx` mean engines that `qpert build` made.
@@ -22,6 +23,7 @@ class Provider:
     name: str
     advice: str
     onnxruntime: str = ""
+    openvino: str = ""
     flavor: str = ""
 
 
@@ -34,6 +36,7 @@ PROVIDERS: dict[str, Provider] = {
             "an NVIDIA GPU, its driver, and pip install 'qpert[gpu]'",
             onnxruntime="CUDAExecutionProvider",
         ),
+        Provider("openvino", "pip install 'qpert[openvino]'", openvino="CPU"),
         Provider("tensorrt", "an NVIDIA GPU, its driver, and pip install 'qpert[trt]'", flavor="classic"),
         Provider("rtx", "an NVIDIA GPU, its driver, and pip install 'qpert[rtx]'", flavor="rtx"),
     )
@@ -58,4 +61,6 @@ def available_providers() -> list[str]:
 def has_library(provider: Provider, onnxruntime_has: Iterable[str]) -> bool:
     if provider.flavor:
         return importlib.util.find_spec(FLAVORS[provider.flavor].module) is not None
+    if provider.openvino:
+        return importlib.util.find_spec("openvino") is not None
     return provider.onnxruntime in onnxruntime_has

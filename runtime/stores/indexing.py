@@ -42,6 +42,7 @@ def index_store(
     boxes: BoxSource | None = None,
     replace: bool = False,
     skip_unreadable: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> IndexSummary:
     """Make the store's gallery, or go on with it: images that it holds already (same file, same boxes) are not encoded
@@ -59,17 +60,18 @@ def index_store(
     detected = None if boxes is None else DetectedBoxes.of(boxes, encoder)
     plan = planned(store, listed, detected, may_replace=replace)
     store.relabel(plan.relabelled)
-    batches = ImageBatches(encoder, detected, skip_unreadable=skip_unreadable)
+    batches = ImageBatches(encoder, detected, skip_unreadable=skip_unreadable, workers=workers)
     added: list[str] = []
-    with (progress or Silent()).stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance:
-        for start in range(0, len(plan.todo), AT_ONCE):
-            part = plan.todo[start : start + AT_ONCE]
-            new, features = batches.encode(part)
-            if features is not None:
-                sets = features.query_sets
-                store.upsert([stored(one, sets.of([place])) for place, one in enumerate(new)])
-            added += [one.name for one in new]
-            advance(len(part))
+    with (
+        (progress or Silent()).stage(f"encoding {len(plan.todo)} images", total=len(plan.todo)) as advance,
+        batches.encoded(plan.todo, AT_ONCE) as parts,
+    ):
+        for part in parts:
+            if part.features is not None:
+                sets = part.features.query_sets
+                store.upsert([stored(one, sets.of([place])) for place, one in enumerate(part.images)])
+            added += [one.name for one in part.images]
+            advance(len(part.entries))
     replaced = len([name for name in added if name in plan.replaced])
     return IndexSummary(
         images=store.count(),

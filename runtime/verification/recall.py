@@ -119,7 +119,7 @@ def change(name: str, reference: float, deployed: float, differences: Floats) ->
     if before is None or now is None:
         why = "no query in the small bin" if name.startswith("small") else "a size bin has no query, or a recall of 0"
         return Change(before, now, None, None, None, why)
-    defined = differences[~np.isnan(differences)]
-    if len(defined) < len(differences) / 2:  # an interval over the rest would describe other data
+    found = bootstrap.paired_interval(differences)
+    if found is None:
         return Change(before, now, now - before, None, None, "undefined in most resamples: a size bin is nearly empty")
-    return Change(before, now, now - before, *bootstrap.interval(defined))
+    return Change(before, now, now - before, *found)

@@ -21,6 +21,7 @@ REFERENCES = {
     "torch": "PyTorch",
     "hf": "stock Hugging Face",
     "lavis": "stock LAVIS",
+    "open_clip": "stock open_clip",
 }
 
 

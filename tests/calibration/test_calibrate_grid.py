@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qpert.calibration.perturbation.grid import Grid
+from qpert.calibration.perturbation.grid import Grid, alphas_around
 from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import Perturbation
 
@@ -14,6 +14,13 @@ def test_the_default_is_the_papers_grid_under_every_reduction():
     assert (grid.alphas, grid.thresholds) == ((2, 4, 6, 8, 10), (0.85, 0.9, 0.95, 0.99))
     assert grid.weights == ("constant", "S", "S-0.5", "1-S", "0.5-S")
     assert len(grid) == len(set(grid.settings())) == 5 * 5 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("own", "grid"), [(0.2, (0.2, 0.4, 0.6, 0.8, 1)), (1, (0.2, 0.4, 0.6, 0.8, 1)), (8, (2, 4, 6, 8, 10))]
+)
+def test_strengths_are_searched_on_the_papers_scale_for_the_bundle(own, grid):
+    assert alphas_around(own) == grid
 
 
 def test_a_setting_keeps_what_the_grid_does_not_search():

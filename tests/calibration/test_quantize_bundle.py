@@ -13,10 +13,14 @@ from evaluation_sets import write_set
 from onnx import numpy_helper
 
 from qpert.calibration.quantization.build import quantize_bundle
-from qpert.calibration.quantization.gate import AccuracyError
+from qpert.calibration.quantization.data import demo_split
+from qpert.calibration.quantization.gate import AccuracyError, measure
 from qpert.calibration.quantization.request import QuantizeRequest
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.cli import run
+from qpert.runtime.inputs.images import load_image
+from qpert.runtime.inputs.perturbation import Perturbation
+from qpert.runtime.progress import Silent
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification import verify_tensors
 
@@ -84,6 +88,35 @@ def test_host_graphs_are_carried_over(int8_bundle: Bundle, demo_bundle: Path) ->
     assert int8_bundle.manifest.host_graphs == source.host_graphs
     for graph in source.host_graphs.values():
         assert int8_bundle.manifest.files[graph.file] == source.files[graph.file]
+
+
+def test_openvino_passes_the_same_gates(int8_bundle: Bundle) -> None:
+    """Its sums of 8-bit products are its own: closer to PyTorch or farther, and within the limits for INT8."""
+    pytest.importorskip("openvino", reason="needs the extra openvino: pip install 'qpert[openvino]'")
+    samples = int8_bundle.samples()
+    for provider in ("cpu", "openvino"):
+        encoder = Encoder(int8_bundle, provider)
+        found = verify_tensors(encoder, samples.cases, samples, reference="recorded", provider=provider)
+        encoder.close()
+        assert found.passed, [gate for gate in found.gates if not gate.passed]
+        assert {gate.name for gate in found.gates} >= {"vision: 1 - cosine", "image_query: 1 - cosine, with boxes"}
+
+
+def test_images_with_unequal_numbers_of_query_sets_are_measured(demo_bundle: Path) -> None:
+    """With a set for every box, images of one split have different numbers of them; 12 images are two calls."""
+    split = demo_split("val", 12, Silent())
+    each = Perturbation(reduction="each", keep_stock=True)
+    encoder = Encoder(Bundle.open(demo_bundle), "cpu", each)
+    measured, _ = measure(encoder, split, None, Silent(), "fp32")
+    texts, counts = encoder.encode_texts(split.captions), set()
+    for row in range(len(split)):
+        image = load_image(split.images[row], name=split.names[row])
+        sets = encoder.encode_images([image], [split.boxes_of(row, image.size)]).query_sets
+        counts.add(len(sets.vectors))
+        expected = (sets.vectors.reshape(-1, texts.shape[1]) @ texts.T).max(axis=0)
+        assert np.abs(measured.itc[row] - expected).max() < 1e-5  # float32, alone or in a batch of 8
+    encoder.close()
+    assert len(counts) > 1
 
 
 def test_no_float_matrix_is_left_in_the_files(int8_bundle: Bundle) -> None:

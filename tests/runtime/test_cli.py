@@ -37,7 +37,7 @@ def refused(capsys):
 
 def test_an_unknown_architecture_is_refused(refused, tmp_path):
     message = refused(["export", "blip3", "--out", tmp_path / "b"])
-    assert "error: unknown model family 'blip3', expected one of blip2, clip, siglip" in message
+    assert "error: unknown model family 'blip3', expected one of blip2, clip, coca, siglip" in message
     assert not (tmp_path / "b").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_provider_that_this_machine_lacks_exits_3(refused, tiny_bundle):
 
 def test_a_checkpoint_without_a_live_reference_is_refused(refused, tiny_bundle, tiny_weights):
     message = refused(["verify", tiny_bundle, "--checkpoint", tiny_weights])
-    assert "--checkpoint is for a live reference; add --reference torch, hf or lavis" in message
+    assert "--checkpoint is for a live reference; add --reference torch, hf, lavis or open_clip" in message
 
 
 def test_another_checkpoint_than_the_exported_one_is_refused(refused, tiny_bundle):

@@ -27,7 +27,8 @@ from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.writer import open_writer
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.sessions.device import Device, DeviceArray, DeviceMemory
-from qpert.runtime.sessions.onnx import CudaSession, GraphSource
+from qpert.runtime.sessions.graph_files import GraphSource
+from qpert.runtime.sessions.onnx import CudaSession
 from qpert.runtime.sqlite import Connection
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -96,11 +97,11 @@ def test_a_child_that_closes_forgets_or_leaves_alone_what_it_inherited_ends(tiny
 
 def test_the_scan_in_8_bits_works_in_a_child(tiny_bundle):
     scan = (
-        "from qpert.runtime.gallery import scan; codes = np.arange(64, dtype=np.uint8).reshape(4, 2, 8); "
-        "dots = lambda: scan._best_products(codes, np.ones((8, 3), np.int8)).tolist()"
+        "from qpert.runtime.gallery import products; codes = np.arange(64, dtype=np.uint8).reshape(4, 2, 8); "
+        "dots = lambda: products.best_products(codes, np.ones((8, 5), np.int8)).tolist()"
     )
     exact = (np.arange(64).reshape(4, 2, 8) - 128).sum(axis=2).max(axis=1).tolist()
-    assert forked(tiny_bundle, "answer = dots()", parent=f"{scan}; dots()") == [exact] * 3
+    assert forked(tiny_bundle, "answer = dots()", parent=f"{scan}; dots()") == [exact] * 5
 
 
 def test_a_gallery_that_was_opened_before_the_fork_is_searched_in_the_child(tiny_bundle, gallery):

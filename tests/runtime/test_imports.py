@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "onnx", "onnxscript", "onnx_graphsurgeon", "tensorrt", "tensorrt_rtx", "transformers", "lavis"}
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx_graphsurgeon",
+    "tensorrt",
+    "tensorrt_rtx",
+    "transformers",
+    "lavis",
+    "openvino",
+}
 
 PROGRAM = """
 import json, sys, time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ class Bench:
         self.folder = folder
         self.picture = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
         self.features = self.retriever.encode_images([self.picture])
-        self.wrong = linked_copy(bundle, folder / "bundle")
+        self.wrong = Path(shutil.copytree(bundle, folder / "bundle"))
         self.dataset = folder / "dataset"
         (self.dataset / "annotations").mkdir(parents=True)
         (self.dataset / "images").mkdir()
@@ -95,21 +94,3 @@ class Bench:
 
     def close(self) -> None:
         self.retriever.close()
-
-
-def linked_copy(bundle: Path, to: Path) -> Path:
-    """A copy whose large files are the same files; its manifest is one of its own."""
-    shutil.copytree(bundle, to, copy_function=link_or_copy)
-    manifest = to / "manifest.json"
-    data = manifest.read_bytes()
-    manifest.unlink()
-    manifest.write_bytes(data)
-    return to
-
-
-def link_or_copy(source: str, to: str) -> None:
-    """A hard link where the file system has them between the two places."""
-    try:
-        os.link(source, to)
-    except OSError:
-        shutil.copy2(source, to)

@@ -1,45 +1,22 @@
 """Stock LAVIS as a reference, in a separate process and environment (`make lavis-env`).
 
-LAVIS 1.0.2 does not work with a current transformers, so it cannot be imported here. `lavis_worker.py` runs with the
-other environment's interpreter and answers JSON lines; arrays are passed as safetensors files in a temporary folder.
+LAVIS 1.0.2 does not work with a current transformers, so it cannot be imported here: `lavis_worker.py` runs with the
+other environment's interpreter (see `qpert.exporter.references.worker`).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO, Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
+from qpert.exporter.references.worker import Environment, WorkerProcess
 from qpert.graphs.families.blip2.config import Blip2Config
-from qpert.runtime.errors import CheckpointError, UnavailableError
+from qpert.runtime.errors import CheckpointError
 
-PROJECT = Path(__file__).resolve().parents[3]
 WORKER = Path(__file__).resolve().with_name("lavis_worker.py")
-HINT = "Run `make lavis-env` in the project folder, or set QPERT_LAVIS_PYTHON to another environment's interpreter"
-
-
-def lavis_python(python: Path | None = None) -> Path:
-    """The interpreter of the LAVIS environment: the argument, $QPERT_LAVIS_PYTHON, or that of `make lavis-env`.
-
-    Raises:
-        UnavailableError: it does not exist.
-    """
-    default = Path(os.environ.get("QPERT_LAVIS_ENV") or PROJECT / ".cache" / "lavis") / "bin" / "python"
-    found = python or Path(os.environ.get("QPERT_LAVIS_PYTHON") or default)
-    if not found.is_file():
-        raise UnavailableError(
-            f"the LAVIS reference needs a separate environment, but {found} does not exist. {HINT}",
-            code="lavis-environment-missing",
-        )
-    return found
+ENVIRONMENT = Environment("LAVIS", "lavis", "lavis", "QPERT_LAVIS", "lavis-env")
 
 
 class LavisReference:
@@ -50,10 +27,8 @@ class LavisReference:
 
     name = "lavis"
 
-    def __init__(self, process: subprocess.Popen[str], folder: TemporaryDirectory[str], log: IO[str]) -> None:
-        self._process = process
-        self._folder = folder
-        self._log = log
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker = worker
         self.ignored: tuple[str, ...] = ()
 
     @classmethod
@@ -81,9 +56,9 @@ class LavisReference:
             UnavailableError: the LAVIS environment is missing or incomplete, or the process died.
             CheckpointError: a tensor is missing, unknown or of another shape, or the file is not a checkpoint.
         """
-        reference = cls._start(lavis_python(python))
+        reference = cls(WorkerProcess(ENVIRONMENT, WORKER, python))
         try:
-            answer = reference._ask(
+            answer = reference._worker.ask(
                 {
                     "open": {
                         "checkpoint": _absolute(checkpoint),
@@ -102,70 +77,13 @@ class LavisReference:
         reference.ignored = tuple(answer["ignored"])
         return reference
 
-    @classmethod
-    def _start(cls, python: Path) -> LavisReference:
-        folder = TemporaryDirectory(prefix="qpert-lavis-")
-        log = (Path(folder.name) / "log.txt").open("w+")
-        process = subprocess.Popen(
-            [python, "-I", "-W", "ignore", WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        return cls(process, folder, log)
-
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs of `graph`, see `upstream.UpstreamReference.run`."""
-        if self._log.closed:
-            raise self._worker_died()
-        given, made = Path(self._folder.name) / "inputs.safetensors", Path(self._folder.name) / "outputs.safetensors"
-        save_file({name: np.ascontiguousarray(value) for name, value in inputs.items()}, given)
-        self._ask({"graph": graph, "inputs": str(given), "outputs": str(made)})
-        outputs: dict[str, np.ndarray] = load_file(made)
-        return outputs
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
-        except (BrokenPipeError, ValueError):  # it ended, or was closed
-            line = ""
-        if not line:
-            raise self._worker_died()
-        answer: dict[str, Any] = json.loads(line)
-        if not answer["ok"]:
-            raise _error(answer)
-        return answer
-
-    def _worker_died(self) -> UnavailableError:
-        if self._log.closed:
-            return UnavailableError("the LAVIS reference has been closed", code="lavis-worker-closed")
-        try:
-            code: int | str = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            code = "none"
-        self._log.seek(0)
-        tail = self._log.read().strip()[-1500:] or "(empty)"
-        killed = " (killed: is there enough memory?)" if code == -9 else ""
-        return UnavailableError(
-            f"the LAVIS process ended, exit code {code}{killed}. {HINT}. The end of its log:\n{tail}",
-            code="lavis-worker-died",
-        )
+        return self._worker.arrays({"graph": graph}, inputs)
 
     def close(self) -> None:
-        """End the process and remove the temporary folder. Closing twice is fine."""
-        if self._log.closed:
-            return
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(BrokenPipeError):  # an unread request
-                pipe.close()  # type: ignore[union-attr]
-        self._log.close()
-        self._folder.cleanup()
+        """End the process. Closing twice is fine."""
+        self._worker.close()
 
     def __enter__(self) -> LavisReference:
         return self
@@ -179,14 +97,3 @@ def _absolute(path: str | Path) -> str:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist, expected a LAVIS checkpoint (.pth)", code="checkpoint-not-found")
     return str(path.resolve())
-
-
-def _error(answer: dict[str, Any]) -> Exception:
-    """The error that the worker reports, as one of qpert's. A bug keeps the worker's traceback."""
-    if answer["kind"] == "checkpoint":
-        return CheckpointError(answer["error"], code="checkpoint-rejected-by-lavis")
-    if answer["kind"] == "unavailable":
-        return UnavailableError(
-            f"the LAVIS environment is incomplete: {answer['error']}. {HINT}", code="lavis-environment-incomplete"
-        )
-    return RuntimeError(f"in the LAVIS process: {answer['error']}\n{answer['traceback']}")

@@ -16,7 +16,7 @@ from qpert.runtime.inputs.perturbation import Perturbation
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qpert.exporter.checkpoints.checkpoint import Checkpoint
+    from qpert.exporter.checkpoints.checkpoint import Checkpoint, Progress
     from qpert.exporter.hub.opening import FolderFormat
     from qpert.exporter.hub.tokenizer_files import HubTokenizer
     from qpert.exporter.references.protocol import Reference
@@ -50,6 +50,14 @@ class ClipFamily(TwoTowers):
             hub_config.PREFIX_TOKENS,
             "CLIPImageProcessor",
         )
+
+    def open(
+        self, source: str, *, image_size: int | None, options: Mapping[str, Any], progress: Progress
+    ) -> Checkpoint:
+        from qpert.exporter.families.clip.open_clip_files import refuse_open_clip
+
+        refuse_open_clip(source)
+        return super().open(source, image_size=image_size, options=options, progress=progress)
 
     def build_tokenizer(self, folder: Path, config: Any) -> HubTokenizer:
         from qpert.exporter.families.clip.tokenizer import build_tokenizer

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from qpert.runtime.errors import QpertWarning, UnavailableError
 from qpert.runtime.files import cache_folder, write_atomically
 from qpert.runtime.sessions.device import Device, Shape
+from qpert.runtime.sessions.tensorrt.libraries import captures_by_itself
 
 Shapes = Mapping[str, Shape]
 Key = tuple[tuple[str, Shape], ...]
@@ -54,7 +55,7 @@ def make_contexts(
         key: names the engine among all engines: its SHA-256.
     """
     maker = ContextMaker(library, device, engine, addresses, log, name)
-    if hasattr(library, "CudaGraphStrategy"):
+    if captures_by_itself(library):
         return SelfCapturing(maker, cache_folder() / "tensorrt-rtx" / f"{key}.kernels")
     return Replaying(maker)
 

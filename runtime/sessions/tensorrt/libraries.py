@@ -1,7 +1,8 @@
 """The two libraries that compile engines and run them: classic TensorRT and TensorRT-RTX.
 
 They share one Python API, so that whatever builds or runs an engine takes the module that `load_flavor` gives and is
-the same code for both. What differs is in the table.
+the same code for both, and for TensorRT 10.3 (JetPack 6) to 11. What differs is in the table, and in `builds_ahead` and
+`captures_by_itself`; tests check every use against NVIDIA's bindings of each version (`tests/trt_usage.py`).
 """
 
 from __future__ import annotations
@@ -85,6 +86,16 @@ def load_flavor(flavor: Flavor) -> Any:
             f"{flavor.title} is installed and cannot be loaded ({error}); install it again: {flavor.install}",
             code="tensorrt-unloadable",
         ) from error
+
+
+def builds_ahead(library: Any) -> bool:
+    """Whether a loaded library compiles for GPUs that are named, wherever it runs: TensorRT-RTX does."""
+    return hasattr(library, "ComputeCapability")
+
+
+def captures_by_itself(library: Any) -> bool:
+    """Whether a loaded library records repeated shapes as CUDA graphs by itself: TensorRT-RTX does."""
+    return hasattr(library, "CudaGraphStrategy")
 
 
 def flavor_version(library: Any) -> str:

@@ -47,7 +47,7 @@ def test_looking_at_families_loads_no_torch():
 
 def test_an_unknown_family_is_an_error_that_lists_them():
     with pytest.raises(InputError, match=", ".join(FAMILIES)) as caught:
-        find_family("coca")
+        find_family("cocoa")
     assert caught.value.code == "family-unknown"
 
 

@@ -174,6 +174,24 @@ def test_a_gallery_without_features_cannot_be_re_ranked(tiny_bundle, photos, tmp
     assert caught.value.code == "gallery-without-features"
 
 
+def test_methods_run_where_the_family_allows_them_and_say_where_not(exported, tmp_path, capsys):
+    family, _, bundle = exported
+    base = ["eval", str(bundle), "--dataset", "demo", "--limit", "6", "--work", str(tmp_path / "work"), "--json"]
+    perturbs = family == "siglip"
+    for options, allowed in (
+        (["--method", "none,oes"], True),
+        (["--method", "oes", "--oes-pooling", "crop"], True),
+        (["--method", "none,or-q-pert"], perturbs),
+        (["--method", "oes", "--oes-pooling", "tokens"], perturbs),
+    ):
+        assert run([*base, *options]) == (0 if allowed else 2), options
+        out, err = capsys.readouterr()
+        if allowed:
+            assert json.loads(out)["itm_pairs"] == 0
+        else:
+            assert f"this {family} bundle's query head takes no boxes" in err
+
+
 def test_it_evaluates_benchmarks_and_quantizes(clip_bundle, tmp_path, capsys):
     assert run(["eval", str(clip_bundle), "--dataset", "demo", "--limit", "8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -225,8 +243,8 @@ def test_options_that_a_family_lacks_are_usage_errors(tmp_path, capsys):
     assert run(["export", "clip", "--checkpoint", str(tmp_path), "--perturb", "itc"]) == 2
     assert run(["export", "clip"]) == 2
     assert "no --checkpoint given" in capsys.readouterr().err
-    assert run(["export", "coca"]) == 2
-    assert "expected one of blip2, clip, siglip" in capsys.readouterr().err
+    assert run(["export", "cocoa"]) == 2
+    assert "expected one of blip2, clip, coca, siglip" in capsys.readouterr().err
 
 
 def test_engines_are_built_of_every_graph_without_a_gpu(exported, capsys):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from qpert.exporter.families.blip2.reference_lavis import LavisReference, lavis_python
+from qpert.exporter.families.blip2.reference_lavis import ENVIRONMENT, LavisReference
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.runtime.errors import CheckpointError, UnavailableError
 
@@ -242,8 +242,8 @@ def test_wrong_inputs_come_back_as_an_error_and_the_process_lives_on(reference: 
 @pytest.mark.lavis
 def test_a_process_that_died_is_reported_with_its_exit_code(lavis_folder: Path):
     reference = opened(lavis_folder / "eva")
-    folder = Path(reference._folder.name)
-    reference._process.kill()
+    folder = Path(reference._worker._folder.name)
+    reference._worker._process.kill()
     with pytest.raises(UnavailableError, match=r"exit code -9 \(killed: is there enough memory\?\)"):
         reference.run("vision", {"pixel_values": np.zeros((1, 3, 56, 56), np.float32)})
     reference.close()
@@ -272,7 +272,7 @@ def test_an_interpreter_without_lavis_says_what_to_do(tmp_path: Path):
 def test_without_the_environment_it_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("QPERT_LAVIS_PYTHON", str(tmp_path / "python"))
     with pytest.raises(UnavailableError, match=r"does not exist. Run `make lavis-env`.* or set QPERT_LAVIS_PYTHON"):
-        lavis_python()
+        ENVIRONMENT.python()
 
 
 SMALL = {

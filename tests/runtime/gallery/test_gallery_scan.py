@@ -5,6 +5,7 @@ import pytest
 
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery import scan
+from qpert.runtime.gallery.products import best_products
 from qpert.runtime.gallery.scan import encode_codes, nearest, top
 
 
@@ -56,7 +57,7 @@ def test_no_score_in_8_bits_is_off_by_more_than_its_bound():
     texts = np.concatenate([near_texts(rng, vectors, 20), unit(rng.laplace(size=(20, 32)) ** 3)])
     codes = encode_codes(vectors)
     text_codes, scale, lost = scan._encode_texts(texts)
-    products = scan._best_products(codes.codes, text_codes)
+    products = best_products(codes.codes, text_codes)
     approximate = products * codes.stats[:, 0] * scale[:, None]
     bound = codes.stats[:, 1] + codes.stats[:, 2] * lost[:, None] + scan.ROUNDING
     error = np.abs(approximate - brute_force(vectors, texts))
@@ -71,16 +72,6 @@ def test_images_that_the_codes_cannot_tell_apart_are_told_apart():
     vectors = unit(np.repeat(centre, 5000, axis=0) + 1e-3 * rng.standard_normal((5000, 4, 32)))
     texts = near_texts(rng, vectors, 3)
     assert_nearest(nearest(vectors, texts, 64, codes=encode_codes(vectors)), brute_force(vectors, texts), 64)
-
-
-def test_products_do_not_saturate_at_the_ends_of_the_codes():
-    """Adjacent products of 255·64 are the largest that 16 bits can add."""
-    codes = np.full((2, 1, 64), 255, np.uint8)
-    codes[1] = 1
-    texts = np.full((64, 2), scan.TEXT_LEVELS, np.int8)
-    texts[:, 1] *= -1
-    expected = np.array([[127, -127], [-127, 127]]) * 64 * 64
-    np.testing.assert_array_equal(scan._best_products(codes, texts), expected)
 
 
 def test_dead_rows_are_not_found_by_either_scan():
@@ -137,22 +128,3 @@ def test_an_image_of_zeros_has_codes():
     codes = encode_codes(np.zeros((1, 2, 4), np.float32))
     assert (codes.codes == 128).all()
     assert np.isfinite(codes.stats).all()
-
-
-def test_the_serialised_scan_is_what_onnx_makes_of_it():
-    from onnx import TensorProto, checker, helper
-
-    inputs = [
-        helper.make_tensor_value_info("codes", TensorProto.UINT8, ["n", "Q", "E"]),
-        helper.make_tensor_value_info("texts", TensorProto.INT8, ["E", "T"]),
-    ]
-    best = helper.make_tensor_value_info("best", TensorProto.INT32, ["n", "T"])
-    nodes = [
-        helper.make_node("MatMulInteger", ["codes", "texts", "zero"], ["dots"]),
-        helper.make_node("ReduceMax", ["dots"], ["best"], axes=[1], keepdims=0),
-    ]
-    zero = helper.make_tensor("zero", TensorProto.UINT8, [], [128])
-    graph = helper.make_graph(nodes, "scan", inputs, [best], [zero])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="")
-    checker.check_model(model, full_check=True)
-    assert model.SerializeToString(deterministic=True) == scan.SCAN_MODEL

@@ -188,7 +188,7 @@ def test_a_graph_that_shares_nothing_gives_the_same_sets(keep_stock, bundle, pic
     """As bundles from before do, and engines."""
     encoder = opened(bundle, alpha=4.0, reduction="each", keep_stock=keep_stock)
     shared = encoder.encode_images(pictures, boxes).query_sets
-    monkeypatch.setattr("qpert.runtime.retrieval.encoder.ONNX_RUNTIME", ())
+    monkeypatch.setattr("qpert.runtime.retrieval.encoder.SHARING", ())
     repeated = encoder.encode_images(pictures, boxes).query_sets
     encoder.close()
     np.testing.assert_allclose(repeated.vectors, shared.vectors, **CLOSE)

@@ -37,7 +37,7 @@ def test_the_cpu_provider_starts_here_and_is_the_default():
 def test_every_provider_extra_and_the_gpu_are_looked_for():
     names = by_name(examine()).keys()
     assert {f"provider {name}" for name in PROVIDERS} <= names
-    assert {f"extra {name}" for name in ("cpu", "gpu", "export", "hf", "rtx", "trt")} <= names
+    assert {f"extra {name}" for name in ("cpu", "gpu", "openvino", "export", "hf", "rtx", "trt")} <= names
     assert {"qpert", "python", "gpu", "build classic", "build rtx"} <= names
 
 

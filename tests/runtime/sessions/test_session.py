@@ -108,7 +108,7 @@ def test_a_view_that_is_not_contiguous_gives_the_same_result(text):
 
 
 def test_an_unknown_provider_is_bad_input(text):
-    with pytest.raises(InputError, match="got provider 'gpu', expected one of cpu, cuda, tensorrt, rtx"):
+    with pytest.raises(InputError, match="got provider 'gpu', expected one of cpu, cuda, openvino, tensorrt, rtx"):
         open_session(*text, "gpu")
 
 

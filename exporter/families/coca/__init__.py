@@ -1,0 +1,1 @@
+"""CoCa from open_clip checkpoints."""

@@ -1,0 +1,1 @@
+"""CoCa: two towers, the image pooled by one learned query, which boxes may perturb."""
