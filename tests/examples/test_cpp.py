@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,15 @@ from shared_data import shared_folder
 
 import qpert.exporter.demo
 from qpert.exporter.families.blip2.tokenizer import build_tokenizer
-from qpert.exporter.families.declare import Limits
 from qpert.exporter.host_graphs.preprocess import preprocess_graph, preprocess_spec
 from qpert.exporter.host_graphs.tokenizer import self_contained
-from qpert.exporter.host_graphs.write import save
+from qpert.exporter.host_graphs.write import save, write_boxes_graph
 from qpert.runtime import Retriever
 from qpert.runtime.bundle.manifest import read_manifest
+from qpert.runtime.bundle.roles import BOXES
 from qpert.runtime.errors import QpertWarning, TextError
+from qpert.runtime.files import sha256_of
 from qpert.runtime.inputs.images import load_image, preprocess_images
-from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 from qpert.runtime.inputs.text import Tokenizer, TokenizerSpec
 from qpert.runtime.verification.tensors import verify_tensors
@@ -42,19 +43,37 @@ def programs():
     return built(sanitize=False)
 
 
+def with_settings(bundle, folder, *, sets=8, **settings):
+    """A copy with other settings of the host's part of the perturbation. `sets`: query sets in one call of the head."""
+    shutil.copytree(bundle, folder)
+    manifest = read_manifest(folder)
+    perturbation = replace(manifest.perturbation, **settings)
+    boxes, head = manifest.graph(BOXES), manifest.query_head
+    write_boxes_graph(folder, boxes, manifest.token_grid, perturbation)
+    values = json.loads((folder / "manifest.json").read_text())
+    values["perturbation"] = perturbation.to_dict()
+    values["files"][boxes.file] = sha256_of(folder / boxes.file)
+    values["graphs"][head.name]["ranges"]["B"]["max"] = sets
+    for graph in values["graphs"].values():
+        graph["ranges"].get("O", {})["max"] = 8
+    (folder / "manifest.json").write_text(json.dumps(values))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def bundles(demo_bundle, both_bundle, export_tiny):
+def bundles(demo_bundle, tiny_bundle, stock_export, tmp_path_factory):
     """Each way of putting boxes together; `each` has more sets than a call of its graph takes."""
-
-    def tiny(**settings):
-        return export_tiny(perturbation=Perturbation(threshold=0.6, **settings), limits=Limits(3, 5, 6, 12))
-
+    root = tmp_path_factory.mktemp("settings")
+    one = {"keep_stock": False}
     return {
         "each with stock": demo_bundle,
-        "sum, ITM too": both_bundle,
-        "mean, dilated": tiny(reduction="mean", coverage="dilated"),
-        "each": tiny(reduction="each", gamma=-1.0),
-        "none": tiny(stages="none"),
+        "each": with_settings(demo_bundle, root / "each", sets=3, alpha=4.0, gamma=-1.0, **one),
+        "sum": with_settings(demo_bundle, root / "sum", reduction="sum", alpha=4.0, **one),
+        "mean, dilated": with_settings(
+            demo_bundle, root / "mean", reduction="mean", coverage="dilated", alpha=8.0, **one
+        ),
+        "ITM too": with_settings(tiny_bundle, root / "both", reduction="mean"),
+        "none": stock_export.folder,
     }
 
 
@@ -74,7 +93,7 @@ def cpp_scores(programs, bundle, photos, *arguments):
     return np.moveaxis(np.array(rows), 2, 0), [image["boxes"] for image in result["images"]]
 
 
-@pytest.mark.parametrize("name", ["each with stock", "sum, ITM too", "mean, dilated", "each", "none"])
+@pytest.mark.parametrize("name", ["each with stock", "each", "sum", "mean, dilated", "ITM too", "none"])
 @pytest.mark.parametrize("pixels", ["native", "graph"])
 def test_scores_of_photographs_equal_pythons(programs, bundles, name, pixels, photos, photo_boxes):
     bundle = bundles[name]
