@@ -5,6 +5,7 @@ import random
 import shutil
 import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,21 +61,31 @@ def with_settings(bundle, folder, *, sets=8, **settings):
     return folder
 
 
+SETTINGS = {
+    "each with stock": None,
+    "each": {"sets": 3, "alpha": 4.0, "gamma": -1.0, "keep_stock": False},
+    "sum": {"reduction": "sum", "alpha": 4.0, "keep_stock": False},
+    "mean, dilated": {"reduction": "mean", "coverage": "dilated", "keep_stock": False},
+    "ITM too": {"reduction": "mean"},
+    "none": None,
+}
+"""Each way of putting boxes together; "each" has more sets than a call of its graph takes."""
+
+
 @pytest.fixture(scope="module")
-def bundles(demo_bundle, tiny_bundle, stock_export, tmp_path_factory):
-    """Each way of putting boxes together; `each` has more sets than a call of its graph takes."""
-    root = tmp_path_factory.mktemp("settings")
-    one = {"keep_stock": False}
-    return {
-        "each with stock": demo_bundle,
-        "each": with_settings(demo_bundle, root / "each", sets=3, alpha=4.0, gamma=-1.0, **one),
-        "sum": with_settings(demo_bundle, root / "sum", reduction="sum", alpha=4.0, **one),
-        "mean, dilated": with_settings(
-            demo_bundle, root / "mean", reduction="mean", coverage="dilated", alpha=8.0, **one
-        ),
-        "ITM too": with_settings(tiny_bundle, root / "both", reduction="mean"),
-        "none": stock_export.folder,
-    }
+def bundle_of(request, tmp_path_factory):
+    """The bundle of one of `SETTINGS`, made when it is first asked for."""
+
+    @cache
+    def make(name):
+        if name == "none":
+            return request.getfixturevalue("stock_export").folder
+        exported = request.getfixturevalue("tiny_bundle" if name == "ITM too" else "demo_bundle")
+        if SETTINGS[name] is None:
+            return exported
+        return with_settings(exported, tmp_path_factory.mktemp("settings") / "bundle", **SETTINGS[name])
+
+    return make
 
 
 def python_scores(bundle, photos, boxes):
@@ -93,10 +104,10 @@ def cpp_scores(programs, bundle, photos, *arguments):
     return np.moveaxis(np.array(rows), 2, 0), [image["boxes"] for image in result["images"]]
 
 
-@pytest.mark.parametrize("name", ["each with stock", "each", "sum", "mean, dilated", "ITM too", "none"])
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("pixels", ["native", "graph"])
-def test_scores_of_photographs_equal_pythons(programs, bundles, name, pixels, photos, photo_boxes):
-    bundle = bundles[name]
+def test_scores_of_photographs_equal_pythons(programs, bundle_of, name, pixels, photos, photo_boxes):
+    bundle = bundle_of(name)
     takes_boxes = read_manifest(bundle).query_head.takes_boxes
     stock = cpp_scores(programs, bundle, photos, "--pixels", pixels)
     with_boxes = stock
