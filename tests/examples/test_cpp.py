@@ -4,6 +4,8 @@ import json
 import random
 import shutil
 import warnings
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,15 @@ from shared_data import shared_folder
 
 import qpert.exporter.demo
 from qpert.exporter.families.blip2.tokenizer import build_tokenizer
-from qpert.exporter.families.declare import Limits
 from qpert.exporter.host_graphs.preprocess import preprocess_graph, preprocess_spec
 from qpert.exporter.host_graphs.tokenizer import self_contained
-from qpert.exporter.host_graphs.write import save
+from qpert.exporter.host_graphs.write import save, write_boxes_graph
 from qpert.runtime import Retriever
 from qpert.runtime.bundle.manifest import read_manifest
+from qpert.runtime.bundle.roles import BOXES
 from qpert.runtime.errors import QpertWarning, TextError
+from qpert.runtime.files import sha256_of
 from qpert.runtime.inputs.images import load_image, preprocess_images
-from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 from qpert.runtime.inputs.text import Tokenizer, TokenizerSpec
 from qpert.runtime.verification.tensors import verify_tensors
@@ -42,20 +44,48 @@ def programs():
     return built(sanitize=False)
 
 
+def with_settings(bundle, folder, *, sets=8, **settings):
+    """A copy with other settings of the host's part of the perturbation. `sets`: query sets in one call of the head."""
+    shutil.copytree(bundle, folder)
+    manifest = read_manifest(folder)
+    perturbation = replace(manifest.perturbation, **settings)
+    boxes, head = manifest.graph(BOXES), manifest.query_head
+    write_boxes_graph(folder, boxes, manifest.token_grid, perturbation)
+    values = json.loads((folder / "manifest.json").read_text())
+    values["perturbation"] = perturbation.to_dict()
+    values["files"][boxes.file] = sha256_of(folder / boxes.file)
+    values["graphs"][head.name]["ranges"]["B"]["max"] = sets
+    for graph in values["graphs"].values():
+        graph["ranges"].get("O", {})["max"] = 8
+    (folder / "manifest.json").write_text(json.dumps(values))
+    return folder
+
+
+SETTINGS = {
+    "each with stock": None,
+    "each": {"sets": 3, "alpha": 4.0, "gamma": -1.0, "keep_stock": False},
+    "sum": {"reduction": "sum", "alpha": 4.0, "keep_stock": False},
+    "mean, dilated": {"reduction": "mean", "coverage": "dilated", "keep_stock": False},
+    "ITM too": {"reduction": "mean"},
+    "none": None,
+}
+"""Each way of putting boxes together; "each" has more sets than a call of its graph takes."""
+
+
 @pytest.fixture(scope="module")
-def bundles(demo_bundle, both_bundle, export_tiny):
-    """Each way of putting boxes together; `each` has more sets than a call of its graph takes."""
+def bundle_of(request, tmp_path_factory):
+    """The bundle of one of `SETTINGS`, made when it is first asked for."""
 
-    def tiny(**settings):
-        return export_tiny(perturbation=Perturbation(threshold=0.6, **settings), limits=Limits(3, 5, 6, 12))
+    @cache
+    def make(name):
+        if name == "none":
+            return request.getfixturevalue("stock_export").folder
+        exported = request.getfixturevalue("tiny_bundle" if name == "ITM too" else "demo_bundle")
+        if SETTINGS[name] is None:
+            return exported
+        return with_settings(exported, tmp_path_factory.mktemp("settings") / "bundle", **SETTINGS[name])
 
-    return {
-        "each with stock": demo_bundle,
-        "sum, ITM too": both_bundle,
-        "mean, dilated": tiny(reduction="mean", coverage="dilated"),
-        "each": tiny(reduction="each", gamma=-1.0),
-        "none": tiny(stages="none"),
-    }
+    return make
 
 
 def python_scores(bundle, photos, boxes):
@@ -74,10 +104,10 @@ def cpp_scores(programs, bundle, photos, *arguments):
     return np.moveaxis(np.array(rows), 2, 0), [image["boxes"] for image in result["images"]]
 
 
-@pytest.mark.parametrize("name", ["each with stock", "sum, ITM too", "mean, dilated", "each", "none"])
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("pixels", ["native", "graph"])
-def test_scores_of_photographs_equal_pythons(programs, bundles, name, pixels, photos, photo_boxes):
-    bundle = bundles[name]
+def test_scores_of_photographs_equal_pythons(programs, bundle_of, name, pixels, photos, photo_boxes):
+    bundle = bundle_of(name)
     takes_boxes = read_manifest(bundle).query_head.takes_boxes
     stock = cpp_scores(programs, bundle, photos, "--pixels", pixels)
     with_boxes = stock

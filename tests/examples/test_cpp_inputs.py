@@ -293,6 +293,22 @@ def mutated(data, generator):
     return bytes(made[: generator.randrange(len(made) + 1)]) if generator.random() < 0.1 else bytes(made)
 
 
+ODD = (None, -1, 0, 1e300, 2**63, True, "", "x", "../x", [], {}, [[]], {"type": "x"}, "\ud7ff" * 9)
+
+
+def with_odd_value(values, generator):
+    """JSON in which one value, at any depth, is another."""
+    place, made = values, None
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = generator.choice(keys)
+        inner = place[key]
+        if not isinstance(inner, dict | list) or not inner or generator.random() < 0.15:
+            made, place[key] = inner, generator.choice(ODD)
+            return values if made != place[key] else with_odd_value(values, generator)
+        place = inner
+
+
 def damaged_pictures(scene, folder, generator, count):
     whole = []
     for name, picture, options in (*jpeg_files(scene), *png_files(scene)):
@@ -331,11 +347,14 @@ def damaged_bundles(bundle, folder, generator, count):
         if victim.name == "tokenizer.json":
             whole = json.dumps(tokenizer).encode()
         head = len(whole) if victim.suffix == ".json" else 6000
-        damaged = mutated(whole[:head], generator) + whole[head:]
+        if number % 2 and victim.suffix == ".json":
+            damaged = json.dumps(with_odd_value(json.loads(whole), generator)).encode()
+        else:
+            damaged = mutated(whole[:head], generator) + whole[head:]
         victim.unlink()
         victim.write_bytes(damaged)
         if victim.name != "manifest.json":
-            values = json.loads((copy / "manifest.json").read_text())
+            values = json.loads((bundle / "manifest.json").read_text())
             values["files"][victim.name] = sha256_of(victim)
             (copy / "manifest.json").unlink()
             (copy / "manifest.json").write_text(json.dumps(values))
