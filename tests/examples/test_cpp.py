@@ -45,7 +45,7 @@ def programs():
 
 
 def with_settings(bundle, folder, *, sets=8, **settings):
-    """A copy with other settings of the host's part of the perturbation. `sets`: query sets in one call of the head."""
+    """A copy with other settings of the host's part of the perturbation. `sets`: the most in one call of the head."""
     shutil.copytree(bundle, folder)
     manifest = read_manifest(folder)
     perturbation = replace(manifest.perturbation, **settings)
@@ -63,7 +63,7 @@ def with_settings(bundle, folder, *, sets=8, **settings):
 
 SETTINGS = {
     "each with stock": None,
-    "each": {"sets": 3, "alpha": 4.0, "gamma": -1.0, "keep_stock": False},
+    "each": {"sets": 4, "alpha": 4.0, "gamma": -1.0, "keep_stock": False},
     "sum": {"reduction": "sum", "alpha": 4.0, "keep_stock": False},
     "mean, dilated": {"reduction": "mean", "coverage": "dilated", "keep_stock": False},
     "ITM too": {"reduction": "mean"},
