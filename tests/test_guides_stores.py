@@ -24,7 +24,7 @@ def blocks(name, language):
 def reader(tmp_path, demo_bundle, monkeypatch):
     (tmp_path / "qpert-blip2-demo-fp32").symlink_to(demo_bundle)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "photos.jsonl").write_text(blocks("filters", "json")[0])
+    (tmp_path / "photos.jsonl").write_text(blocks("filters", "text")[0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
