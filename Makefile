@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,openvino,export,rtx,hf,serve,qdrant,postgres,parquet,ray,daft,test,lint,docs
+DEMO_EXTRAS := cpu,export,hf
+EXTRAS := $(DEMO_EXTRAS),openvino,rtx,serve,qdrant,postgres,parquet,ray,daft,test,lint,docs
+DEMO_STAMP := $(VENV)/.demo
 STAMP := $(VENV)/.installed
 # What tests need beside the virtual environment. Each is made once; where one cannot be had, it says so or its tests skip.
 ENVIRONMENTS := lavis-env modelopt-env open-clip-env trt-bindings triton-env postgres-env cpp-env web-env
 
 .PHONY: demo test test-cpp test-node test-web web soak check docs format lowest clean $(ENVIRONMENTS)
 
-demo: $(STAMP)            ## export, verify and search the demonstration; prints where its page is
+demo: $(DEMO_STAMP)       ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) $(ENVIRONMENTS)  ## every test that runs without a GPU
@@ -73,9 +75,13 @@ cpp-env:                  ## what examples/cpp is built with, from apt and in .c
 web-env:                  ## npm packages of examples/node and examples/web, and Chromium; says what is missing
 	sh tools/web_env.sh --if-possible
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO_STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(DEMO_EXTRAS)]'
+	touch $@
+
+$(STAMP): $(DEMO_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
