@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qpert")
 def cli() -> None:
-    """BLIP-2 image-text retrieval, exported, verified and run without PyTorch."""
+    """Image-text retrieval models (BLIP-2 first of all), exported, verified and run without PyTorch."""
 
 
 def run(arguments: Sequence[str]) -> int:
