@@ -22,6 +22,7 @@ from qpert.calibration.quantization.modelopt import check_method, modelopt_pytho
 from qpert.calibration.quantization.quantized import QuantizedGraph, quantize_graph
 from qpert.calibration.quantization.report import quantization_report
 from qpert.calibration.quantization.request import QuantizeRequest
+from qpert.calibration.quantization.saturation import SATURATION_NOTICE, products_saturate
 from qpert.calibration.quantization.sensitivity import BlockCost, block_costs
 from qpert.calibration.quantization.speed import SLOWER, speed_ratio
 from qpert.calibration.quantization.static import FORMATS
@@ -69,6 +70,8 @@ def quantize_bundle(request: QuantizeRequest, progress: Progress | None = None) 
         modelopt_python()
     bundle = Bundle.open(request.bundle)
     request.check_bundle(bundle)
+    if request.precision == "int8" and request.target == "cpu" and not request.reduce_range and products_saturate():
+        progress.say(SATURATION_NOTICE)
     with staged_folder(request.out, force=request.force) as folder, closing(Encoder(bundle, "cpu")) as encoder:
         (folder / WORK).mkdir()
         data = calibration_data(request, encoder, progress)

@@ -210,9 +210,10 @@ def test_it_evaluates_and_calibrates_on_the_papers_small_grid(bundle, tmp_path, 
 def test_it_is_quantised_and_the_result_evaluates(bundle, tmp_path, capsys):
     out = tmp_path / "int8"
     arguments = ["quantize", str(bundle), "--out", str(out), "--samples", "16", "--limit", "16", "--no-sensitivity"]
-    assert run([*arguments, "--max-drop", "100", "--min-agreement", "0", "--graphs", "vision,text"]) == 0
+    limits = ["--max-drop", "100", "--min-agreement", "0", "--reduce-range"]  # 7 bits: the same on CPUs without VNNI
+    assert run([*arguments, *limits, "--graphs", "vision,text"]) == 0
     assert Bundle.open(out).manifest.quantization is not None
-    # Random weights of width 24 do not survive 8 bits, so their accuracy says nothing: that it runs is what is shown.
+    assert run(["verify", str(out)]) == 0
     assert run(["eval", str(out), "--dataset", "demo", "--limit", "4"]) == 0
 
 

@@ -203,7 +203,7 @@ def test_it_evaluates_benchmarks_and_quantizes(clip_bundle, tmp_path, capsys):
     )
     capsys.readouterr()
     out = tmp_path / "int8"
-    arguments = ["quantize", str(clip_bundle), "--out", str(out), "--samples", "16", "--limit", "16"]
+    arguments = ["quantize", str(clip_bundle), "--out", str(out), "--samples", "16", "--limit", "16", "--reduce-range"]
     assert (
         run([*arguments, "--max-drop", "100", "--min-agreement", "0", "--no-sensitivity", "--graphs", "vision,text"])
         == 0
