@@ -13,7 +13,7 @@ python=${PYTHON:-python3}
 stamp=$env/qpert-triton.stamp
 
 # What the python backend runs of qpert, of the versions that it is tested with (constraints.txt), but for NumPy.
-pins='nvidia-pytriton==0.7.0 tritonclient==2.73.0 numpy==1.26.4 onnxruntime==1.31.1 tokenizers==0.23.3 pillow==13.0.0
+pins='nvidia-pytriton==0.7.0 tritonclient==2.73.0 numpy==1.26.4 onnxruntime==1.31.1 tokenizers==0.23.3 pillow==13.0.0 fastjsonschema==2.22.3
 safetensors==0.8.0'
 
 wanted=$("$python" - "$pins" <<'PY'

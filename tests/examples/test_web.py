@@ -56,11 +56,10 @@ def modules() -> Iterator[Callable]:
 @pytest.fixture(scope="module")
 def bundle(made_once: Callable) -> Path:
     """The demonstration that the page shows. Not to be written to."""
-    from qpert.exporter.export import ExportRequest, export_bundle
+    from qpert.runtime.cli import run
 
-    return made_once(
-        "small-objects-bundle", lambda folder: export_bundle(ExportRequest("blip2", "demo-small-objects", folder))
-    )
+    command = ["export", "blip2", "--checkpoint", "demo-small-objects", "--out"]  # the command's own: calibrated
+    return made_once("small-objects-bundle", lambda folder: run([*command, str(folder)]))
 
 
 @pytest.fixture(scope="module")
