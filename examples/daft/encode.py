@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from qpert.runtime.batch import EncodeImages
 from qpert.runtime.errors import QpertError
-from qpert.runtime.gallery.catalogue import boxes_to_json
+from qpert.runtime.gallery.box_json import boxes_to_json
 from qpert.runtime.gallery.entries import list_images, with_boxes
 
 

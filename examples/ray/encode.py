@@ -26,7 +26,7 @@ import ray
 
 from qpert.runtime.batch import EncodeImages
 from qpert.runtime.errors import InputError, QpertError
-from qpert.runtime.gallery.catalogue import boxes_to_json
+from qpert.runtime.gallery.box_json import boxes_to_json
 from qpert.runtime.gallery.entries import list_images, with_boxes
 
 BATCHES_A_FILE = 4
