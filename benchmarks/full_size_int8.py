@@ -69,7 +69,7 @@ def make_graph(work: Path, blocks: int) -> Path:
 def quantize(work: Path, images: int) -> None:
     """Static INT8, by the functions that `qpert quantize` calls, on smooth random pictures."""
     from qpert.calibration.quantization.candidates import find_candidates
-    from qpert.calibration.quantization.static import load, quantize_all, tensor_ranges
+from qpert.calibration.graph_files import load_graph
     from qpert.calibration.quantization.storage import write_models
 
     path, scratch = work / "fp32" / "vision.onnx", work / "scratch"
@@ -77,7 +77,7 @@ def quantize(work: Path, images: int) -> None:
     candidates = find_candidates(load_structure(path))
     feeds = [{"pixel_values": pictures(1, seed)} for seed in range(images)]
     ranges = tensor_ranges(path, feeds, candidates, method="minmax", symmetric=False, folder=scratch)
-    made = quantize_all(load(path), ranges, candidates, target="cpu", reduce_range=False)
+    made = quantize_all(load_graph(path), ranges, candidates, target="cpu", reduce_range=False)
     write_models(work / "int8", {"vision": made}, {"vision": "vision.data"})
     shutil.rmtree(scratch)
 
