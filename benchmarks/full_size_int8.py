@@ -68,8 +68,9 @@ def make_graph(work: Path, blocks: int) -> Path:
 
 def quantize(work: Path, images: int) -> None:
     """Static INT8, by the functions that `qpert quantize` calls, on smooth random pictures."""
+    from qpert.calibration.graph_files import load_graph
     from qpert.calibration.quantization.candidates import find_candidates
-from qpert.calibration.graph_files import load_graph
+    from qpert.calibration.quantization.static import quantize_all, tensor_ranges
     from qpert.calibration.quantization.storage import write_models
 
     path, scratch = work / "fp32" / "vision.onnx", work / "scratch"
