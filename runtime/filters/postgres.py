@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from qpert.runtime.filters.sql import Sql, joined
 from qpert.runtime.filters.tree import And, Condition, Missing, Not, OneOf, Or, Ordered
-
-Sql = tuple[str, list[Any]]
-"""A boolean expression with `%s` for each parameter, as psycopg takes it, and the parameters in order."""
 
 
 def where_postgres(condition: Condition) -> Sql:
-    """True or false, never NULL. `jsonb` compares values of one type alone, and numbers as exact decimals: the shortest
-    decimals of two float64 are in the order of the numbers."""
+    """A boolean expression with `%s` for each parameter, as psycopg takes it; true or false, never NULL.
+
+    `jsonb` compares values of one type alone, and numbers as exact decimals: the shortest decimals of two float64 are
+    in the order of the numbers.
+    """
     match condition:
         case OneOf(key, values):
             return "coalesce(metadata -> %s = ANY(%s::jsonb[]), false)", [key, [json.dumps(value) for value in values]]
@@ -30,7 +30,3 @@ def where_postgres(condition: Condition) -> Sql:
             return joined("AND", [where_postgres(part) for part in parts])
         case Or(parts):
             return joined("OR", [where_postgres(part) for part in parts])
-
-
-def joined(word: str, parts: list[Sql]) -> Sql:
-    return "(" + f" {word} ".join(text for text, _ in parts) + ")", [value for _, values in parts for value in values]

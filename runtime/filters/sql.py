@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 from qpert.runtime.filters.metadata import Value
 from qpert.runtime.filters.tree import And, Condition, Missing, Not, OneOf, Or, Ordered, type_of
 
-Sql = tuple[str, list[Value]]
-"""A boolean expression with question marks, and their values in order."""
+Sql = tuple[str, list[Any]]
+"""A boolean expression with placeholders, and their values in order."""
 
 
 def where_sql(condition: Condition) -> Sql:
-    """True of the rows of `image` of which the condition is. Every part asks for rows of `field` (image, key, type,
-    value), so nothing is ever NULL; values are bound, and compared only with values of their own type."""
+    """True of the rows of `image` of which the condition is; a question mark for each value.
+
+    Every part asks for rows of `field` (image, key, type, value), so nothing is ever NULL; values are bound, and
+    compared only with values of their own type.
+    """
     match condition:
         case OneOf(key, values):
             groups: dict[str, list[Value]] = defaultdict(list)

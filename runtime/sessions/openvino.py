@@ -1,7 +1,7 @@
 """Graphs in Intel's OpenVINO, on the CPU, in float32.
 
 OpenVINO chooses a precision by the CPU: where that has bfloat16 it computes float graphs in it and says nothing, which
-moves query embeddings by up to 0.1. Here it is told to stay in float32, and asked whether it does.
+moves query embeddings by up to 0.1. Here float32 is requested, and the compiled graph is asked whether it uses it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def start_openvino(model: Path | bytes, provider: Provider, threads: int) -> Com
     """Compile one ONNX file, or a small model given as its bytes, on exactly the provider's device.
 
     Args:
-        model: the file; its external data lie beside it.
+        model: the file, with its external data in the same folder.
         provider: whose device is used.
         threads: CPU threads; 0 leaves it to OpenVINO, which takes one a physical core.
 

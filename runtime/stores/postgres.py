@@ -95,8 +95,7 @@ class PostgresStore(Closing):
             cursor.execute(self._sql("DELETE FROM {schema}.embedding WHERE image = ANY(%s)"), (ids,))
             with cursor.copy(self._sql("COPY {schema}.embedding (image, place, embed) FROM STDIN")) as copy:
                 for image in images:
-                    assert image.vectors is not None
-                    for place, vector in enumerate(image.vectors):
+                    for place, vector in enumerate(image.embeddings):
                         copy.write_row((image.id, place, json.dumps(vector.tolist())))
 
     def relabel(self, images: Sequence[StoredImage]) -> None:

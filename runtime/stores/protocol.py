@@ -1,4 +1,4 @@
-"""What a vector engine has to do to hold images, and what it is told of them."""
+"""What a vector engine has to do to hold images, and what it stores of each."""
 
 from __future__ import annotations
 
@@ -73,6 +73,13 @@ class StoredImage:
     @property
     def id(self) -> int:
         return id_of(self.name)
+
+    @property
+    def embeddings(self) -> Floats:
+        """`vectors` of an image that was read, or is to be written, with them. Raises ValueError without."""
+        if self.vectors is None:
+            raise ValueError(f"the vectors of {self.name} were not read; ask the store for them")
+        return self.vectors
 
     def facts(self) -> dict[str, Any]:
         """All but the vectors, for JSON."""

@@ -144,8 +144,8 @@ class QdrantStore(Closing):
         self.client.close()
 
     def _point(self, image: StoredImage) -> Any:
-        assert image.vectors is not None
-        return self.models.PointStruct(id=image.id, vector={VECTOR: image.vectors.tolist()}, payload=payload_of(image))
+        vector = {VECTOR: image.embeddings.tolist()}
+        return self.models.PointStruct(id=image.id, vector=vector, payload=payload_of(image))
 
     def _write(self, points: list[Any]) -> None:
         """Applied, and in the server's log, before this returns."""

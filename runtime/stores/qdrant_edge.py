@@ -161,8 +161,7 @@ class EdgeStore(Closing):
             self.shard.flush()
 
     def _point(self, image: StoredImage) -> Any:
-        assert image.vectors is not None
-        return self.edge.Point(image.id, {VECTOR: image.vectors.tolist()}, payload_of(image))
+        return self.edge.Point(image.id, {VECTOR: image.embeddings.tolist()}, payload_of(image))
 
     def _filter(self, found: Filter) -> Any:
         """The JSON of a filter as this library's objects."""

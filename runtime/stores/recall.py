@@ -45,9 +45,7 @@ def measure_recall(store: VectorStore, queries: Floats, gallery: StoredGallery |
 
 def stored_scores(store: VectorStore, queries: Floats) -> dict[int, Floats]:
     """By id, float32 [N]."""
-    return {
-        one.id: (one.vectors @ queries.T).max(axis=0) for one in store.scan(vectors=True) if one.vectors is not None
-    }
+    return {one.id: (one.embeddings @ queries.T).max(axis=0) for one in store.scan(vectors=True)}
 
 
 def gallery_scores(gallery: StoredGallery, queries: Floats) -> dict[int, Floats]:
@@ -64,5 +62,4 @@ def sample_queries(store: VectorStore, count: int, gallery: StoredGallery | None
         ids.append(one.id)
         if len(ids) == count:
             break
-    found = [one.vectors[0] for one in store.get(ids, vectors=True).values() if one.vectors is not None]
-    return np.array(found, np.float32)
+    return np.array([one.embeddings[0] for one in store.get(ids, vectors=True).values()], np.float32)

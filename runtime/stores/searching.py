@@ -114,10 +114,9 @@ class StoreGallery:
         if not self._perturbation.splits_boxes:
             return None
         image = self.store.get([row], vectors=True)[row]
-        assert image.vectors is not None
         boxes = boxes_of(image)
         counts, numbers = sets_of_images([boxes], self._perturbation)
-        vectors = image.vectors.reshape(len(numbers), -1, image.vectors.shape[-1])
+        vectors = image.embeddings.reshape(len(numbers), -1, image.embeddings.shape[-1])
         return MatchedBox.of(QuerySets(vectors, counts, numbers).matched_box(0, text_embed), boxes)
 
     def require(self, encoder: Encoder) -> None:

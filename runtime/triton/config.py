@@ -1,4 +1,4 @@
-"""`config.pbtxt`: what Triton is told about one model, as data and as text.
+"""`config.pbtxt`: one model's configuration for Triton, as data and as text.
 
 Source: `model_config.proto` of triton-inference-server/common, release 24.10 (server 2.51).
 """

@@ -226,5 +226,5 @@ def boxes_of_rows(rows: npt.NDArray[np.float32], size: tuple[int, int], name: st
 
 
 def stand_in(count: int) -> Boxes | None:
-    """So many boxes, wherever they are: `sets_of_images` asks only for their number."""
+    """`count` placeholder boxes: `sets_of_images` needs only their number."""
     return Boxes(np.tile([0.0, 0.0, 1.0, 1.0], (count, 1)), (1, 1)) if count else None

@@ -64,7 +64,7 @@ class HostPlan:
         found = [self.pictures(), self.texts(), self.encode_texts(), self.encode_images()]
         found += [self.query_sets()] if self.splits_boxes else []
         if self.manifest.pair_scorer is not None:
-            found += [self.candidates(), self.match_texts(self.manifest.pair_scorer)]
+            found += [self.candidates(self.manifest.pair_scorer), self.match_texts(self.manifest.pair_scorer)]
         return found
 
     def pictures(self) -> ModelConfig:
@@ -81,9 +81,7 @@ class HostPlan:
         outputs = [Tensor(spec.name, spec.dtype, (-1,)) for spec in tower.inputs if spec.slot in TOKEN_SLOTS]
         return host(TEXTS, batch_limit(tower), [Tensor(TEXT, "string", (1,))], outputs, lengths(tower))
 
-    def candidates(self) -> ModelConfig:
-        scorer = self.manifest.pair_scorer
-        assert scorer is not None
+    def candidates(self, scorer: GraphSpec) -> ModelConfig:
         outputs = [Tensor.of(spec) for spec in scorer.inputs if spec.slot in TOKEN_SLOTS]
         parameters = lengths(scorer) | {"text_buckets": "1, 2, 4, 8, …"}
         return host(CANDIDATES, batch_limit(scorer), [Tensor(TEXT, "string", (-1,))], outputs, parameters)

@@ -6,10 +6,10 @@ Q-Former. What this leaves open is in `Choices`.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +24,8 @@ from qpert.runtime.inputs.images import load_image
 from qpert.runtime.inputs.perturbation import object_masks
 from qpert.runtime.retrieval.encoder import Encoder
 
-SELECTED_TOKENS = "qpert.calibration.perturbation.selected_tokens"
-"""Cuts the query head at its keys, which needs the `onnx` package: named here, loaded when it is asked for."""
+ENTRY_POINTS = "qpert.token_selectors"
+"""The entry-point group of the package that cuts the query head at its keys (`qpert.calibration`)."""
 
 Floats = npt.NDArray[np.float32]
 Masks = npt.NDArray[np.float32]
@@ -111,11 +111,12 @@ def stock_vectors(encoder: Encoder, image_tokens: npt.NDArray[np.floating]) -> F
 
 def token_selector(encoder: Encoder) -> TokenSelector:
     """Raises UnavailableError where `onnx` is missing, BundleError where the graph cannot be cut at its keys."""
-    if importlib.util.find_spec("onnx") is None:
+    found = next(iter(entry_points(group=ENTRY_POINTS)), None)
+    if found is None or find_spec("onnx") is None:
         raise UnavailableError(
             "--oes-pooling tokens cuts the query head at its keys, which needs onnx, not installed here; pip install "
             "'qpert[export]', or use --oes-pooling mean",
             code="missing-extra",
         )
-    selector: TokenSelector = importlib.import_module(SELECTED_TOKENS).SelectedTokens(encoder)
+    selector: TokenSelector = found.load()(encoder)
     return selector

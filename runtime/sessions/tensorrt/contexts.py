@@ -31,7 +31,7 @@ MOST_COUNTED = 256
 
 
 class Contexts(Protocol):
-    """Runs an engine on inputs that lie in its buffers."""
+    """Runs an engine on the inputs in its buffers."""
 
     def execute(self, shapes: Shapes) -> None:
         """Queue one run on the device's stream. Raises UnavailableError where the library refuses."""
