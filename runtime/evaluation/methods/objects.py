@@ -6,10 +6,10 @@ Q-Former. What this leaves open is in `Choices`.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -112,7 +112,7 @@ def stock_vectors(encoder: Encoder, image_tokens: npt.NDArray[np.floating]) -> F
 def token_selector(encoder: Encoder) -> TokenSelector:
     """Raises UnavailableError where `onnx` is missing, BundleError where the graph cannot be cut at its keys."""
     found = next(iter(entry_points(group=ENTRY_POINTS)), None)
-    if found is None or find_spec("onnx") is None:
+    if found is None or importlib.util.find_spec("onnx") is None:
         raise UnavailableError(
             "--oes-pooling tokens cuts the query head at its keys, which needs onnx, not installed here; pip install "
             "'qpert[export]', or use --oes-pooling mean",
