@@ -1,4 +1,4 @@
-"""A few threads that work ahead of whoever takes their results in order."""
+"""A few threads that compute results ahead of the consumer, which takes them in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What whoever starts the service decides."""
+"""The settings of a service, and its limits."""
 
 from __future__ import annotations
 

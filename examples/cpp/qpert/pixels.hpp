@@ -10,7 +10,7 @@ namespace qpert {
 // Whether `native_pixels` can stand in for preprocess.onnx. Not for Lanczos, whose sine is not the same everywhere.
 bool has_native_pixels(const ImageGeometry& image);
 
-// float32 [1,3,S,S], equal to preprocess.onnx bit for bit. `threads`: rows are shared among so many.
+// float32 [1,3,S,S], equal to preprocess.onnx bit for bit. `threads`: how many threads share the rows.
 Array native_pixels(const Picture& picture, const ImageGeometry& image, int threads = 1);
 
 // Throws Error for a picture so long that its shorter side at the wanted length makes too many pixels.

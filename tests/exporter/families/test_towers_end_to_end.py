@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from evaluation_sets import write_set
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tower_folders import FIXTURES, clip_folder, siglip_folder
@@ -254,6 +255,27 @@ def test_engines_are_built_of_every_graph_without_a_gpu(exported, capsys):
     built = json.loads(capsys.readouterr().out)["engines"]
     assert [engine["graph"] for engine in built] == ["vision", "image_query", "text"], family
     assert all(engine["bytes"] > 0 for engine in built)
+
+
+def test_a_bundle_without_a_pair_scorer_is_calibrated(exported, tmp_path, capsys):
+    family, _, bundle = exported
+    if family == "clip":
+        pytest.skip("CLIP pools by its class token, so there are no queries for boxes to perturb")
+    data = write_set(tmp_path / "set", 6, split="val")
+    grid = [
+        "--alphas",
+        "0.5,2",
+        "--weights",
+        "constant",
+        "--thresholds",
+        "0.9",
+        "--reductions",
+        "mean",
+        "--score",
+        "r1",
+    ]
+    assert run(["calibrate", str(bundle), "--dataset", str(data), *grid, "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["grid"]["alphas"] == [0.5, 2.0]
 
 
 def test_a_query_set_for_each_box_is_the_pooled_vector_of_that_box_alone(exported, photos):
