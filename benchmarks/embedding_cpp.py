@@ -157,7 +157,7 @@ def main() -> None:
         "repeats": options.repeats,
         "bundle": json.loads((options.bundle / "manifest.json").read_text())["command"],
         "machine": cpu_name(),
-        "note": "a shared machine, busy with other work: read the ratios, and their range over the rounds",
+        "note": "a shared machine: read the ratios, and their range over the rounds",
         "versions": {
             **{name: version(name) for name in ("onnxruntime", "pillow", "numpy")},
             "python": platform.python_version(),

@@ -40,7 +40,8 @@ def write_scenes(folder: Path, count: int) -> None:
 
 def parts_ms(encoder: Encoder, folder: Path, repeats: int) -> dict[str, float]:
     """Milliseconds of one image in each part, in one thread; medians."""
-    files = [entry.path for entry in read_entries(folder)][:IMAGES_AT_ONCE]
+    step = min(encoder.limit(IMAGE_TOWER, "B"), IMAGES_AT_ONCE)
+    files = [entry.path for entry in read_entries(folder)][:step]
     images = [load_image(file) for file in files]
     pixels = preprocess_images(images, encoder.manifest.preprocessing)
     tower = encoder.graph(IMAGE_TOWER)
