@@ -37,7 +37,7 @@ def make_graph(work: Path, blocks: int) -> Path:
     from qpert.exporter.families.blip2.family import FAMILY
     from qpert.exporter.families.declare import Limits
     from qpert.exporter.tracing.onnx_files import write_graphs
-    from qpert.exporter.tracing.trace import network_without_weights, trace
+    from qpert.exporter.tracing.trace import network_without_weights, trace_stage
     from qpert.exporter.tracing.weights import WeightedGraph, fold_weights
     from qpert.graphs.families.blip2.config import CONFIGS
     from qpert.graphs.passes import run_passes
@@ -59,7 +59,7 @@ def make_graph(work: Path, blocks: int) -> Path:
             return noise / math.sqrt(math.prod(shape[1:]))
 
     spec = FAMILY.graphs(config, precision="fp32", stages="none", limits=Limits())["vision"]
-    folded = fold_weights(trace(FAMILY.stages(network)["vision"].eval(), spec))
+    folded = fold_weights(trace_stage(FAMILY.stages(network)["vision"].eval(), spec).weighted())
     graph = WeightedGraph(run_passes(folded.graph), folded.recipes)
     weight_files = {"vision": FAMILY.card.weight_file(spec)}
     write_graphs(work / "fp32", {"vision": graph}, weight_files, RandomWeights(), Silent())

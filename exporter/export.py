@@ -29,9 +29,10 @@ from qpert.exporter.references.boxes import box_samples
 from qpert.exporter.references.eager import TorchReference
 from qpert.exporter.references.recording import CAPTIONS, InputMaker, record
 from qpert.exporter.tracing.onnx_files import check_graph, write_graphs
+from qpert.exporter.tracing.processes import TraceJob, traced_stages
 from qpert.exporter.tracing.readable import require_onnxruntime
 from qpert.exporter.tracing.shared_rows import name_shared_rows
-from qpert.exporter.tracing.trace import PRECISIONS, network_without_weights, trace
+from qpert.exporter.tracing.trace import PRECISIONS
 from qpert.exporter.tracing.weights import WeightedGraph, fold_weights
 from qpert.graphs.passes import run_passes
 from qpert.graphs.perturbation.choices import GraphPerturbation
@@ -232,15 +233,14 @@ def trace_graphs(
     progress: Progress,
 ) -> dict[str, WeightedGraph]:
     """Trace every stage, fold its weights and run the passes; no weight is read."""
-    network = network_without_weights(family, checkpoint.config, request.graph_perturbation, request.precision)
-    stages = family.stages(network)
-    traced = {}
+    job = TraceJob(request.family, checkpoint.config, request.graph_perturbation, request.precision, dict(graphs))
     with progress.stage("tracing graphs", total=len(graphs)) as advance:
-        for name, spec in graphs.items():
-            folded = fold_weights(trace(stages[name].eval(), spec))
-            traced[name] = WeightedGraph(name_shared_rows(run_passes(folded.graph), spec), folded.recipes)
-            advance(1)
-    return traced
+        stages = traced_stages(job, family, advance)
+    found = {}
+    for name, spec in graphs.items():
+        folded = fold_weights(stages[name].weighted())
+        found[name] = WeightedGraph(name_shared_rows(run_passes(folded.graph), spec), folded.recipes)
+    return found
 
 
 def hash_files(folder: Path, progress: Progress) -> dict[str, str]:

@@ -8,9 +8,12 @@ it can then simplify shapes and constants, but cannot embed a weight.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -68,18 +71,43 @@ def dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, Any], ...]:
     )
 
 
-def trace(stage: nn.Module, spec: GraphSpec) -> WeightedGraph:
-    """Trace the stage of the graph that `spec` describes; its parameters are those of its `model`.
+@dataclass(frozen=True)
+class TracedStage:
+    """A traced stage: the serialised graph, whose parameters are inputs, and their names, input → checkpoint.
 
-    Returns:
-        The graph with inputs and outputs as declared, its weights as placeholders named like the checkpoint's tensors.
+    Plain data, so that one process can trace for another (`qpert.exporter.tracing.processes`).
     """
-    program = _export(stage, spec)
-    ir_model = program.model
-    parameters = {name: name.removeprefix("model.") for name, _ in stage.named_parameters()}
-    parameters = {name: plain for name, plain in parameters.items() if name in ir_model.graph.initializers}
-    _initializers_to_inputs(ir_model, parameters)
-    return weighted_graph(_optimised(ir_model), parameters)
+
+    model: bytes
+    parameters: Mapping[str, str]
+
+    def weighted(self) -> WeightedGraph:
+        """The graph with inputs and outputs as declared, its weights as placeholders named like the checkpoint's
+        tensors."""
+        return weighted_graph(onnx.load_model_from_string(self.model), self.parameters)
+
+
+def trace_stage(stage: nn.Module, spec: GraphSpec) -> TracedStage:
+    """Trace the stage of the graph that `spec` describes; its parameters are those of its `model`."""
+    with collector_paused():
+        ir_model = _export(stage, spec).model
+        parameters = {name: name.removeprefix("model.") for name, _ in stage.named_parameters()}
+        parameters = {name: plain for name, plain in parameters.items() if name in ir_model.graph.initializers}
+        _initializers_to_inputs(ir_model, parameters)
+        return TracedStage(_optimised(ir_model).SerializeToString(deterministic=True), parameters)
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """No cyclic garbage collection inside: tracing makes millions of objects that live until its end, and looking
+    through them again and again takes a seventh of its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _export(stage: nn.Module, spec: GraphSpec) -> Any:
