@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 DEMO_EXTRAS := cpu,export,hf
 EXTRAS := $(DEMO_EXTRAS),openvino,rtx,serve,qdrant,postgres,parquet,ray,daft,test,lint,docs
 DEMO_STAMP := $(VENV)/.demo
@@ -9,13 +10,16 @@ STAMP := $(VENV)/.installed
 # What tests need beside the virtual environment. Each is made once; where one cannot be had, it says so or its tests skip.
 ENVIRONMENTS := lavis-env modelopt-env open-clip-env trt-bindings triton-env postgres-env cpp-env web-env
 
-.PHONY: demo test test-cpp test-node test-web web soak check docs format lowest clean $(ENVIRONMENTS)
+.PHONY: demo test test-all test-cpp test-node test-web web soak check docs format lowest clean $(ENVIRONMENTS)
 
 demo: $(DEMO_STAMP)       ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) $(ENVIRONMENTS)  ## every test that runs without a GPU
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: $(STAMP)            ## the tests for everyday work: no GPU and nothing but the virtual environment; under ten minutes
+	$(PYTEST) -m "not slow"
+
+test-all: test $(ENVIRONMENTS)  ## those, then what is slow or needs another environment, a database, a browser, a compiler
+	$(PYTEST) -m slow
 
 test-cpp: $(STAMP) cpp-env  ## examples/cpp: built, also with sanitizers, and held against Python
 	$(BIN)/python -m pytest tests/examples/test_cpp.py tests/examples/test_cpp_inputs.py

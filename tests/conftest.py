@@ -29,6 +29,20 @@ settings.load_profile("shared-machine")
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
 
 
+OTHER_ENVIRONMENTS = {"lavis_folder", "open_clip_python", "postgres"}
+"""Fixtures that skip where an environment of its own is missing (`make lavis-env` and the like)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs an environment that `make test` does not make is slow: `make test-all` makes it first."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        needs = OTHER_ENVIRONMENTS & {*getattr(item, "fixturenames", ())}
+        marked = item.get_closest_marker("lavis") or item.get_closest_marker("open_clip")
+        if needs or marked or (parameters and "postgresql" in parameters.params.values()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quiet_torch() -> None:
     """torch.export writes thousands of lines for tools that are not here; a failing test would print them all."""

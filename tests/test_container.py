@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 USER = 10001
 

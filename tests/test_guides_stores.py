@@ -54,6 +54,7 @@ def test_the_guide_to_filters(reader, capsys):
     assert [hit.image for hit in run_python("filters")] == ["examples/photos/coffee.jpg"]
 
 
+@pytest.mark.slow
 def test_the_guide_to_vector_stores(reader, monkeypatch):
     pytest.importorskip("psycopg")
     pytest.importorskip("qdrant_edge")

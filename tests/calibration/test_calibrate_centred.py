@@ -18,6 +18,8 @@ from qpert.runtime.errors import InputError
 from qpert.runtime.inputs.perturbation import Perturbation, box_weights, object_masks
 from qpert.runtime.retrieval.encoder import Encoder
 
+pytestmark = pytest.mark.slow
+
 TINY_EXPORT = ["blip2", "--tokenizer", str(VOCABULARY), "--vision-heads", "2", "--qformer-heads", "2"]
 LIMITS = ["--max-batch", "4", "--max-boxes", "4", "--max-text", "8"]
 ROUNDING = 1e-5

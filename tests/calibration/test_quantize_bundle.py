@@ -25,6 +25,8 @@ from qpert.runtime.progress import Silent
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.verification import verify_tensors
 
+pytestmark = pytest.mark.slow
+
 GRAPHS = ("vision", "image_query", "text", "itm")
 
 

@@ -20,6 +20,8 @@ from qpert.runtime.cli import run
 from qpert.runtime.detection.bundle import DetectorBundle
 from qpert.runtime.inputs.boxes import Boxes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def detector(made_once: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:

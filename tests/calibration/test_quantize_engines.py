@@ -17,6 +17,8 @@ from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import UnavailableError
 from qpert.runtime.retrieval.encoder import Encoder
 
+pytestmark = pytest.mark.slow
+
 GRAPHS = ("vision", "text")
 """The others are built by `qpert build` as well; the perturbation in them takes 20 seconds each."""
 

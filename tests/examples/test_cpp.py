@@ -29,6 +29,8 @@ from qpert.runtime.inputs.preprocessing import ImagePreprocessing
 from qpert.runtime.inputs.text import Tokenizer, TokenizerSpec
 from qpert.runtime.verification.tensors import verify_tensors
 
+pytestmark = pytest.mark.slow
+
 DEMO_VOCABULARY = Path(qpert.exporter.demo.__file__).parent / "vocab.txt"
 SAME_SCORE = 1e-5
 """Both sides run the same graphs in the same library on the same pixels, ids, masks and weights; batches differ (one

@@ -15,6 +15,8 @@ from qpert.runtime.errors import ImageError
 from qpert.runtime.files import sha256_of
 from qpert.runtime.inputs.images import ORIENTATION, load_image
 
+pytestmark = pytest.mark.slow
+
 MUTATIONS = 400
 """Damaged files that the sanitized build reads, of each kind about a quarter."""
 

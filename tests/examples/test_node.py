@@ -1,6 +1,6 @@
 """examples/node gives what the Python runtime gives: pixels, token ids, scores, and errors in one line.
 
-Needs Node and its packages, which `make test-node` (or `make test`) installs; skips elsewhere, with the reason.
+Needs Node and its packages, which `make test-node` (or `make test-all`) installs; skips elsewhere, with the reason.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from qpert.exporter.host_graphs.tokenizer import self_contained
 from qpert.runtime import Retriever
 from qpert.runtime.inputs.images import load_image, preprocess_images
 from qpert.runtime.inputs.text import Tokenizer, TokenizerSpec
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "node"

@@ -13,6 +13,8 @@ from tiny_model import OPTIONS, VOCABULARY, tiny_checkpoint
 
 from qpert.runtime.scenes import write_dataset
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "reproduce_paper.py"
 PUBLISHED = json.loads((SCRIPT.parents[1] / "runtime" / "evaluation" / "published.json").read_text(encoding="utf-8"))
 IMAGES = 16

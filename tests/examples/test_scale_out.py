@@ -20,6 +20,8 @@ from PIL import Image
 from qpert.runtime import Boxes, Retriever
 from qpert.runtime.cli import run
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WAIT = 600.0
 """Seconds until a job has failed: Ray alone takes up to a minute to start on a loaded machine."""

@@ -1,7 +1,7 @@
 """The page of `make web` in headless Chromium: it gives what the Python runtime gives, and it can be used.
 
-Needs Node, the packages of examples/web and Chromium, which `make test-web` (or `make test`) installs; skips elsewhere,
-with the reason. Screenshots go to a temporary folder, or to the one that QPERT_SCREENSHOTS names.
+Needs Node, the packages of examples/web and Chromium, which `make test-web` (or `make test-all`) installs; skips
+elsewhere, with the reason. Screenshots go to a temporary folder, or to the one that QPERT_SCREENSHOTS names.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from qpert.runtime import Boxes, Retriever
 from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.errors import BundleError
 from qpert.runtime.retrieval.scores import ranking
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "web"

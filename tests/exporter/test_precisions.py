@@ -19,6 +19,8 @@ from qpert.runtime.cli import run
 from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.verification import batch_axes, cosine_distance, select
 
+pytestmark = pytest.mark.slow
+
 COSINE = {"fp16": 0.9999, "bf16": 0.999}
 SCALE = 100.0
 

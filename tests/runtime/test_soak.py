@@ -6,6 +6,8 @@ from soak.targets import Bench, Target
 
 from qpert.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bench(tiny_bundle, tmp_path_factory):

@@ -16,6 +16,8 @@ from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.graphs.families.blip2.config import CONFIGS
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 
+pytestmark = pytest.mark.slow
+
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "keys" / "lavis_coco.json"
 BYTES = {"F32": 4, "I64": 8}
 NEEDED = 6 << 30

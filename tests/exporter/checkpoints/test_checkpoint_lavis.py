@@ -15,7 +15,7 @@ from qpert.exporter.families.blip2.checkpoint import open_checkpoint
 from qpert.graphs.families.blip2.config import Blip2Config
 from qpert.graphs.families.blip2.model import Blip2Retrieval
 
-pytestmark = pytest.mark.lavis
+pytestmark = [pytest.mark.lavis, pytest.mark.slow]
 
 TOLERANCE = 1e-5  # float32; the same sums in another order
 FEATURES = 4e-5

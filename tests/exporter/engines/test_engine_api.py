@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import trt_usage
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 FOLDERS = [str(ROOT / name) for name in ("runtime", "exporter", "calibration")]
 BINDINGS = Path(os.environ.get("QPERT_TRT_BINDINGS", ROOT / ".cache" / "trt-bindings"))

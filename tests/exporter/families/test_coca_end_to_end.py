@@ -21,7 +21,7 @@ from qpert.runtime.inputs.images import preprocess_images
 from qpert.runtime.inputs.perturbation import Perturbation, box_inputs
 from qpert.runtime.sessions.open import open_sessions
 
-pytestmark = pytest.mark.open_clip
+pytestmark = [pytest.mark.open_clip, pytest.mark.slow]
 CLOSE = 1e-5
 """Vectors of length 1, through the same float32 operations in another order."""
 SETTINGS = Perturbation(alpha=0.8, threshold=0.9)

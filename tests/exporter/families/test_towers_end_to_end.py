@@ -22,6 +22,8 @@ from qpert.runtime.cli import run
 from qpert.runtime.errors import GalleryError, InputError
 from qpert.runtime.inputs.perturbation import Perturbation
 
+pytestmark = pytest.mark.slow
+
 CASES = [("clip", "a"), ("clip", "b"), ("clip", "c"), ("siglip", "a"), ("siglip", "b"), ("siglip", "c")]
 TEXTS = ["the dogs on a table", "a cat", "two birds, red and blue!"]
 SHORT = {"a": 60, "b": None, "c": 14}

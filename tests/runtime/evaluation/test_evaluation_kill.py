@@ -16,6 +16,8 @@ import time
 import pytest
 from evaluation_sets import write_set
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("QPERT_KILLS", "6"))
 
 

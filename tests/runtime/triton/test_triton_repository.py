@@ -12,6 +12,8 @@ from qpert.runtime import Boxes, Bundle, Perturbation, Retriever
 from qpert.runtime.cli import run
 from qpert.runtime.triton.repository import write_repository
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 """The graphs are the same ONNX Runtime's on the same machine, batched otherwise; values are below 1, scores 10."""
 TEXTS = ["a cup", "A round, BLUE patch on the left of a very small red house!", "two dogs", "a boat at night"]
