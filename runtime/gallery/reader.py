@@ -233,6 +233,11 @@ class StoredGallery:
         """What is known of each image besides its pixels, in row order, as it was when the gallery was opened."""
         return tuple(self._fields.get(record.row, {}) for record in self._records)
 
+    @cached_property
+    def metadata_keys(self) -> tuple[str, ...]:
+        """What a filter can be about, in order."""
+        return tuple(sorted({key for values in self.metadata for key in values}))
+
     def _where(self, where: str | Condition) -> npt.NDArray[np.bool_]:
         """bool [rows], dead ones too. The catalogue is asked, which has an index; a row's image never changes while
         the generation stays."""

@@ -101,6 +101,10 @@ class ServedGallery(Protocol):
 
     def names(self, offset: int, limit: int) -> list[str]: ...
 
+    def fields(self) -> Sequence[str]:
+        """Keys of the metadata that pictures have: what a filter can be about."""
+        ...
+
     def image(self, name: str) -> GalleryImage | None: ...
 
     def forget(self) -> None: ...
@@ -162,6 +166,9 @@ class LiveGallery:
     def names(self, offset: int, limit: int) -> list[str]:
         """In the order in which they were added."""
         return list(self.current().images[offset : offset + limit])
+
+    def fields(self) -> Sequence[str]:
+        return self.current().metadata_keys
 
     def image(self, name: str) -> GalleryImage | None:
         images = self.current()

@@ -51,6 +51,8 @@ class PlainRoute(APIRoute):
 
 router = APIRouter(route_class=PlainRoute)
 PROBE_SECONDS = 5.0
+FIELDS = 20
+"""Keys of metadata that are named."""
 
 
 def check_model(service: Service, model: str | None) -> None:
@@ -205,6 +207,7 @@ async def models(request: Request) -> Response:
         "detector": None if service.detector is None else service.detector.manifest.checkpoint.name,
         "reranks": service.encoder.reranks,
         "gallery": None if gallery is None else await service.help(gallery.count),
+        "fields": None if gallery is None else list(await service.help(gallery.fields))[:FIELDS],
     }
     return JSONResponse({"object": "list", "data": [model]})
 
