@@ -1,4 +1,4 @@
-"""The engines, each real: the gallery, PostgreSQL with pgvector, embedded Qdrant, and the client of Qdrant in local mode."""
+"""The engines, each real: the gallery, PostgreSQL with pgvector, embedded Qdrant, and Qdrant's client in local mode."""
 
 from __future__ import annotations
 
