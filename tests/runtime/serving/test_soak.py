@@ -16,8 +16,8 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc"),
 ]
 WINDOW, WARM, MEASURED = 250, 16, 16
-"""Requests between two looks at the memory, and how many windows are asked before measuring and while measuring: malloc's
-arenas take 4,000 requests to fill (from 200 MB to 336), then they stay."""
+"""Requests between two looks at the memory, and how many windows are asked before measuring and while measuring. It
+takes 4,000 requests to fill malloc's arenas (from 200 MB to 336); then they stay."""
 LIMIT = 16.0
 """Megabytes that the line through the 16 looks may rise by. It was 5 in the second half of 8,000 requests: what is left
 of the arenas' filling, and noise. A leak of the pixels (0.15 MB) of one picture in twelve, of 1,300, would be 16."""
