@@ -54,15 +54,15 @@ class StoredGallery:
     """
 
     _STATE = (
-        *("encoder", "spec", "_generation", "_records", "_sets", "_texts", "_columns", "_blocks", "_shards"),
+        *("_encoder", "spec", "_generation", "_records", "_sets", "_texts", "_columns", "_blocks", "_shards"),
         *("_fields", "_physical"),
     )
     """What a copy takes along; the rest is read again."""
 
-    def __init__(self, catalogue: Catalogue, encoder: Encoder) -> None:
-        """Use `open`. Everything but vectors and features is read here; the catalogue is not kept open."""
+    def __init__(self, catalogue: Catalogue, encoder: Encoder | None) -> None:
+        """Use `open` or `open_vectors`. All but vectors and features is read here; the catalogue is not kept open."""
         self.folder = catalogue.folder
-        self.encoder = encoder
+        self._encoder = encoder
         self.spec = catalogue.spec
         self._generation = catalogue.generation
         self._records = catalogue.images()
@@ -94,12 +94,22 @@ class StoredGallery:
         return gallery
 
     @classmethod
-    def _open_once(cls, folder: Path, encoder: Encoder) -> StoredGallery | None:
+    def open_vectors(cls, folder: Path) -> StoredGallery:
+        """Open it without a bundle, for vectors and metadata: nothing is encoded again, and nobody checks that queries
+        were encoded with the bundle that made it. Raises GalleryError as `open`."""
+        gallery = None
+        while gallery is None:
+            gallery = cls._open_once(folder, None)
+        return gallery
+
+    @classmethod
+    def _open_once(cls, folder: Path, encoder: Encoder | None) -> StoredGallery | None:
         """None where the gallery was compacted between the reading of its catalogue and of its files."""
         with closing(open_catalogue(folder)) as catalogue:
             with catalogue.snapshot():
                 gallery = cls(catalogue, encoder)
-            gallery.require(encoder)
+            if encoder is not None:
+                gallery.require(encoder)
             try:
                 with gallery._compaction_noticed():
                     gallery._check_columns()
@@ -108,6 +118,17 @@ class StoredGallery:
                     raise
                 return None
         return gallery
+
+    @property
+    def encoder(self) -> Encoder:
+        """What it was opened with. Raises InputError where that was none (`open_vectors`)."""
+        if self._encoder is None:
+            raise InputError(
+                f"the gallery {self.folder} was opened without a bundle, for its vectors alone; use "
+                "retriever.open_gallery(folder)",
+                code="encoder-kind",
+            )
+        return self._encoder
 
     @cached_property
     def images(self) -> tuple[str, ...]:
@@ -167,8 +188,16 @@ class StoredGallery:
 
     def captions(self, where: str | Condition | None = None) -> TextGallery:
         """The captions to search for an image; with `where`, those of images of which it is true."""
+        if where is None:
+            return self._all_captions
+        return self._captions_of(np.flatnonzero(np.isin(self.image_of_text, self.rows_where(where))))
+
+    @cached_property
+    def _all_captions(self) -> TextGallery:
+        return self._captions_of(np.arange(len(self.image_of_text)))
+
+    def _captions_of(self, rows: npt.NDArray[np.int64]) -> TextGallery:
         owners = self.image_of_text
-        rows = np.arange(len(owners)) if where is None else np.flatnonzero(np.isin(owners, self.rows_where(where)))
         texts, images = self.texts, self.images
         embeds = self.text_embeds[rows] if len(owners) else np.empty((0, self.spec.width), np.float32)
         return TextGallery(tuple(texts[row] for row in rows), embeds, tuple(images[owners[row]] for row in rows))
@@ -203,6 +232,11 @@ class StoredGallery:
     def metadata(self) -> tuple[Metadata, ...]:
         """What is known of each image besides its pixels, in row order, as it was when the gallery was opened."""
         return tuple(self._fields.get(record.row, {}) for record in self._records)
+
+    @cached_property
+    def metadata_keys(self) -> tuple[str, ...]:
+        """What a filter can be about, in order."""
+        return tuple(sorted({key for values in self.metadata for key in values}))
 
     def _where(self, where: str | Condition) -> npt.NDArray[np.bool_]:
         """bool [rows], dead ones too. The catalogue is asked, which has an index; a row's image never changes while

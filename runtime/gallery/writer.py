@@ -235,7 +235,7 @@ def open_writer(
             raise GalleryError(
                 f"{folder} is not a gallery; expected a folder made by `qpert index`", code="gallery-missing"
             )
-        _check_folder(folder)
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with writer_lock(folder):
             catalogue = _opened(folder, encoder, features)
@@ -278,7 +278,8 @@ def is_forbidden(error: OSError | sqlite3.OperationalError) -> bool:
     return any(words in str(error) for words in ("readonly database", "unable to open database"))
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raises GalleryError for what can neither be a gallery nor become one."""
     if folder.exists() and not folder.is_dir():
         raise GalleryError(f"{folder} is a file; expected a folder for the gallery", code="gallery-path")
     if not folder.is_dir() or has_catalogue(folder):

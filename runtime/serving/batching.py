@@ -1,8 +1,9 @@
 """A queue in front of a few worker threads, from which requests that go together are run together.
 
 What waits is taken as soon as a worker is free: nothing waits for company, and under load company is there. Jobs go
-together that ask for the same work with the same key (such as a padded length). The runtime's results do not depend on
-the batch, so batching is invisible but for the time that it saves.
+together that ask for the same work with the same key (such as a padded length); a worker takes its share of them, so
+that the others, which are soon free, find the rest. The runtime's results do not depend on the batch, so batching is
+invisible but for the time that it saves.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ class Scheduler:
     def __init__(self, workers: int, most_rows: int, watcher: Watcher) -> None:
         self.most_rows, self.watcher = most_rows, watcher
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="qpert-worker")
-        self._free = workers
+        self._workers = self._free = workers
         self._waiting: list[Job] = []
-        self._running: dict[asyncio.Future[Any], tuple[str, float]] = {}
-        self._failed = 0
+        self._running: dict[int, tuple[str, float]] = {}  # by the number of the batch
+        self._batches = self._failed = 0
 
     @property
     def waiting_rows(self) -> int:
@@ -105,19 +106,27 @@ class Scheduler:
         added = [Job(work, key, payload, rows, now, loop.create_future()) for key, payload, rows in jobs]
         self._waiting += added
         self._dispatch()
+        late = loop.call_later(max(0.0, deadline - now), self._expire, added)
         try:
-            every = asyncio.gather(*(job.answer for job in added))
-            return list(await asyncio.wait_for(every, max(0.0, deadline - now)))
-        except asyncio.TimeoutError:
-            self.watcher.refused("deadline")
-            raise BusyError("the request was not answered in time; try again", code="deadline") from None
+            return [await job.answer for job in added]
         finally:  # also where the client has gone: what has not begun need not be done
+            late.cancel()
             self._withdraw(added)
 
+    def _expire(self, jobs: Sequence[Job]) -> None:
+        late = [job for job in jobs if not job.answer.done()]
+        if late:
+            self.watcher.refused("deadline")
+        for job in late:
+            job.answer.set_exception(BusyError("the request was not answered in time; try again", code="deadline"))
+
     def _withdraw(self, jobs: Sequence[Job]) -> None:
+        """Nobody waits for these any more."""
         for job in jobs:
-            job.answer.cancel()
-        self._waiting = [job for job in self._waiting if not job.answer.cancelled()]
+            if not job.answer.cancel() and not job.answer.cancelled():
+                job.answer.exception()  # asyncio logs errors that nobody has looked at
+        gone = {id(job) for job in jobs}
+        self._waiting = [job for job in self._waiting if id(job) not in gone]
 
     def _dispatch(self) -> None:
         """Give waiting jobs to free workers, the oldest first and with it what can go along."""
@@ -126,31 +135,38 @@ class Scheduler:
             taken = {id(job) for job in batch}
             self._waiting = [job for job in self._waiting if id(job) not in taken]
             self._free -= 1
+            self._batches += 1
             work, began = batch[0].work, time.monotonic()
+            self._running[self._batches] = work.name, began
             self.watcher.batch(work.name, sum(job.rows for job in batch), [began - job.queued for job in batch])
-            running = loop.run_in_executor(self._pool, run_batch, work, [job.payload for job in batch])
-            self._running[running] = work.name, began
-            running.add_done_callback(lambda done, batch=batch: self._finish(batch, done))  # type: ignore[misc]
+            self._pool.submit(self._run, loop, self._batches, batch)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, number: int, batch: Sequence[Job]) -> None:
+        """In a worker."""
+        try:
+            results = run_batch(batch[0].work, [job.payload for job in batch])
+        except BaseException as error:  # noqa: BLE001, the worker is free again whatever has happened
+            results = [error] * len(batch)
+        loop.call_soon_threadsafe(self._finish, number, batch, results)
 
     def _next_batch(self) -> list[Job]:
         busy = {name for name, _ in self._running.values()}
         first = next((job for job in self._waiting if not (job.work.exclusive and job.work.name in busy)), None)
         if first is None:
             return []
+        alike = [job for job in self._waiting if job.work is first.work and job.key == first.key]
+        share = -(-sum(job.rows for job in alike) // self._workers)
         batch, rows = [first], first.rows
-        for job in self._waiting:
-            fits = job.work is first.work and job.key == first.key and rows + job.rows <= first.work.most
-            if job is not first and fits:
+        for job in alike:
+            if job is not first and rows + job.rows <= min(first.work.most, share):
                 batch.append(job)
                 rows += job.rows
         return batch
 
-    def _finish(self, batch: Sequence[Job], running: asyncio.Future[Results]) -> None:
-        work, began = self._running.pop(running)
+    def _finish(self, number: int, batch: Sequence[Job], results: Results) -> None:
+        work, began = self._running.pop(number)
         self._free += 1
         self.watcher.ran(work, time.monotonic() - began)
-        error = running.exception()
-        results: Results = running.result() if error is None else [error] * len(batch)
         self._failed = self._failed + 1 if all(map(is_our_fault, results)) else 0
         for job, result in zip(batch, results, strict=True):
             if job.answer.done():  # its client has gone, or the deadline passed

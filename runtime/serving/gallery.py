@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,9 +17,10 @@ from qpert.runtime.errors import GalleryError, InputError, QpertError
 from qpert.runtime.files import write_atomically
 from qpert.runtime.filters.metadata import Metadata
 from qpert.runtime.filters.tree import Condition
-from qpert.runtime.gallery.catalogue import CATALOGUE_NAME, ImageRecord, has_catalogue, open_catalogue
+from qpert.runtime.gallery.catalogue import ImageRecord, has_catalogue, open_catalogue
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.fields import read_fields
+from qpert.runtime.gallery.fresh import FreshGallery
 from qpert.runtime.gallery.indexing import index_images
 from qpert.runtime.gallery.reader import StoredGallery
 from qpert.runtime.gallery.search import Searchable, TextGallery
@@ -34,8 +34,6 @@ recomputed`, `--repair`), and people want to see them."""
 KEPT_FILE = re.compile(r"[0-9a-f]{64}\.picture")
 """Files of that folder, named by the SHA-256 of what is in them. Nothing else there is ever deleted."""
 SWEEP_SECONDS = 3600.0
-SQLITE_COUNTER = slice(24, 28)
-"""Of a database's header: changes with every commit. Source: "Database File Format", section 1.3.7, sqlite.org."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +71,6 @@ class Change:
     images: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """The gallery at one moment, and its captions."""
-
-    images: StoredGallery
-    captions: TextGallery
-    stamp: object
-
-
 Kept = tuple[ImageRecord, Metadata]
 
 
@@ -112,6 +101,10 @@ class ServedGallery(Protocol):
 
     def names(self, offset: int, limit: int) -> list[str]: ...
 
+    def fields(self) -> Sequence[str]:
+        """Keys of the metadata that pictures have: what a filter can be about."""
+        ...
+
     def image(self, name: str) -> GalleryImage | None: ...
 
     def forget(self) -> None: ...
@@ -133,8 +126,7 @@ class LiveGallery:
     ) -> None:
         self.folder, self.encoder, self.detector = folder, encoder, detector
         self.pictures = (pictures or folder / PICTURES).absolute()  # as the catalogue keeps paths
-        self._lock = threading.Lock()
-        self._snapshot: Snapshot | None = None
+        self._fresh = FreshGallery(folder, lambda found: StoredGallery.open(found, encoder))
 
     @classmethod
     def open(
@@ -153,36 +145,33 @@ class LiveGallery:
         gallery.current()
         return gallery
 
-    def current(self) -> Snapshot:
+    def current(self) -> StoredGallery:
         """The gallery as it was last committed, by whichever process. Raises GalleryError."""
-        with self._lock:
-            stamp = self._stamp()
-            if self._snapshot is None or self._snapshot.stamp != stamp:
-                images = StoredGallery.open(self.folder, self.encoder)
-                self._snapshot = Snapshot(images, images.captions(), stamp)
-            return self._snapshot
+        return self._fresh.current()
 
     @property
     def name(self) -> str:
         return str(self.folder)
 
     def searchable(self) -> StoredGallery:
-        return self.current().images
+        return self.current()
 
     def captions(self, where: Condition | None = None) -> TextGallery:
         """Of the pictures of which `where` is true."""
-        snapshot = self.current()
-        return snapshot.captions if where is None else snapshot.images.captions(where)
+        return self.current().captions(where)
 
     def count(self) -> int:
-        return len(self.current().images)
+        return len(self.current())
 
     def names(self, offset: int, limit: int) -> list[str]:
         """In the order in which they were added."""
-        return list(self.current().images.images[offset : offset + limit])
+        return list(self.current().images[offset : offset + limit])
+
+    def fields(self) -> Sequence[str]:
+        return self.current().metadata_keys
 
     def image(self, name: str) -> GalleryImage | None:
-        images = self.current().images
+        images = self.current()
         row = images.row_of(name)
         if row is None:
             return None
@@ -197,15 +186,7 @@ class LiveGallery:
 
     def forget(self) -> None:
         """Read everything again at the next use."""
-        with self._lock:
-            self._snapshot = None
-
-    def _stamp(self) -> object:
-        path = self.folder / CATALOGUE_NAME
-        with path.open("rb") as stream:
-            header = stream.read(100)
-        state = path.stat()
-        return state.st_mtime_ns, state.st_size, header[SQLITE_COUNTER]
+        self._fresh.forget()
 
     def change(self, requests: Sequence[AddRequest | DeleteRequest]) -> list[Change | Exception]:
         """Carry out requests in order; what is returned as done is on the disk. Requests whose pictures can be
@@ -239,7 +220,7 @@ class LiveGallery:
         finally:
             self._sweep([*(entry.path for entry in entries), *(Path(record.path) for record, _ in before.values())])
         after = self._records(names)
-        images = len(self.current().images)
+        images = len(self.current())
         return [changed([upload.name for upload in request.uploads], before, after, images) for request in added]
 
     def _delete(self, name: str) -> Change:
@@ -249,7 +230,7 @@ class LiveGallery:
             writer.delete([name])
         if record is not None:
             self._sweep([Path(record.path)])
-        return Change(deleted=1, images=len(self.current().images))
+        return Change(deleted=1, images=len(self.current()))
 
     def _kept(self, upload: Upload) -> ImageEntry:
         """The picture in a file of our own, on the disk before it is indexed."""
@@ -264,7 +245,7 @@ class LiveGallery:
     def _sweep(self, paths: Sequence[Path]) -> None:
         """Delete those kept files that no picture of the gallery refers to."""
         ours = {path for path in paths if path.parent == self.pictures and KEPT_FILE.fullmatch(path.name)}
-        for path in ours - {self.pictures / one.name for one in self.current().images.paths}:
+        for path in ours - {self.pictures / one.name for one in self.current().paths}:
             path.unlink(missing_ok=True)
 
     def sweep(self) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from qpert.runtime.errors import QpertError
 from qpert.runtime.serving.errors import RETRY_SECONDS, BusyError, RequestError, document_of, status_of
+from qpert.runtime.serving.interruption import Interruption
 from qpert.runtime.serving.metrics import Metrics
 from qpert.runtime.serving.settings import Settings
 
@@ -43,12 +43,18 @@ def refusal(error: QpertError, *, plain: bool = False) -> JSONResponse:
     return JSONResponse({"error": str(error)} if plain else document_of(error), status, headers)
 
 
+def headers_of(scope: Scope) -> dict[str, str]:
+    """By name in small letters; of several of one name, the first."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
 class Gate:
     """Wraps the application. `active` counts requests that are being answered."""
 
     def __init__(self, app: Application, settings: Settings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self.active = 0
+        self.is_loopback = settings.is_loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,12 +83,11 @@ class Gate:
             self.metrics.active.set(self.active)
             route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
             method = scope["method"] if scope.get("route") is not None else "any"
-            self.metrics.requests.labels(route, method, str(status)).inc()
-            self.metrics.latency.labels(route).observe(time.perf_counter() - began)
+            self.metrics.answered(route, method, status, time.perf_counter() - began)
 
     def check(self, scope: Scope) -> None:
         """Raises RequestError or BusyError for a request that may not go on."""
-        headers = Headers(scope=scope)  # type: ignore[arg-type]
+        headers = headers_of(scope)
         self.check_host(headers)
         self.check_origin(scope["method"], headers)
         if scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
@@ -96,10 +101,10 @@ class Gate:
                 code="too-many-requests",
             )
 
-    def check_host(self, headers: Headers) -> None:
+    def check_host(self, headers: Mapping[str, str]) -> None:
         """A service for this machine alone answers to this machine's names alone: a page of another site could make
         the browser call it by a name of its own that stands for 127.0.0.1 (DNS rebinding)."""
-        if not self.settings.is_loopback or "host" not in headers:  # browsers always say whom they call
+        if not self.is_loopback or "host" not in headers:  # browsers always say whom they call
             return
         host = urlsplit(f"//{headers['host']}").hostname or ""
         if host not in (*LOOPBACK_NAMES, self.settings.host, *self.settings.names):
@@ -111,7 +116,7 @@ class Gate:
                 status=403,
             )
 
-    def check_origin(self, method: str, headers: Headers) -> None:
+    def check_origin(self, method: str, headers: Mapping[str, str]) -> None:
         """Browsers let any page post forms to any address: only pages of this service and of allowed sites may."""
         origin = headers.get("origin")
         if method in SAFE_METHODS or origin is None or origin in self.settings.origins or "*" in self.settings.origins:
@@ -139,7 +144,7 @@ class Gate:
     def counted(self, scope: Scope, receive: Receive, began: float) -> Receive:
         """`receive`, which ends a body that is too long, or takes too long to arrive."""
         limits = self.settings.limits
-        declared = Headers(scope=scope).get("content-length", "")  # type: ignore[arg-type]
+        declared = headers_of(scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > limits.body_bytes:
             raise self.too_long(int(declared))
         received, is_complete = 0, False
@@ -148,16 +153,17 @@ class Gate:
             nonlocal received, is_complete
             if is_complete:
                 return await receive()  # waits for the client to go
+            message: Message = {}
+            interruption = Interruption()
             left = limits.seconds - (time.perf_counter() - began)
+            late = asyncio.get_running_loop().call_later(max(0.001, left), interruption.interrupt)
             try:
-                message = await asyncio.wait_for(receive(), max(0.001, left))
-            except asyncio.TimeoutError:
-                self.metrics.refused("body")
-                raise RequestError(
-                    f"the body did not arrive within {limits.seconds:.0f} s; send it faster, or less of it",
-                    code="body-timeout",
-                    status=408,
-                ) from None
+                with interruption:
+                    message = await receive()
+            finally:
+                late.cancel()
+            if interruption.happened:
+                raise self.too_slow()
             received += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if received > limits.body_bytes:
@@ -165,6 +171,14 @@ class Gate:
             return message
 
         return receive_counted
+
+    def too_slow(self) -> RequestError:
+        self.metrics.refused("body")
+        return RequestError(
+            f"the body did not arrive within {self.settings.limits.seconds:.0f} s; send it faster, or less of it",
+            code="body-timeout",
+            status=408,
+        )
 
     def too_long(self, count: int) -> RequestError:
         self.metrics.refused("body")

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 
 from qpert.runtime.bundle.graph_spec import GraphSpec, TensorSpec
 from qpert.runtime.errors import BundleError, InputError, QpertError
+from qpert.runtime.serving.answers import json_answer
 from qpert.runtime.serving.errors import RequestError
 from qpert.runtime.serving.gate import refusal
 from qpert.runtime.serving.requests import deadline_of, service_of, state_of, until_gone
@@ -240,7 +241,7 @@ def answer_of(model: str, identity: object, outputs: Mapping[str, tuple[np.ndarr
     if isinstance(identity, str):
         answer["id"] = identity
     if not tail:
-        return JSONResponse(answer)
+        return json_answer(answer)
     head = json.dumps(answer, separators=(",", ":")).encode()
     headers = {LENGTH: str(len(head))}
     return Response(b"".join([head, *tail]), media_type="application/octet-stream", headers=headers)

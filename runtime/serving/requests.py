@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 from qpert.runtime.errors import LimitError
 from qpert.runtime.serving.errors import BusyError, RequestError
 from qpert.runtime.serving.fetching import SCHEMES, Fetcher
+from qpert.runtime.serving.interruption import Interruption
 from qpert.runtime.serving.pictures import Corners, Picture, corners_from_json, decode_base64, prepare
 from qpert.runtime.serving.schemas import PictureInput
 from qpert.runtime.serving.service import Service
@@ -175,12 +176,16 @@ def check_count(count: int, service: Service) -> None:
         )
 
 
+def is_url(source: str) -> bool:
+    return source[:12].partition("://")[0].lower() in SCHEMES
+
+
 async def picture_bytes(raw: RawPicture, service: Service) -> bytes:
     """The file's bytes, fetched where a URL is given. Raises ImageError."""
     source = raw.source
     if isinstance(source, bytes):
         return source
-    if source.partition("://")[0].lower() in SCHEMES:
+    if is_url(source):
         fetcher = Fetcher(service.settings.url_hosts, service.limits)
         return await service.fetch(lambda: fetcher.fetch(source, raw.name))
     return await service.help(lambda: decode_base64(source, raw.name, service.limits))
@@ -189,16 +194,25 @@ async def picture_bytes(raw: RawPicture, service: Service) -> bytes:
 async def pictures_of(raws: Sequence[RawPicture], service: Service) -> list[Picture]:
     """Decoded, checked and preprocessed. Raises the first error in order; names say which picture it is."""
 
+    encoder, limits, detector = service.encoder, service.limits, service.detector
+
     async def one(raw: RawPicture) -> Picture:
+        if isinstance(raw.source, str) and not is_url(raw.source):
+            source = raw.source  # base64: read and decoded in one go
+            return await service.help(lambda: prepared(decode_base64(source, raw.name, limits), raw))
         data = await picture_bytes(raw, service)
-        encoder, limits, detector = service.encoder, service.limits, service.detector
-        return await service.help(lambda: prepare(data, raw.boxes, raw.name, encoder, limits, detector))
+        return await service.help(lambda: prepared(data, raw))
+
+    def prepared(data: bytes, raw: RawPicture) -> Picture:
+        return prepare(data, raw.boxes, raw.name, encoder, limits, detector)
 
     return await in_order([one(raw) for raw in raws])
 
 
 async def in_order(tasks: Sequence[Awaitable[Any]]) -> list[Any]:
     """All results; where some fail, the first failure by place, after the others have ended."""
+    if len(tasks) == 1:
+        return [await tasks[0]]
     results = await asyncio.gather(*tasks, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -208,18 +222,15 @@ async def in_order(tasks: Sequence[Awaitable[Any]]) -> list[Any]:
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """The answer; where the client goes before, the work is cancelled: what waits in the queue leaves it."""
-    answer = asyncio.ensure_future(work)
+    interruption = Interruption()
     gone = asyncio.ensure_future(client_gone(request.receive))
+    gone.add_done_callback(interruption.interrupt)
     try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            answer.cancel()
-            await asyncio.wait((answer,))
-            return Response(status_code=CLIENT_GONE)
-        return answer.result()
+        with interruption:
+            return await work
     finally:
-        answer.cancel()
         gone.cancel()
+    return Response(status_code=CLIENT_GONE)
 
 
 async def client_gone(receive: Callable[[], Awaitable[Any]]) -> None:

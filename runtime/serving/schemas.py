@@ -220,6 +220,7 @@ class Model(BaseModel):
     detector: str | None = Field(description="finds the boxes of pictures that come without; null: none does")
     reranks: bool
     gallery: int | None = Field(description="pictures in the gallery; null without one")
+    fields: list[str] | None = Field(description="what `where` can be about: keys of metadata; null without a gallery")
 
 
 class ModelList(BaseModel):

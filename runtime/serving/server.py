@@ -18,9 +18,6 @@ GRACE_SECONDS = 5.0
 """After the deadline of the last request, before the server stops waiting for it."""
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2048
-SWITCH_SECONDS = 0.0005
-"""How long a worker may keep the interpreter from the event loop, which needs it after every call of the system;
-Python's own is 5 ms. Comparisons on a busy machine showed no clear effect; a quiet one has not been tried."""
 
 
 class Server(uvicorn.Server):
@@ -42,7 +39,6 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         UnavailableError: the address cannot be bound (`serve-address`).
         QpertError: the bundle or the gallery cannot be opened.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     sockets = [bound(settings)]
     server: Server
     app = create_app(settings, stop=lambda: setattr(server, "should_exit", True))

@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from qpert.runtime.bundle.folder import Bundle
-from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER, PIXELS, QUERY_HEAD, TEXT_TOWER
+from qpert.runtime.bundle.roles import (
+    IMAGE_TOKENS,
+    IMAGE_TOWER,
+    PIXELS,
+    QUERY_HEAD,
+    TEXT_TOWER,
+    TEXT_VECTORS,
+    TOKEN_IDS,
+    TOKEN_MASK,
+)
 from qpert.runtime.detection.detector import Detector
 from qpert.runtime.detection.source import BoxSource
 from qpert.runtime.errors import GalleryError, InputError, LimitError
@@ -132,7 +141,7 @@ class Service:
     async def encode_texts(self, texts: Sequence[str] | TokenizedTexts, deadline: float) -> Floats:
         """T texts → float32 [T, E]."""
         tokens = texts if isinstance(texts, TokenizedTexts) else await self.tokenize(texts)
-        rows = [tokens.trimmed(np.array([row])) for row in range(len(tokens))]
+        rows = [tokens] if len(tokens) == 1 else [tokens.trimmed(np.array([row])) for row in range(len(tokens))]
         jobs = [(row.input_ids.shape[1], row, 1) for row in rows]
         return np.stack(await self.scheduler.run(self._text, jobs, deadline))
 
@@ -228,13 +237,10 @@ class Service:
         await asyncio.gather(*(self.encode_texts(["a"], deadline) for _ in range(self.settings.worker_count)))
 
     def _run_texts(self, rows: list[TokenizedTexts]) -> Results:
-        """Rows of one padded length."""
-        tokens = TokenizedTexts(
-            np.concatenate([row.input_ids for row in rows]),
-            np.concatenate([row.attention_mask for row in rows]),
-            fixed_length=True,
-        )
-        return list(self.encoder.encode_texts(tokens))
+        """Rows of one padded length, no more than a call takes: `Encoder.encode_texts` without its sorting."""
+        ids = np.concatenate([row.input_ids for row in rows])
+        mask = np.concatenate([row.attention_mask for row in rows])
+        return list(self.encoder.graph(TEXT_TOWER).run({TOKEN_IDS: ids, TOKEN_MASK: mask})[TEXT_VECTORS])
 
     def _run_pictures(self, pictures: list[Picture]) -> Results:
         pixels = np.concatenate([picture.pixels for picture in pictures])

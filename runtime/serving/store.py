@@ -31,6 +31,9 @@ from qpert.runtime.stores.indexing import index_store
 from qpert.runtime.stores.protocol import StoredImage, StoreSpec, VectorStore, id_of
 from qpert.runtime.stores.searching import StoreGallery, boxes_of
 
+LOOKED_AT = 100
+"""Pictures whose metadata are looked at to name what filters can be about."""
+
 
 class ServedStore:
     """Use `open`. The store is searched as it is at that moment; other processes may change it."""
@@ -66,6 +69,10 @@ class ServedStore:
     def names(self, offset: int, limit: int) -> list[str]:
         """In the order of their ids."""
         return [one.name for one in islice(self.store.scan(), offset, offset + limit)]
+
+    def fields(self) -> Sequence[str]:
+        """Those of the first pictures: a store is not read through for that."""
+        return sorted({key for one in islice(self.store.scan(), LOOKED_AT) for key in one.metadata})
 
     def image(self, name: str) -> GalleryImage | None:
         found = self._found(name)

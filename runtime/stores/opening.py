@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qpert.runtime.errors import GalleryError, InputError
+from qpert.runtime.errors import GalleryError
 from qpert.runtime.stores.address import StoreAddress, parse_address
 from qpert.runtime.stores.protocol import StoreSpec, VectorStore
 
@@ -11,7 +11,7 @@ def open_store(address: str | StoreAddress) -> VectorStore:
     """Connect to a store, which may have to be made (`index_store` does). A context manager.
 
     Raises:
-        InputError: the address is none, or a gallery's folder (`store-address`), which `StoredGallery.open` opens.
+        InputError: the address is none (`store-address`).
         UnavailableError: the driver is not installed (`missing-extra`), or the engine cannot be reached.
         GalleryError: something else is there.
     """
@@ -28,9 +28,9 @@ def open_store(address: str | StoreAddress) -> VectorStore:
         from qpert.runtime.stores.qdrant_edge import EdgeStore
 
         return EdgeStore(found)
-    raise InputError(
-        f"{found} is a gallery's folder; expected qdrant://…, qdrant-edge:… or postgresql://…", code="store-address"
-    )
+    from qpert.runtime.stores.gallery import GalleryStore
+
+    return GalleryStore(found)
 
 
 def made_spec(store: VectorStore) -> StoreSpec:

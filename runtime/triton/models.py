@@ -31,10 +31,10 @@ from qpert.runtime.inputs.perturbation import box_inputs
 from qpert.runtime.inputs.text import Tokenizer
 from qpert.runtime.retrieval.query_sets import QuerySets, inputs_of_sets, sets_of_images
 from qpert.runtime.serving.pictures import open_picture
-from qpert.runtime.serving.settings import LENGTH_STEP, Limits
+from qpert.runtime.serving.settings import Limits
 from qpert.runtime.sessions.onnx import OnnxRuntimeSession
 from qpert.runtime.sessions.providers import find_provider
-from qpert.runtime.triton.plan import BOX_COUNTS, BOXES, IMAGE, TEXT, batch_limit
+from qpert.runtime.triton.plan import BOX_COUNTS, BOXES, IMAGE, LENGTH_STEP, TEXT, batch_limit
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -18,9 +18,10 @@ from qpert.runtime.bundle.roles import (
     TOKEN_SLOTS,
 )
 from qpert.runtime.errors import InputError
-from qpert.runtime.serving.settings import LENGTH_STEP
 from qpert.runtime.triton.config import ModelConfig, Step, Tensor
 
+LENGTH_STEP = 8
+"""Texts are padded to a multiple of this many tokens: Triton batches requests of one shape alone."""
 PICTURES = "preprocess_images"
 TEXTS = "tokenize_texts"
 CANDIDATES = "tokenize_candidates"

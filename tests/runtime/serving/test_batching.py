@@ -80,6 +80,20 @@ def test_what_waits_goes_together_by_key_oldest_first_and_within_the_limit():
     scheduled(test)
 
 
+def test_a_worker_takes_its_share_and_leaves_the_rest_to_the_others():
+    async def test(scheduler):
+        gate = Gate()
+        first = [asyncio.create_task(scheduler.run(gate.work, [("a", n, 1)], deadline())) for n in (0, 1)]
+        await until(lambda: len(gate.calls) == 2)  # both workers are busy
+        rest = [asyncio.create_task(scheduler.run(gate.work, [("a", n, 1)], deadline())) for n in range(2, 7)]
+        await until(lambda: scheduler.waiting_rows == 5)
+        gate.open.set()
+        assert [result for task in (*first, *rest) for result in await task] == [n * 10 for n in range(7)]
+        assert [len(call) for call in gate.calls] == [1, 1, 3, 1, 1]
+
+    scheduled(test, workers=2)
+
+
 def test_nothing_waits_where_a_worker_is_free_and_jobs_of_one_request_are_one_batch():
     async def test(scheduler):
         gate = Gate()

@@ -1,4 +1,4 @@
-"""The engines, each real: PostgreSQL with pgvector, the embedded Qdrant, and the Qdrant client in its local mode."""
+"""The engines, each real: the gallery, PostgreSQL with pgvector, embedded Qdrant, and Qdrant's client in local mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from running_postgres import Postgres, is_available, running_postgres
 from qpert.runtime.stores.address import parse_address
 from qpert.runtime.stores.protocol import VectorStore
 
-ENGINES = ("postgresql", "qdrant-edge", "qdrant-local")
+ENGINES = ("gallery", "postgresql", "qdrant-edge", "qdrant-local")
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,10 @@ def open_engine(request: pytest.FixtureRequest) -> Callable[[str, Path, str], Ve
     server can be had from a package registry: its client runs in local mode, with the calls that a server gets."""
 
     def open_one(engine: str, folder: Path, name: str) -> VectorStore:
+        if engine == "gallery":
+            from qpert.runtime.stores.gallery import GalleryStore
+
+            return GalleryStore(parse_address(str(folder / name)))
         if engine == "postgresql":
             from qpert.runtime.stores.postgres import PostgresStore
 

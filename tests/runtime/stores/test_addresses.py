@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from qpert.runtime.cli import run
-from qpert.runtime.errors import InputError, UnavailableError
+from qpert.runtime.errors import GalleryError, InputError, UnavailableError
 from qpert.runtime.stores.address import parse_address
 from qpert.runtime.stores.opening import open_store
 
@@ -63,7 +63,10 @@ def test_a_driver_that_is_missing_is_named(monkeypatch, capsys, module, address,
     assert f"pip install 'qpert[{extra}]'" in capsys.readouterr().err
 
 
-def test_a_folder_is_no_engine(tmp_path):
-    with pytest.raises(InputError) as found:
+def test_a_folder_is_a_gallery_or_becomes_one(tmp_path):
+    with open_store(str(tmp_path / "new")) as store:
+        assert store.spec() is None
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(GalleryError) as found:
         open_store(str(tmp_path))
-    assert found.value.code == "store-address"
+    assert found.value.code == "gallery-path"

@@ -14,15 +14,18 @@ from hypothesis import strategies as st
 from qpert.runtime.errors import GalleryError, InputError, UnavailableError
 from qpert.runtime.filters.parsing import parse
 from qpert.runtime.gallery.spec import GallerySpec
+from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.stores.opening import open_store
 from qpert.runtime.stores.protocol import StoredImage, StoreSpec, id_of
 
-ENGINES = ("postgresql", "qdrant-edge", "qdrant-local")
+ENGINES = ("gallery", "postgresql", "qdrant-edge", "qdrant-local")
+EXACT = ("gallery", "postgresql")
+"""Keep vectors as float32."""
 WIDTH, QUERIES = 16, 4
 HALF = 2.0**-11
 """What float16 rounds a number by, as a share; of unit vectors the product is off by no more (Cauchy-Schwarz)."""
 SIZES = (QUERIES, WIDTH, 4, 8, "float32", False)
-SPEC = StoreSpec(GallerySpec("identity", "/bundle", "demo", {}, "recomputed", *SIZES))
+SPEC = StoreSpec(GallerySpec("identity", "/bundle", "demo", Perturbation().to_dict(), "recomputed", *SIZES))
 
 
 def image(number, random, metadata=None, sets=None):
@@ -73,13 +76,13 @@ def test_searches_are_the_maximum_over_an_images_vectors_exactly(store, engine):
         for where, among in ((None, images), (parse("even = true"), images[::2]), (parse("even = 1"), [])):
             found = store.search(text, 20, where)
             wanted = expected(among, text, 20)
-            tolerance = 1e-6 if engine == "postgresql" else HALF  # float32 sums in another order
+            tolerance = 1e-6 if engine in EXACT else HALF  # float32 sums in another order
             np.testing.assert_allclose([one.score for one in found], [score for _, score in wanted], atol=tolerance)
             exact = dict(expected(among, text, 60))
             assert len({one.image.name for one in found}) == len(wanted)
             for one in found:
                 assert abs(exact[one.image.name] - one.score) <= tolerance
-            if engine == "postgresql":
+            if engine in EXACT:
                 assert [one.image.name for one in found] == [name for name, _ in wanted]
 
 
@@ -93,7 +96,7 @@ def test_images_come_back_as_they_were_put_in(store, engine):
         assert facts(found[one.id]) == facts(one)
         assert type(found[one.id].metadata["i"]) is int
         assert found[one.id].same_as(one)
-        error = 0 if engine == "postgresql" else np.abs(one.vectors) * HALF + 2.0**-24  # of numbers near zero
+        error = 0 if engine in EXACT else np.abs(one.vectors) * HALF + 2.0**-24  # of numbers near zero
         assert (np.abs(found[one.id].vectors - one.vectors) <= error).all() or engine == "qdrant-local"
     scanned = list(store.scan(vectors=True))
     assert [one.id for one in scanned] == sorted(one.id for one in images)
@@ -201,10 +204,11 @@ with open_store(sys.argv[1]) as store:
 """
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "qdrant-edge"])
+@pytest.mark.parametrize("kind", ["gallery", "postgresql", "qdrant-edge"])
 def test_what_was_answered_survives_a_killed_writer(kind, request, tmp_path):
     server = request.getfixturevalue("postgres") if kind == "postgresql" else None
-    address = f"{server.url}?gallery=killed" if server else f"qdrant-edge:{tmp_path / 'killed'}"
+    folder = tmp_path / "killed"
+    address = f"{server.url}?gallery=killed" if server else str(folder) if kind == "gallery" else f"{kind}:{folder}"
     command = [sys.executable, "-c", WRITER, address, SPEC.to_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         said = [writer.stdout.readline() for _ in range(7)]

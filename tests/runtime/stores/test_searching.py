@@ -19,7 +19,9 @@ from qpert.runtime.stores.indexing import copy_gallery, index_store
 from qpert.runtime.stores.recall import measure_recall, sample_queries
 from qpert.runtime.stores.searching import StoreGallery
 
-ENGINES = ("postgresql", "qdrant-edge", "qdrant-local")
+ENGINES = ("gallery", "postgresql", "qdrant-edge", "qdrant-local")
+EXACT = ("gallery", "postgresql")
+"""Keep vectors as float32."""
 COUNT = 14
 HALF = 2.0**-11
 """What float16 rounds a number by, as a share; products of unit vectors are off by no more."""
@@ -72,7 +74,7 @@ def store(engine, open_engine, tmp_path, request):
 
 
 def assert_same_hits(found, wanted, engine):
-    tolerance = SUMS if engine == "postgresql" else HALF + SUMS
+    tolerance = SUMS if engine in EXACT else HALF + SUMS
     assert [hit.image for hit in found] == [hit.image for hit in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one.itc == pytest.approx(other.itc, abs=tolerance)
