@@ -1,7 +1,7 @@
 """The page at `/` in headless Chromium: filters are offered where there is metadata, and their errors shown in place.
 
-Needs Node, the packages of examples/web and Chromium, which `make test-web` (or `make test`) installs; skips elsewhere,
-with the reason. Screenshots go to a temporary folder, or to the one that QPERT_SCREENSHOTS names.
+Needs Node, the packages of examples/web and Chromium, which `make test-web` (or `make test-all`) installs; skips
+elsewhere, with the reason. Screenshots go to a temporary folder, or to the one that QPERT_SCREENSHOTS names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from running_service import data_uri, running
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ROOT / "examples" / "web" / "node_modules"
