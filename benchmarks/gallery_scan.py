@@ -35,6 +35,10 @@ BLOCK = 2000
 TIE = 2e-6
 """Scores nearer than this are one score to float32."""
 
+ASLEEP = 0.1
+"""Seconds before each measurement: OpenBLAS's threads wait for more work at full speed for some 25 ms, which would be
+counted, and felt, in what comes after a product."""
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -95,6 +99,7 @@ def times_ms(works: Sequence[Callable[[], object]], repeats: int) -> npt.NDArray
     times = np.empty((len(works), repeats + 1, 2))
     for turn in range(repeats + 1):
         for number, work in enumerate(works):
+            time.sleep(ASLEEP)
             wall, processor = time.perf_counter(), time.process_time()
             work()
             times[number, turn] = time.perf_counter() - wall, time.process_time() - processor
@@ -140,8 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     parser.add_argument("--images", type=int, nargs="+", default=[20_000, 100_000])
-    parser.add_argument("--queries", type=int, nargs="+", default=[1, 16, 256])
-    parser.add_argument("--repeats", type=int, nargs="+", default=[15, 7, 3], help="for each of --queries")
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 2, 3, 4, 16, 256])
+    parser.add_argument("--repeats", type=int, nargs="+", default=[15, 7, 7, 7, 7, 3], help="for each of --queries")
     parser.add_argument("--note", default="", help="said in the result, of a busy machine for instance")
     options = parser.parse_args()
     machine = describe_machine()  # first: the load must be that of others
