@@ -4,7 +4,9 @@
 
 Synthetic galleries of the full size, 32 vectors of 256 numbers an image, in clusters that share a direction as a
 model's embeddings do. Each time is a median; the ratio is to NumPy (one matrix product in float32, maximum over the
-queries, best 64) in the same run. Embeddings lie in memory-mapped files, as in a gallery.
+queries, best 64) in the same run, turn by turn; beside it the time of reading the codes, which no scan of them can beat
+(the bits of all words are joined, in one thread a core). Embeddings lie in memory-mapped files, as in a gallery. The
+kernels of NumPy's BLAS are named in the result: run it with `OPENBLAS_CORETYPE` unset.
 """
 
 from __future__ import annotations
@@ -12,11 +14,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qpert.runtime.benchmark.machine import describe_machine, usable_cores
 from qpert.runtime.gallery.scan import Codes, Nearest, encode_codes, nearest
 
 QUERIES, WIDTH, TOP = 32, 256, 64
@@ -32,6 +34,10 @@ CLUSTERS, SPREAD, SHARED = 500, 0.05, 0.7
 BLOCK = 2000
 TIE = 2e-6
 """Scores nearer than this are one score to float32."""
+
+ASLEEP = 0.1
+"""Seconds before each measurement: OpenBLAS's threads wait for more work at full speed for some 25 ms, which would be
+counted, and felt, in what comes after a product."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,17 +81,29 @@ def numpy_scan(vectors: Floats, texts: Floats) -> list[npt.NDArray[np.int64]]:
     return [rows[np.argsort(-row[rows], kind="stable")] for rows, row in zip(best, scores, strict=True)]
 
 
-def medians_ms(works: Sequence[Callable[[], object]], repeats: int) -> list[tuple[float, float]]:
-    """(wall, processor) milliseconds of each work. They take turns, so that a machine that is busy for a while is busy
-    for all of them; processor time is over all threads, and does not count what others keep the machine from doing."""
-    times: list[list[tuple[float, float]]] = [[] for _ in works]
+def read(codes: npt.NDArray[np.uint8]) -> None:
+    """Every byte once, by all cores."""
+
+    def part(start: int, stop: int) -> None:
+        np.bitwise_or.reduce(codes[start:stop].reshape(-1).view(np.uint64))
+
+    bounds = np.linspace(0, len(codes), 4 * usable_cores() + 1).astype(int)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(part, bounds[:-1], bounds[1:]))
+
+
+def times_ms(works: Sequence[Callable[[], object]], repeats: int) -> npt.NDArray[np.float64]:
+    """[works, repeats, 2]: wall and processor milliseconds. The works take turns, so that a machine that is busy for a
+    while is busy for all of them; processor time is over all threads, and does not count what others keep the machine
+    from doing."""
+    times = np.empty((len(works), repeats + 1, 2))
     for turn in range(repeats + 1):
-        for work, own in zip(works, times, strict=True):
+        for number, work in enumerate(works):
+            time.sleep(ASLEEP)
             wall, processor = time.perf_counter(), time.process_time()
             work()
-            if turn:  # the first run brings files and kernels in
-                own.append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - processor)))
-    return [(statistics.median(wall for wall, _ in own), statistics.median(cpu for _, cpu in own)) for own in times]
+            times[number, turn] = time.perf_counter() - wall, time.process_time() - processor
+    return 1e3 * times[:, 1:]  # the first turn brings files and kernels in
 
 
 def same_top(vectors: Floats, texts: Floats, fast: Nearest, exact: list[npt.NDArray[np.int64]]) -> int:
@@ -99,23 +117,26 @@ def same_top(vectors: Floats, texts: Floats, fast: Nearest, exact: list[npt.NDAr
 
 
 def measure(vectors: Floats, codes: Codes, texts: Floats, repeats: int) -> dict[str, Any]:
-    works = (
-        lambda: nearest(vectors, texts, TOP, codes=codes),
-        lambda: nearest(vectors, texts, TOP, exact=True),
-        lambda: numpy_scan(vectors, texts),
-    )
-    fast, exact, numpy = medians_ms(works, repeats)
+    works = {
+        "fast": lambda: nearest(vectors, texts, TOP, codes=codes),
+        "exact": lambda: nearest(vectors, texts, TOP, exact=True),
+        "numpy_float32": lambda: numpy_scan(vectors, texts),
+        "reading_codes": lambda: read(codes.codes),
+    }
+    times = dict(zip(works, times_ms(list(works.values()), repeats), strict=True))
     same = same_top(vectors, texts, nearest(vectors, texts, TOP, codes=codes), numpy_scan(vectors, texts))
+    ratio, ratio_cpu = np.median(times["numpy_float32"] / times["fast"], axis=0)  # of each turn
     return {
         "images": len(vectors),
         "queries": len(texts),
         **{
             f"{name}_{unit}": round(value, 1)
-            for name, pair in (("fast", fast), ("exact", exact), ("numpy_float32", numpy))
-            for unit, value in zip(("ms", "cpu_ms"), pair, strict=True)
+            for name, own in times.items()
+            for unit, value in zip(("ms", "cpu_ms"), np.median(own, axis=0).tolist(), strict=True)
         },
-        "ratio": round(numpy[0] / fast[0], 2),
-        "ratio_cpu": round(numpy[1] / fast[1], 2),
+        "ratio": round(float(ratio), 2),
+        "ratio_cpu": round(float(ratio_cpu), 2),
+        "fast_over_reading": round(float(np.median(times["fast"][:, 0] / times["reading_codes"][:, 0])), 2),
         "queries_with_the_exact_top_64": same,
     }
 
@@ -124,10 +145,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     parser.add_argument("--images", type=int, nargs="+", default=[20_000, 100_000])
-    parser.add_argument("--queries", type=int, nargs="+", default=[1, 256])
-    parser.add_argument("--repeats", type=int, nargs="+", default=[7, 3], help="for each of --queries")
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 2, 3, 4, 16, 256])
+    parser.add_argument("--repeats", type=int, nargs="+", default=[15, 7, 7, 7, 7, 3], help="for each of --queries")
     parser.add_argument("--note", default="", help="said in the result, of a busy machine for instance")
     options = parser.parse_args()
+    machine = describe_machine()  # first: the load must be that of others
     rows = []
     for images in options.images:
         rng = np.random.default_rng(0)
@@ -145,9 +167,9 @@ def main() -> None:
             "float32 embeddings, mapped from disk": 4 * QUERIES * WIDTH,
             "8-bit codes, mapped from disk, read whole by a scan": QUERIES * WIDTH + 12,
         },
-        "machine": f"two shared CPU cores ({platform.machine()})",
+        "machine": machine,
         "note": options.note,
-        "versions": {name: version(name) for name in ("onnxruntime", "numpy")} | {"python": platform.python_version()},
+        "simsimd": version("simsimd"),
         "when": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
     if options.out is not None:

@@ -35,6 +35,7 @@ def describe_machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions(),
+        "blas": blas_kernels(),
         "load": load(),
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -99,6 +100,22 @@ def load() -> float | None:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
         return None
+
+
+def blas_kernels() -> list[str]:
+    """The BLAS libraries that this process has loaded, NumPy's among them, and the processor that each has chosen its
+    kernels for; none without threadpoolctl. A baseline in NumPy is as fast as its kernels, which the environment can
+    choose too (`OPENBLAS_CORETYPE`)."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return []
+    loaded = [found for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"]
+    return [
+        f"{one['internal_api']} {one['version']}, {one.get('architecture', 'kernels unknown')}, "
+        f"{one['num_threads']} threads"
+        for one in loaded
+    ]
 
 
 def versions() -> dict[str, str]:

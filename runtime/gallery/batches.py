@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,12 @@ import numpy as np
 
 from qpert.runtime.bundle.roles import IMAGE_TOWER
 from qpert.runtime.errors import BoxError, ImageError
-from qpert.runtime.files import sha256_of
 from qpert.runtime.gallery.box_json import boxes_to_json
 from qpert.runtime.gallery.detected import DetectedBoxes, without_source
 from qpert.runtime.gallery.entries import ImageEntry
 from qpert.runtime.gallery.pipeline import ordered
 from qpert.runtime.gallery.writer import NewImage
-from qpert.runtime.inputs.images import load_image
+from qpert.runtime.inputs.images import check_is_file, decode_image
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.features import ImageFeatures, concatenated
 
@@ -102,8 +102,8 @@ class ImageBatches:
         skipped: list[tuple[str, str]] = []
         for entry in entries:
             try:
-                state = _state(entry)
-                found.append((entry, _loaded(entry), state))
+                state, content = _read(entry)
+                found.append((entry, _decoded(entry, content), state))
             except ImageError as error:
                 if not self.skip_unreadable:
                     raise
@@ -133,11 +133,11 @@ def _with_detected(
     return filled, empty
 
 
-def _state(entry: ImageEntry) -> NewImage:
-    """What the catalogue keeps of an image's file."""
+def _read(entry: ImageEntry) -> tuple[NewImage, bytes]:
+    """What the catalogue keeps of an image's file, and the file's bytes: what is hashed is what is decoded."""
+    check_is_file(entry.path, str(entry.path))
     try:
-        state = entry.path.stat()
-        digest = sha256_of(entry.path)
+        state, content = entry.path.stat(), entry.path.read_bytes()
     except OSError as error:
         raise ImageError(
             f"{entry.path} cannot be read: {error.strerror}; check the path", code="image-missing"
@@ -145,11 +145,13 @@ def _state(entry: ImageEntry) -> NewImage:
     path = os.path.abspath(entry.path)  # noqa: PTH100, resolve() would follow the links of a data set
     boxes = boxes_to_json(entry.boxes)
     captions, metadata = entry.captions, entry.metadata
-    return NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, captions, metadata)
+    digest = hashlib.sha256(content).hexdigest()
+    new = NewImage(entry.name, path, state.st_size, state.st_mtime_ns, digest, boxes, captions, metadata)
+    return new, content
 
 
-def _loaded(entry: ImageEntry) -> Image:
-    image = load_image(entry.path)
+def _decoded(entry: ImageEntry, content: bytes) -> Image:
+    image = decode_image(content, name=str(entry.path))
     if entry.boxes is not None and entry.boxes.size != image.size:
         raise BoxError(
             f"the boxes of {entry.name} are for a picture of {entry.boxes.size[0]}×{entry.boxes.size[1]} pixels, "

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from qpert.runtime.errors import InputError
 from qpert.runtime.gallery.products import best_products
 from qpert.runtime.retrieval.query_sets import QuerySets, best_of_sets
-from qpert.runtime.retrieval.scores import ranking
+from qpert.runtime.retrieval.scores import itc_scores_of_text, ranking
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -169,7 +169,10 @@ def _rescored(sets: QuerySets, text: Floats, upper: Floats, count: int) -> tuple
 def _exact_scores(sets: QuerySets, rows: Rows, text: Floats) -> Floats:
     if not len(rows):
         return np.empty(0, np.float32)
-    scores = sets.of(np.sort(rows)).itc_scores(text[None])[:, 0]
+    part = sets.of(np.sort(rows))
+    scores = itc_scores_of_text(part.vectors, text)
+    if not part.is_single:
+        scores = best_of_sets(scores, part.starts)
     if np.isnan(scores).any():
         raise InputError(
             "ITC scores are NaN, which cannot be ranked; the image features are not numbers: encode again",

@@ -207,7 +207,7 @@ def _from_array(array: npt.NDArray[Any], name: str) -> Image:
 
 
 def _from_file(path: str | Path, name: str) -> Image:
-    _check_is_file(path, name)
+    check_is_file(path, name)
     return _decoded(path, name)
 
 
@@ -234,8 +234,8 @@ def _decoded(source: str | Path | io.BytesIO, name: str) -> Image:
         ) from error
 
 
-def _check_is_file(path: str | Path, name: str) -> None:
-    """A regular file with something in it; pipes and devices, which could block, are refused."""
+def check_is_file(path: str | Path, name: str) -> None:
+    """Raises ImageError unless it is a regular file with something in it: pipes and devices could block."""
     try:
         file = Path(path)
         found, size = file.is_file(), file.stat().st_size if file.exists() else 0

@@ -6,6 +6,10 @@ No test says how long anything may take.
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -231,10 +235,22 @@ def test_sizes_beyond_the_bundle_are_left_out_with_the_reason(bench):
 def test_the_machine_is_described_without_names_of_host_or_user(bench):
     machine = bench().machine
     assert set(machine) == {
-        *("cpu", "gpu", "cores", "memory_gb", "system", "python", "versions", "load", "when", "peak")
+        *("cpu", "gpu", "cores", "memory_gb", "system", "python", "versions", "blas", "load", "when", "peak")
     }
     assert machine["cores"] >= 1
     assert "onnxruntime" in machine["versions"]
+
+
+def test_the_kernels_that_numpy_multiplies_with_are_named(bench):
+    """By OpenBLAS itself, in a process whose environment chooses them."""
+    pytest.importorskip("threadpoolctl")
+    if platform.machine() not in ("x86_64", "AMD64") or "openblas" not in str(np.show_config("dicts")):
+        pytest.skip("needs NumPy with OpenBLAS on an x86-64 processor")
+    code = "from qpert.runtime.benchmark.machine import blas_kernels; print(blas_kernels())"
+    environment = os.environ | {"OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    assert "openblas" in found.stdout
+    assert "Nehalem, 1 threads" in found.stdout
 
 
 @pytest.mark.parametrize("name", ["torch", "torch-sdpa"])  # compiling takes a minute; bench compares before it times

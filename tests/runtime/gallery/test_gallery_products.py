@@ -44,6 +44,26 @@ def test_products_do_not_saturate_at_the_ends_of_the_codes(width: int) -> None:
         np.testing.assert_array_equal(found, np.array([[127, -127], [-127, 127]]) * 64 * width)
 
 
+def test_the_kernels_for_every_processor_give_the_whole_numbers() -> None:
+    """Those of this one and, one after the other, those that an older one would choose; at the ends of both ranges."""
+    rng = np.random.default_rng(3)
+    kinds = [name for name, usable in simsimd.get_capabilities().items() if usable and name != "serial"]
+    try:
+        for kind in [None, *reversed(kinds)]:  # the newest first: an older one is chosen where the newer are missing
+            if kind is not None:
+                simsimd.disable_capability(kind)
+            for width in (1, 31, 64, 100, 768):
+                codes = rng.integers(1, 256, (50, 5, width), dtype=np.uint8)
+                codes[0], codes[1] = 255, 1
+                texts = rng.integers(-128, 128, (width, 3)).astype(np.int8)
+                texts[:, 0], texts[:, 1] = 127, -128
+                np.testing.assert_array_equal(by_dot_products(simsimd, codes, texts), expected(codes, texts))
+    finally:
+        for kind in kinds:
+            simsimd.enable_capability(kind)
+    assert [name for name, usable in simsimd.get_capabilities().items() if usable] == ["serial", *kinds]
+
+
 def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "THREADS_FROM", 0)
     monkeypatch.setattr(products, "BLOCK_BYTES", 1000)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from qpert.runtime.errors import InputError
 from qpert.runtime.retrieval import scores
-from qpert.runtime.retrieval.scores import final_scores, itc_scores, ranking
+from qpert.runtime.retrieval.scores import final_scores, itc_scores, itc_scores_of_text, ranking
 
 
 def test_itc_is_the_best_query_of_each_image_for_each_text():
@@ -20,6 +20,16 @@ def test_itc_is_the_best_query_of_each_image_for_each_text():
     found = itc_scores(queries, texts)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6)  # float32 products of two numbers
+
+
+def test_the_scores_of_one_text_are_those_of_all():
+    rng = np.random.default_rng(0)
+    queries, texts = rng.standard_normal((7, 5, 96), np.float32), rng.standard_normal((3, 96), np.float32)
+    exact = np.einsum("bqe,te->bqt", queries.astype(np.float64), texts.astype(np.float64)).max(axis=1)
+    for column, text in enumerate(texts):
+        found = itc_scores_of_text(queries, text)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, exact[:, column], atol=1e-5)  # sums of 96 products in float32, of order 10
 
 
 @given(
