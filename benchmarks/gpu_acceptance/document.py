@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from gpu_acceptance.environment import REPOSITORY
 from gpu_acceptance.lines import Line, Result
 from gpu_acceptance.plan import EVALUATION, MEMORY, MEMORY_BASELINE, PARITY, SHARE, SPEED
 
@@ -14,7 +15,9 @@ SHOWS_A_GPU = (PARITY, SPEED, SHARE, MEMORY, EVALUATION)
 EXIT_CODES = {"passed": 0, "failed": 1, "nothing shown": 3, "incomplete": 1}
 
 
-def document(lines: Sequence[Line], results: Sequence[Result], environment: dict[str, Any], *, dry_run: bool) -> dict:
+def document(
+    lines: Sequence[Line], results: Sequence[Result], environment: dict[str, Any], *, dry_run: bool
+) -> dict[str, Any]:
     """The whole JSON document. Lines without a result are `not run`."""
     found = {result.name: result for result in results}
     rows = [row(line, found.get(line.name, Result(line.name, "not run"))) for line in lines]
@@ -36,6 +39,7 @@ def document(lines: Sequence[Line], results: Sequence[Result], environment: dict
 def row(line: Line, result: Result) -> dict[str, Any]:
     values = result.to_dict()
     del values["fingerprint"], values["command"]  # they hold this machine's paths
+    values["reason"] = result.reason.replace(f"{REPOSITORY}/", "")
     return {"name": line.name, "section": line.section, "title": line.title, **values}
 
 

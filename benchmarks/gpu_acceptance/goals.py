@@ -26,7 +26,7 @@ class Goal:
         """`at most 2 %`."""
         against = self.limit if limit is None else limit
         if against is None:
-            return "–"
+            return "a limit that the run gives"
         unit = f" {self.unit}" if self.unit else ""
         return f"{'at most' if self.at_most else 'at least'} {against:.4g}{unit}"
 

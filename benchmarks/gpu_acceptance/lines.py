@@ -73,7 +73,8 @@ Judge = Callable[[Document, Mapping[str, Result]], Judged]
 class Line:
     """One line of the acceptance.
 
-    command: what its process runs; it prints one JSON document. needs: lines that have to have passed. makes: what it
+    command: what its process runs; it prints one JSON document. goal: the one that it misses where it fails as a whole,
+    or is skipped; the judge holds figures against it and others. needs: lines that have to have passed. makes: what it
     leaves for others; where that is gone, the line is done again. exit_codes: with which it prints its document.
     """
 
@@ -82,6 +83,7 @@ class Line:
     title: str
     command: tuple[str, ...]
     judge: Judge
+    goal: Goal
     needs: tuple[str, ...] = ()
     makes: Path | None = None
     minutes: float = 90

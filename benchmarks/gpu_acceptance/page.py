@@ -27,16 +27,16 @@ BADGES = {
     "not judged": Badge("not judged", "quiet"),
     "not run": Badge("not run", "unsure"),
 }
+DRY_RUN = (Badge("DRY RUN", "bad"), " NO GPU: THIS IS NOT AN ACCEPTANCE")
 LOUD = {"passed": Badge("PASSED", "good"), "failed": Badge("FAILED", "bad")}
 SPEED_HEAD = ("graph", "batch", "boxes", "ms", "p95", "per second", "of peak", "× SDPA", "× compile", "compiled in")
-DRY_RUN = "DRY RUN — NO GPU — THIS IS NOT AN ACCEPTANCE"
 
 
 def report(made: dict[str, Any]) -> Report:
     """From the document to the page."""
     blocks = [*head(made), *sections(made), *speeds(made), *rates(made), goals(made), machine(made["environment"])]
     if made["dry_run"]:
-        return Report("qpert GPU acceptance: DRY RUN", Badge(DRY_RUN, "bad"), tuple(blocks))
+        return Report("qpert GPU acceptance: DRY RUN", DRY_RUN, tuple(blocks))
     gpu = made["environment"]["gpu"]["name"]
     heading = (f"GPU acceptance on {gpu} ", LOUD.get(made["verdict"], Badge(made["verdict"].upper(), "unsure")))
     return Report(f"qpert GPU acceptance: {gpu}", heading, tuple(blocks))
@@ -75,7 +75,7 @@ def sections(made: dict[str, Any]) -> Iterator[Section]:
 
 
 def checks(row: dict[str, Any]) -> Iterator[tuple[Text, ...]]:
-    """The rows of one line; one without figures where it has none."""
+    """The rows of one line; one without figures where it was not run."""
     if not row["checks"]:
         yield BADGES[row["status"]], row["title"], UNDEFINED, UNDEFINED
     for check in row["checks"]:

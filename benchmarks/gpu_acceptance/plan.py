@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gpu_acceptance import judge
+from gpu_acceptance import goals, judge
 from gpu_acceptance.lines import Line
 from gpu_acceptance.scale import Model, Scale
 from qpert.runtime.sessions.providers import PROVIDERS
@@ -52,10 +52,13 @@ class Plan:
                 f"{provider} is installed and starts",
                 measure("provider", provider),
                 judge.started,
+                goals.STARTS,
                 minutes=10,
             )
         yield from self.engines()
-        yield Line(TESTS_LINE, TESTS, "pytest -m gpu", measure("tests"), judge.tested, minutes=self.scale.minutes)
+        yield Line(
+            TESTS_LINE, TESTS, "pytest -m gpu", measure("tests"), judge.tested, goals.TESTS, minutes=self.scale.minutes
+        )
         for model in self.scale.models:
             for precision in self.scale.precisions:
                 for provider in self.scale.providers:
@@ -80,16 +83,29 @@ class Plan:
                 source, needs = ("--checkpoint", str(file), "--tokenizer", str(words)), (f"checkpoint-{model.name}",)
                 title = f"checkpoint: {model.title}"
                 command = measure("checkpoint", model.random, file, words)
-                yield Line(needs[0], PREPARATION, title, command, judge.ended_well, makes=file, minutes=30)
+                yield Line(
+                    needs[0], PREPARATION, title, command, judge.ended_well, goals.ENDS_WELL, makes=file, minutes=30
+                )
             for precision in self.scale.precisions:
                 out = self.bundle(model, precision)
                 options = (*source, "--precision", precision, *model.options, "--out", str(out), "--force")
                 name, title = f"export-{out.name}", f"export: {model.title}, {precision}"
                 command = qpert("export", "blip2", *options)
-                yield Line(name, PREPARATION, title, command, judge.ended_well, needs, out, self.scale.minutes)
+                yield Line(
+                    name, PREPARATION, title, command, judge.ended_well, goals.ENDS_WELL, needs, out, self.scale.minutes
+                )
                 title = f"hashes: {model.title}, {precision}"
                 command = qpert("inspect", out)
-                yield Line(f"inspect-{out.name}", PREPARATION, title, command, judge.inspected, (name,), minutes=30)
+                yield Line(
+                    f"inspect-{out.name}",
+                    PREPARATION,
+                    title,
+                    command,
+                    judge.inspected,
+                    goals.FILES_WHOLE,
+                    (name,),
+                    minutes=30,
+                )
 
     def engines(self) -> Iterator[Line]:
         """Of each bundle with each library of a provider, or of one that builds without a GPU."""
@@ -105,6 +121,7 @@ class Plan:
                         f"{name}: {model.title}, {precision}",
                         measure("engines", bundle, *options),
                         judge.engines,
+                        goals.BUILT,
                         (f"inspect-{bundle.name}",),
                         bundle / "engines",
                         self.scale.minutes,
@@ -129,6 +146,7 @@ class Plan:
                 f"{level}: {model.title}, {precision}, {provider}",
                 qpert("verify", bundle, *options),
                 judge.verified,
+                goals.GATES,
                 self.runs(bundle, provider),
                 minutes=self.scale.minutes,
                 exit_codes=(0, 1),
@@ -147,7 +165,7 @@ class Plan:
         options = ("--provider", self.scale.providers[0], "--boxes", "8", "--checkpoint", self.checkpoint(model))
         title, command = "PyTorch, SDPA: the baseline", measure("memory", bundle, *options)
         needs = (f"inspect-{bundle.name}",)
-        return Line(MEMORY_BASELINE, MEMORY, title, command, judge.ended_well, needs, minutes=30)
+        return Line(MEMORY_BASELINE, MEMORY, title, command, judge.ended_well, goals.ENDS_WELL, needs, minutes=30)
 
     def speed(self, provider: str) -> Iterator[Line]:
         model, bundle = self.measured
@@ -165,6 +183,7 @@ class Plan:
                 f"{graph}: {model.title}, {scale.measured[1]}, {provider}",
                 measure("speed", bundle, *options, *(("--compile",) if compiles else ())),
                 judge.speed_judge(judged=scale.judged, compiles=compiles, peak=graph in COMPUTE_BOUND),
+                goals.SPEED,
                 self.runs(bundle, provider),
                 minutes=scale.minutes,
             )
@@ -173,15 +192,31 @@ class Plan:
         model, bundle = self.measured
         scale, needs = self.scale, self.runs(bundle, provider)
         where = f"{model.title}, {scale.measured[1]}, {provider}"
-        sizes = ("--batches", joined(scale.batches), "--boxes", joined(scale.boxes))
+        sizes: tuple[str, ...] = ("--batches", joined(scale.batches), "--boxes", joined(scale.boxes))
         sizes += ("--repeats", str(scale.repeats), "--seconds", str(scale.seconds))
         command = measure("share", bundle, "--provider", provider, *sizes)
         yield Line(
-            f"share-{provider}", SHARE, where, command, partial(judge.shares, judged=scale.judged), needs, minutes=30
+            f"share-{provider}",
+            SHARE,
+            where,
+            command,
+            partial(judge.shares, judged=scale.judged),
+            goals.SHARE,
+            needs,
+            minutes=30,
         )
         command = measure("memory", bundle, "--provider", provider, "--boxes", "8")
         against = partial(judge.memory, baseline=MEMORY_BASELINE, judged=scale.judged)
-        yield Line(f"memory-{provider}", MEMORY, where, command, against, needs, minutes=30)
+        yield Line(f"memory-{provider}", MEMORY, where, command, against, goals.MEMORY, needs, minutes=30)
         command = measure("evaluation", bundle, "--provider", provider, "--images", str(scale.evaluated_images))
         evaluates = partial(judge.evaluation, judged=scale.judged)
-        yield Line(f"evaluation-{provider}", EVALUATION, where, command, evaluates, needs, minutes=scale.minutes)
+        yield Line(
+            f"evaluation-{provider}",
+            EVALUATION,
+            where,
+            command,
+            evaluates,
+            goals.EVALUATION,
+            needs,
+            minutes=scale.minutes,
+        )

@@ -105,6 +105,9 @@ def why(code: int, log: Path) -> str:
 
 def tail(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = next((number for number, line in enumerate(lines) if line.startswith("error: ")), None)
+    if said is not None:
+        return "\n".join(lines[said:])[:1500].removeprefix("error: ")
     if any(line.startswith("Traceback ") for line in lines):
         return f"{lines[-1]} (traceback in {log})"
     return "\n".join(lines[-TAIL:])[-1500:] or "it said nothing"

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from gpu_acceptance import process
-from gpu_acceptance.lines import Document, Judged, Line, Result
+from gpu_acceptance.lines import Check, Document, Judged, Line, Result, broken, skipped
 from qpert.runtime.errors import InputError
 from qpert.runtime.files import write_atomically
 
@@ -49,7 +50,7 @@ class Runner:
     fingerprint: str
     again: frozenset[str] = frozenset({"skipped"})
     say: Callable[[str], None] = print
-    changed: Callable[[list[Result]], None] = lambda results: None
+    changed: Callable[[list[Result]], object] = lambda results: None
     results: dict[str, Result] = field(default_factory=dict)
 
     def run(self, lines: Sequence[Line]) -> list[Result]:
@@ -89,7 +90,7 @@ class Runner:
         result = Result(line.name, "skipped", command=shlex.join(line.command), fingerprint=self.fingerprint, when=now)
         missing = [name for name in line.needs if self.results[name].status != "passed"]
         if missing:
-            return replace(result, reason="; ".join(self.why_missing(name) for name in missing))
+            return as_a_whole(line, result, "skipped", "; ".join(self.why_missing(name) for name in missing))
         log = self.work / LOGS / f"{line.name}.txt"
         answer = process.run(
             line.command,
@@ -100,15 +101,14 @@ class Runner:
         )
         result = replace(result, seconds=round(answer.seconds, 1))
         if answer.document is None:
-            return replace(result, status="failed", reason=answer.reason)
+            return as_a_whole(line, result, "failed", answer.reason)
         if "skipped" in answer.document:
-            return replace(result, reason=str(answer.document["skipped"]))
+            return as_a_whole(line, result, "skipped", str(answer.document["skipped"]))
         judged = self.judged(line, answer.document)
         if isinstance(judged, str):
-            return replace(result, status="failed", reason=judged)
-        reasons = [f"{one.what}: {one.reason}" for one in judged.checks if one.status == judged.status and one.reason]
-        reason = "" if judged.status == "passed" else "; ".join(reasons)
-        return replace(result, status=judged.status, checks=judged.checks, figures=judged.figures, reason=reason)
+            return as_a_whole(line, result, "failed", judged)
+        made = replace(result, status=judged.status, checks=judged.checks, figures=judged.figures)
+        return made if judged.status == "passed" else replace(made, reason=reason_of(judged))
 
     def judged(self, line: Line, document: Document) -> Judged | str:
         """The checks, or what is wrong with the document."""
@@ -133,6 +133,26 @@ class Runner:
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
         }
         return os.environ | own
+
+
+def as_a_whole(line: Line, result: Result, status: Literal["failed", "skipped"], reason: str) -> Result:
+    """A line that gave no figures: its goal is missed, or nothing is shown about it."""
+    made = broken(line.goal, reason) if status == "failed" else skipped(line.goal, reason)
+    return replace(result, status=status, checks=(made,), reason=reason)
+
+
+def reason_of(judged: Judged) -> str:
+    """What missed its goal, or could not be shown."""
+    found = [one for one in judged.checks if one.status == judged.status]
+    if len(found) == 1 and found[0].reason:
+        return found[0].reason
+    return "; ".join(f"{one.what}: {one.reason or missed(one)}" for one in found)
+
+
+def missed(check: Check) -> str:
+    return (
+        f"{check.value:.4g} {check.unit}".strip() + f", goal {check.goal}" if check.value is not None else "no figure"
+    )
 
 
 def first_line(text: str) -> str:

@@ -83,7 +83,7 @@ DRY_RUN = Scale(
             "small",
             (
                 *("--vision-heads", "2", "--qformer-heads", "2", "--max-length", "32"),
-                *("--max-batch", "2", "--max-boxes", "4", "--max-text", "8"),
+                *("--max-batch", "2", "--max-boxes", "8", "--max-text", "8"),
             ),
             images=4,
             rerank=4,
@@ -95,7 +95,7 @@ DRY_RUN = Scale(
     engine_target="sm89",
     measured=("small", "fp32"),
     batches=(1, 2),
-    boxes=(0, 1, 4),
+    boxes=(0, 1, 8),
     texts=(1, 8),
     compiled=("text",),  # a quarter of a minute of compiling for each shape
     repeats=3,
