@@ -133,6 +133,8 @@ def print_verdict(made: dict[str, Any], written: Path) -> None:
     for status in ("failed", "skipped"):
         for name, reason in made[status].items():
             to_terminal(f"{status}: {name}: {reason}")
+    for name, figures in made["skipped_figures"].items():
+        to_terminal(f"skipped of {name}: {'; '.join(figures)}")
     counts = ", ".join(f"{count} {status}" for status, count in made["counts"].items())
     to_terminal(f"{made['verdict'].upper()}: {counts}")
     print(f"{written}.json")

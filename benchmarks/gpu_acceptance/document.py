@@ -31,6 +31,7 @@ def document(
         "counts": dict(Counter(row["status"] for row in rows)),
         "failed": {row["name"]: row["reason"] for row in rows if row["status"] == "failed"},
         "skipped": {row["name"]: row["reason"] for row in rows if row["status"] == "skipped"},
+        "skipped_figures": skipped_figures(rows),
         "environment": environment,
         "lines": rows,
     }
@@ -41,6 +42,16 @@ def row(line: Line, result: Result) -> dict[str, Any]:
     del values["fingerprint"], values["command"]  # they hold this machine's paths
     values["reason"] = result.reason.replace(f"{REPOSITORY}/", "")
     return {"name": line.name, "section": line.section, "title": line.title, **values}
+
+
+def skipped_figures(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """What was not shown of lines that showed something else, by line."""
+    found = {
+        row["name"]: [f"{check['what']}: {check['reason']}" for check in row["checks"] if check["status"] == "skipped"]
+        for row in rows
+        if row["status"] != "skipped"
+    }
+    return {name: figures for name, figures in found.items() if figures}
 
 
 def verdict_of(rows: Sequence[dict[str, Any]]) -> str:

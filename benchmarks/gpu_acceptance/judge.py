@@ -79,7 +79,8 @@ def tested(document: Document, earlier: Results) -> Judged:
     if not passed:
         reasons = "; ".join(skips) or "no test is marked gpu"
         return Judged((skipped(goals.TESTS, f"all {sum(skips.values())} were skipped: {reasons}"),), figures)
-    return Judged((check(goals.TESTS, 0),), figures)
+    others = (skipped(goals.TESTS, reason, what=f"{count} tests") for reason, count in skips.items())
+    return Judged((check(goals.TESTS, 0, what=f"{passed} tests, of which fail"), *others), figures)
 
 
 def speed_judge(*, judged: bool, compiles: bool, peak: bool) -> Judge:

@@ -54,12 +54,15 @@ def head(made: dict[str, Any]) -> Iterator[Any]:
         )
     tones = {"passed": "good", "failed": "bad"}
     tone = tones.get(made["verdict"].removeprefix("dry run "), "unsure")
+    figures = sum(map(len, made["skipped_figures"].values()))
+    told += f"; of the others {figures} figures were skipped" if figures else ""
     yield Paragraph(f"{made['verdict'].capitalize()}. {len(made['lines'])} lines: {told}.", tone)  # type: ignore[arg-type]
     if made["failed"]:
         yield Section("Failed", (named(made["failed"], made),))
-    if made["skipped"]:
-        note = Paragraph("A line that was skipped has shown nothing.")
-        yield Section("Skipped", (note, named(made["skipped"], made)))
+    if made["skipped"] or figures:
+        note = Paragraph("What was skipped has shown nothing.")
+        single = {name: "; ".join(reasons) for name, reasons in made["skipped_figures"].items()}
+        yield Section("Skipped", (note, named(made["skipped"] | single, made)))
 
 
 def named(reasons: dict[str, str], made: dict[str, Any]) -> Bullets:

@@ -126,9 +126,13 @@ class Runner:
     def environment(self) -> Mapping[str, str]:
         """For a line's process: this code, a cache of its own, and the GPU that nvidia-smi means."""
         paths = [str(REPOSITORY / "benchmarks"), str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]
+        cache = self.work / CACHE
         own = {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "QPERT_CACHE": str(self.work / CACHE),
+            "QPERT_CACHE": str(cache),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+            "TRITON_CACHE_DIR": str(cache / "triton"),
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # or the compile time of a second run would be that of a look-up
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0"),
         }

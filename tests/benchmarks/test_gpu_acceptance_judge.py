@@ -178,6 +178,14 @@ def test_tests_pass_only_if_one_ran_and_none_failed(made, status):
     assert judge.tested(made, {}).status == status
 
 
+def test_tests_that_were_skipped_beside_others_are_named():
+    made = {"passed": 3, "failed": [], "skips": {"provider rtx: not installed": 46}, "exit_code": 0}
+    assert [(check.status, check.reason) for check in judge.tested(made, {}).checks] == [
+        ("passed", ""),
+        ("skipped", "provider rtx: not installed"),
+    ]
+
+
 def line(name, section=PARITY):
     return Line(name, section, f"title of {name}", ("true",), judge.ended_well, goals.ENDS_WELL)
 
@@ -203,6 +211,15 @@ def test_the_verdict_needs_a_bundle_that_ran_on_a_provider(statuses, section, ve
     made = made_of(*results, section=section)
     assert (made["verdict"], exit_code(made)) == (verdict, code)
     assert len(made["skipped"]) == statuses.count("skipped")
+
+
+def test_a_figure_that_was_skipped_in_a_line_that_passed_is_named_and_counted():
+    checks = (judge.check(goals.SPEED, 2.0), judge.skipped(goals.SPEED, "no compiler", what="vision, torch-compile"))
+    made = made_of(Result("a", "passed", checks))
+    assert made["skipped_figures"] == {"a": ["vision, torch-compile: no compiler"]}
+    page = to_html(report(made))
+    assert "1 passed; of the others 1 figures were skipped" in page
+    assert "vision, torch-compile: no compiler" in page
 
 
 def test_a_page_names_what_failed_and_was_skipped_and_a_dry_run_cannot_pass_for_an_acceptance():

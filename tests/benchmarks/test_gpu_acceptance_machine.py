@@ -6,6 +6,8 @@ nvidia-smi is a script that prints what the real one does; nothing else is prete
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,6 +126,18 @@ def test_without_a_gpu_it_says_so_and_offers_the_dry_run(monkeypatch, tmp_path, 
     assert "no nvidia-smi" in said.err
     assert "make gpu-acceptance-dry-run" in said.err
     assert not (tmp_path / "work").exists()
+
+
+def test_its_environment_is_not_made_where_there_is_no_driver(tmp_path):
+    """No gigabytes are fetched to find out that there is no GPU."""
+    script = Path(__file__).parents[2] / "tools" / "gpu_env.sh"
+    variables = {"PATH": "/usr/bin:/bin", "QPERT_GPU_ENV": str(tmp_path / "env")}
+    if shutil.which("nvidia-smi", path=variables["PATH"]):
+        pytest.skip("this machine has a driver")
+    found = subprocess.run(["sh", str(script)], env=variables, capture_output=True, text=True)
+    assert found.returncode == 3
+    assert "make gpu-acceptance-dry-run" in found.stderr
+    assert not (tmp_path / "env").exists()
 
 
 def test_without_packages_it_says_what_to_install(smi, monkeypatch, tmp_path, capsys):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_acceptance.measure import evaluation, speed
+from gpu_acceptance.measure import checkpoint, evaluation, speed
 from gpu_acceptance.measure import tests as gpu_tests
 from gpu_acceptance.measure.device import Accelerator
 from gpu_acceptance.measure.evaluation import DATA_SETS, DataSet, flops_of, seconds_of
 
+from qpert.exporter.families.blip2.tokenizer import build_tokenizer
 from qpert.exporter.references.baselines import open_baselines
 from qpert.runtime.benchmark.timing import Schedule
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.errors import InputError, UnavailableError
 from qpert.runtime.retrieval.encoder import Encoder
 
+ROOT = Path(__file__).parents[2]
 QUICK = Schedule(repeats=3, warmup=1, seconds=0.1, settle=0.0)
 
 
@@ -111,6 +115,19 @@ def test_rates_come_from_an_evaluation_that_resumes_nothing(tiny_bundle):
     assert [set(one.resumed.values()) for one in found] == [{0}, {0}]
     rates = evaluation.rates_of(found[1])
     assert rates["pairs"] == pytest.approx(found[1].itm_pairs / found[1].seconds["pairs"])
+
+
+def test_the_random_checkpoints_vocabulary_has_a_word_for_each_row_and_knows_the_captions(tmp_path):
+    """The rows are those of the stock checkpoint, from the fixture that LAVIS gave."""
+    keys = json.loads((ROOT / "tests" / "fixtures" / "keys" / "lavis_coco.json").read_text())["files"]["checkpoint"]
+    shape = keys["Qformer.bert.embeddings.word_embeddings.weight"]
+    assert shape == f"F32 {checkpoint.STOCK_ROWS}x768"
+    file = tmp_path / "vocab.txt"
+    file.write_text("\n".join(checkpoint.vocabulary_of("full")) + "\n")
+    tokenizer = build_tokenizer(file, vocab_size=checkpoint.STOCK_ROWS)
+    found = tokenizer.encode("a small red box on a table").tokens
+    assert "[UNK]" not in found
+    assert len(set(found)) > 6
 
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite>

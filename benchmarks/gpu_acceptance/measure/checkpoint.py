@@ -21,19 +21,25 @@ from qpert.exporter.demo import VOCABULARY
 if TYPE_CHECKING:
     from qpert.graphs.families.blip2.config import Blip2Config
 
-STOCK_WORDS = 30522
-"""bert-base-uncased; `[DEC]` is appended at export."""
+STOCK_ROWS = 30523
+"""bert-base-uncased and `[DEC]`, which the demonstration's words have too."""
 
 
 def main(kind: str, checkpoint: Path, vocabulary: Path) -> dict[str, Any]:
-    words = VOCABULARY.read_text(encoding="utf-8").split()
+    words = vocabulary_of(kind)
     if kind == "full":
         full_size.make_checkpoint(checkpoint)
-        words += [f"[unused{number}]" for number in range(STOCK_WORDS - len(words))]
     else:
         full_size_speed.write_random(checkpoint, small_config(len(words)))
     vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
     return {"bytes": checkpoint.stat().st_size, "words": len(words)}
+
+
+def vocabulary_of(kind: str) -> list[str]:
+    """A word for each row of the checkpoint's word embeddings."""
+    words = VOCABULARY.read_text(encoding="utf-8").split()
+    more = STOCK_ROWS - len(words) if kind == "full" else 0
+    return words + [f"[unused{number}]" for number in range(more)]
 
 
 def small_config(words: int) -> Blip2Config:

@@ -41,10 +41,10 @@ class Accelerator:
         if self.on_gpu:
             self.torch.cuda.synchronize()
 
-    def waited(self, call: Callable[[], object]) -> Callable[[], object]:
+    def waited(self, call: Callable[[], Any]) -> Callable[[], Any]:
         """The call, ending when its work has ended."""
 
-        def run() -> object:
+        def run() -> Any:
             result = call()
             self.wait()
             return result

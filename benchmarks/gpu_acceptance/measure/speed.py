@@ -34,7 +34,7 @@ from qpert.runtime.bundle.manifest import Manifest
 from qpert.runtime.bundle.roles import IMAGE_TOKENS, IMAGE_TOWER
 from qpert.runtime.errors import QpertError, UnavailableError
 from qpert.runtime.retrieval.encoder import Encoder
-from qpert.runtime.sessions.device import DeviceArray
+from qpert.runtime.sessions.device import DeviceArray, on_host
 from qpert.runtime.sessions.protocol import run_on_device
 
 SDPA, COMPILED = "torch-sdpa", "torch-compile"
@@ -60,7 +60,8 @@ class GraphSpeed:
         workload = make_workload(self.encoder.manifest, self.features, (self.graph, batch, boxes))
         session = self.encoder.sessions[self.graph]
         expected = session.run(workload.inputs)
-        calls = {"": self.own_call(workload)}
+        calls: dict[str, Callable[[], Any]] = {"": self.own_call(workload)}
+        self.check_own(workload, calls[""](), expected)
         compared, left_out = self.compared(workload, expected, calls)
         timings = interleaved(calls, self.schedule)
         own = timings.pop("")
@@ -79,7 +80,7 @@ class GraphSpeed:
             "left_out": left_out,
         }
 
-    def own_call(self, workload: Workload) -> Callable[[], object]:
+    def own_call(self, workload: Workload) -> Callable[[], Any]:
         session = self.encoder.sessions[self.graph]
         inputs = self.resident(workload.inputs)
         if session.spec.role == IMAGE_TOWER:
@@ -90,10 +91,17 @@ class GraphSpeed:
         """The inputs in GPU memory; on the host where the work runs there, and where they are empty."""
         if not self.accelerator.on_gpu:
             return inputs
-        return {name: on_device(self.accelerator, array) if array.size else array for name, array in inputs.items()}
+        found = {name: on_device(self.accelerator, array) if array.size else array for name, array in inputs.items()}
+        self.accelerator.wait()  # other libraries' streams do not wait for PyTorch's copies
+        return found
+
+    def check_own(self, workload: Workload, outputs: Any, expected: dict[str, np.ndarray]) -> None:
+        """With its inputs in GPU memory the graph gives what it gives from the host. Raises InputError where not."""
+        found = {name: on_host(array) for name, array in outputs.items()}
+        compare(found, expected, "the same with inputs in GPU memory", workload, self.encoder.manifest.precision)
 
     def compared(
-        self, workload: Workload, expected: dict[str, np.ndarray], calls: dict[str, Callable[[], object]]
+        self, workload: Workload, expected: dict[str, np.ndarray], calls: dict[str, Callable[[], Any]]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Adds a call for each baseline that works here. Returns how far each is from the graph, and why others do not.
 
