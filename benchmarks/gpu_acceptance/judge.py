@@ -92,7 +92,7 @@ def speed(document: Document, earlier: Results, *, judged: bool, names: tuple[st
     checks: list[Check] = []
     graph, rows = document["graph"], document["rows"]
     for row in rows:
-        size = f"{graph}, batch {row['batch']}" + (f", {row['boxes']} boxes" if row["boxes"] else "")
+        size = f"{graph}, batch {row['batch']}" + (f", {boxes_of(row)}" if row["boxes"] else "")
         if "error" in row:
             checks.append(broken(goals.SPEED, row["error"], what=size))
             continue
@@ -109,6 +109,10 @@ def speed(document: Document, earlier: Results, *, judged: bool, names: tuple[st
     return Judged(tuple(checks), {"rows": rows, "peak_tflops": document["peak_tflops"], "load": document["load"]})
 
 
+def boxes_of(row: Mapping[str, Any]) -> str:
+    return "1 box" if row["boxes"] == 1 else f"{row['boxes']} boxes"
+
+
 def shares(document: Document, earlier: Results, *, judged: bool) -> Judged:
     """`measure.share`."""
     checks = []
@@ -116,7 +120,7 @@ def shares(document: Document, earlier: Results, *, judged: bool) -> Judged:
         if not row["boxes"]:
             continue
         goal = goals.share_goal(row["boxes"])
-        what = f"{row['boxes']} boxes, batch {row['batch']}: {goal.what}"
+        what = f"{boxes_of(row)}, batch {row['batch']}: {goal.what}"
         if "error" in row:
             checks.append(broken(goal, row["error"], what=what))
         else:

@@ -52,8 +52,7 @@ def head(made: dict[str, Any]) -> Iterator[Any]:
             "figures of speed and memory are not held against their goals.",
             tone="bad",
         )
-    tones = {"passed": "good", "failed": "bad"}
-    tone = tones.get(made["verdict"].removeprefix("dry run "), "unsure")
+    tone = {"passed": "good", "failed": "bad", "dry run failed": "bad"}.get(made["verdict"], "unsure")
     figures = sum(map(len, made["skipped_figures"].values()))
     told += f"; of the others {figures} figures were skipped" if figures else ""
     yield Paragraph(f"{made['verdict'].capitalize()}. {len(made['lines'])} lines: {told}.", tone)  # type: ignore[arg-type]
