@@ -25,7 +25,7 @@ begin gpu QPERT_GPU_ENV 'several minutes, about 10 GB' "$pins" "$engines"
 install -c "$root/constraints.txt" $pins
 # shellcheck disable=SC2086
 for pin in $engines; do
-    install -c "$root/constraints.txt" "$pin" || echo "$pin cannot be installed here: its lines are skipped" >&2
+    install -c "$root/constraints.txt" -e "$pin" || echo "$pin cannot be installed here: its lines are skipped" >&2
 done
 "$env/bin/python" -c 'import torch; print("PyTorch", torch.__version__, "sees a GPU:", torch.cuda.is_available())' >&2
 finish
