@@ -10,7 +10,10 @@ STAMP := $(VENV)/.installed
 # What tests need beside the virtual environment. Each is made once; where one cannot be had, it says so or its tests skip.
 ENVIRONMENTS := lavis-env modelopt-env open-clip-env trt-bindings triton-env postgres-env cpp-env web-env
 
-.PHONY: demo test test-all test-cpp test-node test-web web soak check docs format lowest clean $(ENVIRONMENTS)
+# Another interpreter, with what docs/guides/gpu-acceptance.md lists, is used as it is.
+GPU_PYTHON := .cache/gpu/bin/python
+
+.PHONY: demo test test-all test-cpp test-node test-web web soak gpu-acceptance gpu-acceptance-dry-run check docs linkcheck format lowest clean $(ENVIRONMENTS)
 
 demo: $(DEMO_STAMP)       ## export, verify and search the demonstration; prints where its page is
 	$(BIN)/python examples/demo.py
@@ -39,6 +42,13 @@ web: $(STAMP)             ## the web page with the demonstration, in build/web: 
 soak: $(STAMP)            ## ten thousand hostile inputs; watches for crashes, hangs and leaks
 	PYTHONPATH=tests $(BIN)/python -m soak
 
+gpu-acceptance:           ## everything that only an NVIDIA GPU shows, each line with its goal; resumes; JSON and page to commit
+	test "$(GPU_PYTHON)" != .cache/gpu/bin/python || sh tools/gpu_env.sh
+	PYTHONPATH=benchmarks $(GPU_PYTHON) -m gpu_acceptance $(ARGS)
+
+gpu-acceptance-dry-run: $(STAMP)  ## the same lines on the CPU with a small model: tests the script, accepts nothing
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu_acceptance --dry-run $(ARGS)
+
 check: $(STAMP)           ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +57,9 @@ check: $(STAMP)           ## lint and types
 docs: $(STAMP)            ## the documentation site in build/docs, strictly: a warning is an error; opens without a network
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
+
+linkcheck: $(STAMP)       ## every external link of the documentation, over the network; the list is build/linkcheck/output.txt
+	$(BIN)/python -m sphinx -E -q -b linkcheck docs build/linkcheck
 
 format: $(STAMP)
 	$(BIN)/ruff format .

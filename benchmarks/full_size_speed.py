@@ -18,7 +18,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qpert.graphs.families.blip2.config import Blip2Config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VOCABULARY = REPOSITORY / "exporter" / "demo" / "vocab.txt"
@@ -28,11 +31,8 @@ VOCABULARY_SIZE = 1024
 
 
 def make_checkpoint(path: Path, blocks: int) -> None:
-    """A LAVIS `.pth` of random numbers, scaled so that activations stay of order one."""
-    import torch
-
+    """A LAVIS `.pth` of BLIP-2's dimensions, with fewer blocks in its vision tower."""
     from qpert.graphs.families.blip2.config import CONFIGS
-    from qpert.graphs.families.blip2.model import Blip2Retrieval
 
     coco = CONFIGS["coco"]
     config = replace(
@@ -40,6 +40,15 @@ def make_checkpoint(path: Path, blocks: int) -> None:
         vision=replace(coco.vision, layers=blocks),
         qformer=replace(coco.qformer, vocab_size=VOCABULARY_SIZE),
     )
+    write_random(path, config)
+
+
+def write_random(path: Path, config: Blip2Config) -> None:
+    """A LAVIS `.pth` of random numbers, scaled so that activations stay of order one."""
+    import torch
+
+    from qpert.graphs.families.blip2.model import Blip2Retrieval
+
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Blip2Retrieval(config).state_dict().items()}
     generator = torch.Generator().manual_seed(0)

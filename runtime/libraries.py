@@ -8,6 +8,8 @@ OpenVINO, see `load_openvino`.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -38,6 +40,19 @@ def load_onnxruntime() -> Any:
     import onnxruntime
 
     return onnxruntime
+
+
+def load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's packages, if they are installed, for ONNX Runtime's CUDA provider.
+
+    The provider is linked to them without a place to look for them, so that it finds those of the system alone. Where
+    some are missing, opening a session says so; what ONNX Runtime prints about it (on stdout, where results belong) is
+    not shown. ONNX Runtime before 1.21 cannot do it.
+    """
+    preload = getattr(load_onnxruntime(), "preload_dlls", None)
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            preload(directory="")  # NVIDIA's packages, then the system's; not PyTorch's folder
 
 
 OPENVINO_CONSENT = Path("intel", "openvino_telemetry")

@@ -13,7 +13,7 @@ On the CPU all use float32. On a GPU the torch ones use the bundle's precision, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,12 +170,24 @@ class TorchBaseline:
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `qpert.runtime.verification.reference.Baseline`."""
-        spec = self.manifest.graphs[graph]
-        tensors = {name: self._tensor(array) for name, array in without_empty_boxes(spec, inputs).items()}
+        output = self.prepare(graph, inputs)()
+        return {self.manifest.graphs[graph].output_names[0]: output.float().cpu().numpy()}
+
+    def prepare(self, graph: str, inputs: Mapping[str, np.ndarray]) -> Callable[[], Tensor]:
+        """One stage as a call whose inputs are already where the network is, and whose output stays there: on a GPU its
+        work may not have ended when the call returns. It is valid until a variant with another attention kernel is
+        prepared or run on the same network.
+        """
+        given = without_empty_boxes(self.manifest.graphs[graph], inputs)
+        tensors = {name: self._tensor(array) for name, array in given.items()}
         use_kernel(self.network, self.variant.kernel)
-        with torch.inference_mode():
-            output = self._run(self._stage(graph), tensors)
-        return {spec.output_names[0]: output.float().cpu().numpy()}
+        stage = self._stage(graph)
+
+        def call() -> Tensor:
+            with torch.inference_mode():
+                return self._run(stage, tensors)
+
+        return call
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         """Floating-point arrays as float32; the network casts them if its weights have another precision."""

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from qpert.runtime.errors import BundleError, UnavailableError
-from qpert.runtime.libraries import load_onnxruntime
+from qpert.runtime.libraries import load_cuda_libraries, load_onnxruntime
 from qpert.runtime.sessions.gpus import find_gpus, first_gpu
 from qpert.runtime.sessions.providers import PROVIDERS, Provider, available_providers
 from qpert.runtime.sessions.tensorrt.engines import this_machine
@@ -130,6 +130,8 @@ def start_provider(provider: Provider) -> None:
 
         start_openvino(IDENTITY, provider, 0)
         return
+    if provider.name == "cuda":
+        load_cuda_libraries()
     session = load_onnxruntime().InferenceSession(IDENTITY, providers=[provider.onnxruntime])
     if provider.onnxruntime not in session.get_providers():
         raise UnavailableError(

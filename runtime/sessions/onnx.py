@@ -12,7 +12,7 @@ import numpy as np
 from qpert.runtime.bundle.graph_spec import GraphSpec
 from qpert.runtime.errors import BundleError, UnavailableError
 from qpert.runtime.forks import gpu_forked_error, keep_in_children
-from qpert.runtime.libraries import load_onnxruntime
+from qpert.runtime.libraries import load_cuda_libraries, load_onnxruntime
 from qpert.runtime.sessions.device import DeviceArray
 from qpert.runtime.sessions.graph_files import FileSession, GraphSource, check_declared
 from qpert.runtime.sessions.protocol import Array, Arrays
@@ -137,6 +137,8 @@ def start_onnxruntime(path: Path, provider: Provider, threads: int, *, spin: boo
             f"{', '.join(known)}; it needs {provider.advice}",
             code="provider-not-in-build",
         )
+    if provider.name == "cuda":
+        load_cuda_libraries()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if not spin:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from qpert.runtime import libraries
+from qpert.runtime.errors import BundleError
 from qpert.runtime.libraries import TELEMETRY_SWITCHES, turn_off_telemetry
+from qpert.runtime.sessions import onnx
+from qpert.runtime.sessions.providers import find_provider
 
 ROOT = Path(__file__).parents[2]
 OPEN = "from qpert.runtime import Retriever; Retriever.open({bundle!r}).encode_texts(['a dog'])"
@@ -72,3 +76,40 @@ def test_no_module_imports_a_library_that_has_telemetry_before_it_is_turned_off(
                     found[f"{path.relative_to(ROOT)}:{number + 1}"] = "turn_off_telemetry()" in before
     assert found, "the pattern finds the imports"
     assert [place for place, turned_off in found.items() if not turned_off] == []
+
+
+class NoisyOnnxRuntime:
+    """What is called of ONNX Runtime where the CUDA provider is asked for, in order; sessions fail to open."""
+
+    __version__ = "1.31.1"
+
+    def __init__(self):
+        self.calls = []
+
+    def get_available_providers(self):
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def preload_dlls(self, **options):
+        self.calls.append(("preload", options))
+        print("Failed to load libcudnn.so.9")
+
+    class SessionOptions:
+        def add_session_config_entry(self, *entry): ...
+
+    def InferenceSession(self, *arguments, **options):  # noqa: N802
+        self.calls.append(("session", options["providers"]))
+        raise RuntimeError("no session here")
+
+
+@pytest.mark.parametrize(("provider", "expected"), [("cuda", ["preload", "session"]), ("cpu", ["session"])])
+def test_cudas_libraries_are_loaded_before_a_session_that_needs_them(monkeypatch, tmp_path, capsys, provider, expected):
+    """NVIDIA's packages are not where the provider looks for them (its file has no RPATH). What is missing is said by
+    the session's error, not on stdout."""
+    fake = NoisyOnnxRuntime()
+    for module in (libraries, onnx):
+        monkeypatch.setattr(module, "load_onnxruntime", lambda: fake)
+    with pytest.raises(BundleError):
+        onnx.start_onnxruntime(tmp_path / "graph.onnx", find_provider(provider), 0)
+    assert [name for name, _ in fake.calls] == expected
+    assert capsys.readouterr().out == ""
+    assert [options for name, options in fake.calls if name == "preload"] == [{"directory": ""}] * (provider == "cuda")
