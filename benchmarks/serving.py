@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", choices=PARTS, action="append", help="this part alone [default: all]")
     parser.add_argument("--kind", choices=KINDS, action="append", help="of the part speed: this kind alone")
+    parser.add_argument("--images", type=int, default=256, help="scenes in the gallery")
     parser.add_argument("--soak", type=int, default=20_000, help="requests of the mixed load")
     parser.add_argument("--kills", type=int, default=50)
     options = parser.parse_args()
@@ -170,7 +171,7 @@ def main() -> None:
         figures = json.loads(options.out.read_text())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_dataset(folder / "scenes", "test", 256)
+        write_dataset(folder / "scenes", "test", options.images)
         files = sorted((folder / "scenes").rglob("*.jpg"))
         gallery = folder / "gallery"
         assert run(["index", str(options.bundle), str(files[0].parent), "--out", str(gallery)]) == 0
