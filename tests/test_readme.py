@@ -69,6 +69,7 @@ def is_quick(line: list[str]) -> bool:
     return line[1] not in ("eval", "bench", "calibrate", "quantize", "build", "serve") and "--level" not in line
 
 
+@pytest.mark.slow
 def test_quick_commands_succeed_in_the_order_in_which_they_are_read(reader: Path) -> None:
     lines = [line for line in command_lines() if line[0] == "qpert" and is_quick(line)]
     assert {line[1] for line in lines} >= {"verify", "inspect", "doctor", "detect", "index", "search"}

@@ -59,6 +59,7 @@ def test_every_setting_gives_what_the_whole_graph_gives(row, encoder, cut, featu
         assert np.ptp(got, axis=0).max() > 1000 * ROUNDING, "the settings make no difference, so the test says nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 1, 2, 15])
 @pytest.mark.parametrize("reduction", ["each", "each+stock"])
 def test_a_query_set_for_each_box_is_what_the_whole_graph_gives_for_the_box_alone(

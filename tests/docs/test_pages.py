@@ -63,6 +63,7 @@ def test_commands_name_options_and_files_that_exist(block: Block) -> None:
         assert [word for word in named if not (REPOSITORY / word).exists()] == [], block.place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_quick_commands_and_programs_of_a_page_run_in_order(name: str, reader: Path) -> None:
     ran = 0

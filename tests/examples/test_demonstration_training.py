@@ -22,6 +22,8 @@ from qpert.graphs.families.blip2.model import Blip2Retrieval
 from qpert.runtime.progress import Silent
 from qpert.runtime.scenes import object_map, sample_scene
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "examples" / "demonstration"
 MODULES = ("data", "student", "losses", "evaluation", "train")
 SCENES = 12

@@ -20,6 +20,8 @@ from qpert.runtime.inputs.datasets import read_dataset
 from qpert.runtime.progress import Silent
 from qpert.runtime.scenes import sample_scene, write_dataset
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "examples" / "demonstration_detector"
 SHIPPED = Path(__file__).parents[2] / "exporter" / "detectors" / "demo"
 SCENES = 12

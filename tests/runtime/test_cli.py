@@ -320,6 +320,7 @@ def test_verify_against_the_torch_reference_passes_on_recorded_and_on_fresh_inpu
     assert {"many_boxes", "recorded many_boxes", "longest", "recorded longest"} <= cases
 
 
+@pytest.mark.slow
 def test_verify_of_perturb_both_passes(both_bundle, copy_of, capsys):
     assert run(["verify", str(copy_of(both_bundle)), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

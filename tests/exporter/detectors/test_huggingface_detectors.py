@@ -22,6 +22,8 @@ from qpert.runtime.detection.detector import Detector
 from qpert.runtime.detection.geometry import DetectorGeometry
 from qpert.runtime.errors import CheckpointError, InputError, UnavailableError
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 """Of scores, and of boxes as a share of the picture: the same float32 products, summed in another order (measured on
 these networks: 1e-6 to 1e-5)."""

@@ -152,6 +152,7 @@ def ground_truth(folder: Path) -> dict:
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
+@pytest.mark.slow
 def test_the_mean_average_precision_on_a_hundred_photographs_is_that_of_the_published_network(nano: Path) -> None:
     coco_module = pytest.importorskip("pycocotools.coco", reason="pycocotools is in the extra `test`")
     from pycocotools.cocoeval import COCOeval
@@ -178,6 +179,7 @@ def test_the_mean_average_precision_on_a_hundred_photographs_is_that_of_the_publ
     assert evaluation.stats[1] >= 0.74
 
 
+@pytest.mark.slow
 def test_photographs_to_boxes_to_a_gallery_to_hits(
     nano: Path, demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

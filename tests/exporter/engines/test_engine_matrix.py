@@ -19,6 +19,8 @@ from qpert.exporter.engines.profiles import profile_of
 from qpert.runtime.bundle.folder import Bundle
 from qpert.runtime.inputs.perturbation import Perturbation
 
+pytestmark = pytest.mark.slow
+
 GRAPH_NAMES = ("vision", "image_query", "text", "itm")
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx: pip install 'qpert[rtx]'")

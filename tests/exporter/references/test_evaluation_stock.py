@@ -27,6 +27,8 @@ from qpert.runtime.inputs.perturbation import Perturbation
 from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.scores import ranking
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 MATCH = {"rtol": 0, "atol": 1e-4}  # the contract for float32 graphs
 IMAGES = 8

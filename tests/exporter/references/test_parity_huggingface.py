@@ -19,6 +19,8 @@ from qpert.runtime.retrieval.encoder import Encoder
 from qpert.runtime.retrieval.scores import itc_scores
 from qpert.runtime.verification import verify_tensors
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rtol": 0, "atol": 1e-4}  # the contract for fp32 graphs; measured here: below 1e-5
 
 

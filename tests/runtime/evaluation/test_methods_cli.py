@@ -10,6 +10,8 @@ from evaluation_sets import write_set
 
 from qpert.runtime.cli import run
 
+pytestmark = pytest.mark.slow
+
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "methods.md"
 
 

@@ -99,6 +99,7 @@ def killed_after(lines_before, delay, bundle, pictures, gallery, *, pause=0):
     return sum(int(line.split()[1]) for line in lines if line.startswith("indexed")), finished
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_indexer_loses_nothing_it_acknowledged_and_a_rerun_ends_as_if_never_interrupted(
     tmp_path, tiny_bundle, pictures, entries, encoder, indexed

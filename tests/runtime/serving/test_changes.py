@@ -165,6 +165,7 @@ def writing(url, acknowledged, turn, stop):
                 return
 
 
+@pytest.mark.slow
 def test_nothing_that_was_acknowledged_is_lost_to_kill_9(demo_bundle, tmp_path):
     folder, acknowledged = tmp_path / "gallery", {}
     for turn in range(KILLS):

@@ -130,6 +130,7 @@ def test_a_precision_other_than_float32_is_an_error_not_a_result(demo_bundle, mo
     assert caught.value.code == "openvino-precision"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity of threads is read as Linux has it")
 def test_no_thread_is_pinned_to_a_core(demo_bundle):
     program = (
