@@ -239,7 +239,9 @@ def work_of(retriever: Retriever, opened: Any, images: list[dict[str, str]], kin
         ),
         "rerank": (
             [
-                post("/v1/rerank", {"query": text, "documents": [images[n + m] for m in range(RERANKED)]})
+                post(
+                    "/v1/rerank", {"query": text, "documents": [images[(n + m) % len(images)] for m in range(RERANKED)]}
+                )
                 for n, text in enumerate(texts)
             ],
             rerank,

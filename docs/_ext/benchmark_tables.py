@@ -62,6 +62,13 @@ SUMMARY = (
         "gallery_scan.py",
     ),
     (
+        "`qpert index`, demonstration on two cores, against its parts (read, preprocess, both graphs) with both cores busy",
+        "{indexing;images_per_second;2 workers:.0f} images a second, "
+        "{indexing;of_the_bound;2 workers;all cores busy:.2f} of the bound; one worker "
+        "{indexing;images_per_second;one worker:.0f}",
+        "indexing.py",
+    ),
+    (
         "`qpert calibrate`, 100 settings on 500 scenes, against one `qpert eval` of them",
         "{calibration_time;ratio;cpu:.2f} × the CPU time",
         "",
