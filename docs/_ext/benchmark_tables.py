@@ -62,7 +62,7 @@ SUMMARY = (
         "gallery_scan.py",
     ),
     (
-        "`qpert index`, demonstration on two cores, against its parts (read, preprocess, both graphs) with both cores busy",
+        "`qpert index`, demonstration on two cores, against its parts (read, preprocess, graphs) with both cores busy",
         "{indexing;images_per_second;2 workers:.0f} images a second, "
         "{indexing;of_the_bound;2 workers;all cores busy:.2f} of the bound; one worker "
         "{indexing;images_per_second;one worker:.0f}",
