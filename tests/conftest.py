@@ -36,10 +36,10 @@ OTHER_ENVIRONMENTS = {"lavis_folder", "open_clip_python", "postgres"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs an environment that `make test` does not make is slow: `make test-all` makes it first."""
     for item in items:
-        parameters = getattr(item, "callspec", None)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         needs = OTHER_ENVIRONMENTS & {*getattr(item, "fixturenames", ())}
         marked = item.get_closest_marker("lavis") or item.get_closest_marker("open_clip")
-        if needs or marked or (parameters and "postgresql" in parameters.params.values()):
+        if needs or marked or any(isinstance(one, str) and one == "postgresql" for one in parameters):
             item.add_marker(pytest.mark.slow)
 
 
