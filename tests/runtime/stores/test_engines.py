@@ -224,6 +224,7 @@ def test_what_was_answered_survives_a_killed_writer(kind, request, tmp_path):
         assert len(store.search(np.ones(16, np.float32), 100_000)) == len(names)
 
 
+@pytest.mark.slow
 def test_two_writers_of_the_same_images_wait_for_each_other(open_engine, tmp_path):
     random = np.random.default_rng(10)
     images = [image(number, random) for number in range(20)]
