@@ -19,6 +19,9 @@ SCORE_FORMULAS = {
 BLOCK = 1 << 24
 """Similarities held at once: 64 MB in float32, whatever the number of images and texts."""
 
+ONE_THREAD = 1 << 24
+"""Products of one text from which waking BLAS's threads pays: below, one thread takes at most some 3 ms."""
+
 
 def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Image-text contrastive scores: the best of an image's queries for each text.
@@ -43,6 +46,8 @@ def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[n
         )
     _, queries, width = query_embeds.shape
     texts = len(text_embeds)
+    if texts == 1 and query_embeds.size <= ONE_THREAD:
+        return itc_scores_of_text(query_embeds, text_embeds[0])[:, None]
     scores = np.empty((len(query_embeds), texts), dtype=np.float32)
     step = max(1, BLOCK // max(1, queries * texts))
     for start in range(0, len(query_embeds), step):
@@ -56,7 +61,7 @@ def itc_scores(query_embeds: npt.NDArray[np.float32], text_embeds: npt.NDArray[n
 def itc_scores_of_text(
     query_embeds: npt.NDArray[np.float32], text_embed: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """float32 [B]: the scores of few images [B, Q, E] with one text [E], computed by this thread alone.
+    """float32 [B]: the scores of images [B, Q, E] with one text [E], computed by this thread alone.
 
     A product of OpenBLAS wakes its threads, which wait for more work at full speed for some 25 ms: longer than the
     product, and than what they then keep from running.
