@@ -241,7 +241,7 @@ def test_the_machine_is_described_without_names_of_host_or_user(bench):
     assert "onnxruntime" in machine["versions"]
 
 
-def test_the_kernels_that_numpy_multiplies_with_are_named(bench):
+def test_the_kernels_that_numpy_multiplies_with_are_named():
     """By OpenBLAS itself, in a process whose environment chooses them."""
     pytest.importorskip("threadpoolctl")
     if platform.machine() not in ("x86_64", "AMD64") or "openblas" not in str(np.show_config("dicts")):
