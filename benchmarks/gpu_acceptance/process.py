@@ -92,7 +92,7 @@ def parse(out: str) -> dict[str, Any] | None:
 
 
 def why(code: int, log: Path) -> str:
-    """A failure in words: memory, a crash, or what the process said last."""
+    """Why a process failed: out of memory, a crash, or the last thing it printed."""
     said = tail(log)
     if any(words in said for words in OUT_OF_MEMORY):
         return f"out of memory: {said}"

@@ -1,8 +1,8 @@
 """Traces the graphs of one export, in a second process as well where there is a second core.
 
 Tracing is Python that keeps one core busy, and its graphs are independent of each other. So this process and a helper
-take one after the other from the same list. What the helper does not bring, whatever the reason, is traced here: a
-fault in a graph is raised here too, with its traceback.
+take graphs from the two ends of one list. Whatever the helper does not deliver is traced here, so a fault in a graph is
+also raised here, with its traceback.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def traced_stages(job: TraceJob, family: Family, advance: Callable[[int], None])
         trace_all(waiting.pop, tracer)
         if beside is not None:
             beside.join()
-            trace_all(waiting.pop, tracer)  # what the helper gave back
+            trace_all(waiting.pop, tracer)  # what the helper left
     return found
 
 
